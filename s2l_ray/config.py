@@ -1,0 +1,502 @@
+"""The whole configuration of a job: one YAML file with a section per artifact, dotted overrides, and variants.
+
+Everything that can be known to be wrong from the config alone is refused here, in one message that lists every problem.
+`scaling` says where and how fast; it is recorded, never hashed. All other sections enter the names of the artifacts.
+"""
+
+import difflib
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from s2l_ray.errors import UserError
+
+MAX_ROWS_PER_PART = 65_536
+
+
+class Section(BaseModel):
+    """Unknown keys are errors; values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Run(Section):
+    name: str = Field(
+        "run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name of the run record under <storage>/runs",
+    )
+    storage: str = Field(
+        "s2l_ray_storage",
+        description="folder or URI (s3://, gs://, hdfs://) for all artifacts; with several nodes all must see it",
+    )
+
+
+class Columns(Section):
+    """Which columns of the raw rows are what. Left out: found by their names."""
+
+    instruction: str | None = Field(None, description="column with the text that is masked")
+    input: str | None = Field(None, description="column with further masked text, may be empty in a row")
+    output: str | None = Field(None, description="column with the text that is learned")
+    source: str | None = Field(
+        None, description="column that says where a row is from; without one, the file's name is the source"
+    )
+
+
+class Examples(Section):
+    files: list[str] = Field(
+        default_factory=list, description="raw files, folders or globs (JSONL and Parquet); paths or URIs"
+    )
+    root: str | None = Field(
+        None, description="folder that file names are relative to; default: the deepest common folder"
+    )
+    columns: Columns = Field(
+        default_factory=Columns, description="columns by meaning, when their names do not tell"
+    )
+    on_bad_row: Literal["stop", "reject"] = Field(
+        "stop", description="stop the run at a bad row, or list and count it"
+    )
+    rows_per_part: int = Field(
+        16_384, ge=1, le=MAX_ROWS_PER_PART, description="rows of a part, the unit of work and of resume"
+    )
+    expected_rows: int | None = Field(
+        None, ge=1, description="rows, for --dry-run where the files are not at hand"
+    )
+    expected_tokens_per_row: float | None = Field(
+        None, gt=0, description="mean tokens of a row, for the plan's FLOPs"
+    )
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class Model(Section):
+    """Exactly one of path, hub and config."""
+
+    path: str | None = Field(
+        None, description="folder or URI of a Hugging Face model folder (config.json, safetensors)"
+    )
+    hub: str | None = Field(
+        None, description="name on the Hugging Face Hub, as org/name or org/name@revision"
+    )
+    config: dict[str, Any] | None = Field(
+        None, description="a transformers config (model_type and its fields): built with random weights"
+    )
+    parameters: int | None = Field(
+        None, ge=1, description="number of parameters, for --dry-run where the model is not at hand"
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Model":
+        given = [name for name in ("path", "hub", "config") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected exactly one of path, hub, config; got {given or 'none'}")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("config needs a model_type, such as gpt_neox or llama")
+        return self
+
+
+class Training(Section):
+    """Fields that the proxy and the target share: there is one training loop."""
+
+    model: Model = Field(description="the model to fine-tune")
+    tokenizer: str | None = Field(
+        None,
+        description="tokenizer folder or Hub name, or `bytes` for the built-in byte-level one; default: the model's own",
+    )
+    prompt: Literal["alpaca", "plain"] = Field(
+        "alpaca", description="how a row becomes text: the paper's prompt, or just its columns"
+    )
+    max_length: int = Field(512, ge=2, description="tokens of an example; longer ones are cut on the right")
+    epochs: int | None = Field(
+        None, ge=1, description="passes over the data; exactly one of epochs and steps"
+    )
+    steps: int | None = Field(None, ge=1, description="optimiser steps; exactly one of epochs and steps")
+    global_batch: int = Field(128, ge=1, description="examples of one optimiser step, over all workers")
+    learning_rate: float = Field(2e-5, gt=0, description="peak learning rate")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="learning rate after the warm-up"
+    )
+    warmup_ratio: float = Field(
+        0.03, ge=0, lt=1, description="share of the steps over which the learning rate rises"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first decay rate")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second decay rate")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    gradient_clipping: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 clips nothing")
+    dtype: Literal["bf16", "fp32"] = Field(
+        "bf16", description="precision of weights in the forward pass; master weights are fp32"
+    )
+    zero_stage: Literal[1, 2, 3] = Field(
+        1, description="DeepSpeed ZeRO stage: what is sharded over the workers"
+    )
+    shuffle_window: int = Field(
+        8, ge=1, description="parts whose rows are shuffled together; more needs more memory per reader"
+    )
+    state_every: int = Field(500, ge=1, description="optimiser steps between saves of the training state")
+    seed: int = Field(0, ge=0, description="seed of initial weights and of the order of the data")
+
+    @model_validator(mode="after")
+    def _exactly_one_length(self) -> "Training":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"expected exactly one of epochs and steps; got epochs={self.epochs}, steps={self.steps}"
+            )
+        if self.tokenizer is None and self.model.config is not None:
+            raise ValueError(
+                "model.config has no tokenizer of its own: set tokenizer, for example to `bytes`"
+            )
+        return self
+
+
+class Proxy(Training):
+    checkpoints: int = Field(
+        12, ge=1, description="T: points of training, evenly spaced, at which every example's loss is taken"
+    )
+    members: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="an ensemble: one proxy an entry, each with its own values of fields of this section",
+    )
+
+    def each(self) -> list["Proxy"]:
+        """The proxies to train, fully resolved; one when `members` is empty."""
+        base = self.model_dump(exclude={"members"}, exclude_unset=True)
+        return [Proxy(**merge(base, member)) for member in self.members or [{}]]
+
+    @model_validator(mode="after")
+    def _members_are_proxies(self) -> "Proxy":
+        for number, member in enumerate(self.members):
+            if "members" in member:
+                raise ValueError(f"members[{number}] must not have members of its own")
+        if self.members:
+            self.each()
+        return self
+
+
+class Trajectories(Section):
+    tokens_per_batch: int = Field(16_384, ge=1, description="padded tokens of one forward pass")
+    dtype: Literal["bf16", "fp32"] = Field(
+        "bf16", description="precision of the forward pass; the cross-entropy is always fp32"
+    )
+    sample: float = Field(
+        1.0, gt=0, le=1, description="share of the rows to score, drawn by a keyed hash of their ids"
+    )
+    seed: int = Field(0, ge=0, description="seed of that draw")
+    use_initial: bool = Field(
+        False, description="let trajectories begin with the loss before training (step 0)"
+    )
+
+
+class Clusters(Section):
+    k: int = Field(100, ge=1, le=MAX_ROWS_PER_PART, description="number of k-means groups")
+    max_rounds: int = Field(100, ge=1, description="most rounds of k-means")
+    tolerance: float = Field(
+        1e-4, ge=0, description="stop when no centroid moves further than this, relative to the data's spread"
+    )
+    seed: int = Field(0, ge=0, description="seed of the start (k-means++)")
+
+
+class Subset(Section):
+    budget: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1)] = Field(
+        0.11,
+        description="rows to choose: a count (an integer) or a share of the scored rows (a decimal number up to 1.0)",
+    )
+    rule: Literal["s2l", "random", "source_balanced"] = Field("s2l", description="how rows are chosen")
+    seed: int = Field(0, ge=0, description="seed of the draw inside groups")
+    rows_per_file: int = Field(16_384, ge=1, le=MAX_ROWS_PER_PART, description="rows of one output file")
+
+
+class Evaluation(Section):
+    files: list[str] = Field(default_factory=list, description="held-out raw files, folders or globs")
+    root: str | None = Field(None, description="folder that file names are relative to")
+    columns: Columns = Field(
+        default_factory=Columns, description="columns by meaning, when their names do not tell"
+    )
+    rows_per_part: int = Field(1_024, ge=1, le=MAX_ROWS_PER_PART, description="rows of a part")
+    tokens_per_batch: int = Field(8_192, ge=1, description="padded tokens of one forward pass")
+    max_new_tokens: int = Field(
+        64, ge=0, description="longest answer that is decoded greedily, in tokens; 0 decodes none"
+    )
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class Report(Section):
+    sample_rows: int = Field(3, ge=0, le=20, description="rows shown of each cluster")
+
+
+class Scaling(Section):
+    proxy_workers: int = Field(1, ge=1, description="data-parallel workers per proxy")
+    proxy_micro_batch: int = Field(
+        16, ge=1, description="examples per worker and forward pass; the accumulation follows"
+    )
+    target_workers: int = Field(1, ge=1, description="data-parallel workers of the target")
+    target_micro_batch: int = Field(4, ge=1, description="examples per worker and forward pass")
+    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs of one training worker, scorer or evaluator")
+    cpus_per_worker: float | None = Field(
+        None,
+        gt=0,
+        description="CPUs of one training worker, scorer or evaluator; default: one, or what leaves room for reading",
+    )
+    threads: int = Field(1, ge=1, description="CPU threads of torch in a worker")
+    scorers: int = Field(
+        2, ge=1, description="actors that score, and that evaluate; fewer start when the cluster is smaller"
+    )
+    shards: int = Field(2, ge=1, description="k-means shard actors")
+    max_failures: int = Field(
+        3, ge=0, description="worker or node losses that a training survives before the run stops"
+    )
+    local_cpus: int | None = Field(
+        None, ge=1, description="CPUs of a Ray started on this machine; default: all"
+    )
+    local_object_store: int = Field(
+        500_000_000, ge=80_000_000, description="bytes of shared memory of a Ray started on this machine"
+    )
+
+
+class Config(Section):
+    """One fully resolved variant of a job."""
+
+    run: Run = Field(default_factory=Run)
+    examples: Examples = Field(default_factory=Examples)
+    proxy: Proxy
+    trajectories: Trajectories = Field(default_factory=Trajectories)
+    clusters: Clusters = Field(default_factory=Clusters)
+    subset: Subset = Field(default_factory=Subset)
+    target: Training | None = Field(None, description="without this section the job ends at the subset")
+    evaluation: Evaluation | None = Field(None, description="without this section nothing is evaluated")
+    report: Report = Field(default_factory=Report)
+    scaling: Scaling = Field(default_factory=Scaling)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        problems = []
+        for member in self.proxy.each():
+            problems += _batch_problem(
+                "proxy", member, self.scaling.proxy_workers, self.scaling.proxy_micro_batch
+            )
+            if member.steps is not None and member.checkpoints > member.steps:
+                problems.append(
+                    f"proxy.checkpoints: expected at most proxy.steps = {member.steps}, got {member.checkpoints}"
+                )
+        if self.target is not None:
+            problems += _batch_problem(
+                "target", self.target, self.scaling.target_workers, self.scaling.target_micro_batch
+            )
+        if self.evaluation is not None and self.target is None:
+            problems.append("evaluation: there is no target section, so there is nothing to evaluate")
+        if isinstance(self.subset.budget, int) and self.subset.rule == "s2l" and self.subset.budget < 1:
+            problems.append(f"subset.budget: expected at least 1, got {self.subset.budget}")
+        if not self.examples.files and self.examples.expected_rows is None:
+            problems.append("examples.files: expected at least one file, folder or glob")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def _batch_problem(section: str, training: Training, workers: int, micro_batch: int) -> list[str]:
+    if training.global_batch % (workers * micro_batch) == 0:
+        return []
+    return [
+        f"{section}.global_batch: expected a multiple of scaling.{section}_workers x scaling.{section}_micro_batch = "
+        f"{workers} x {micro_batch}, got {training.global_batch}"
+    ]
+
+
+class Job:
+    """A config with variants: variant name -> fully resolved Config. All variants share `run` and `scaling`."""
+
+    def __init__(self, variants: dict[str, Config]) -> None:
+        self.variants = variants
+
+    @property
+    def first(self) -> Config:
+        return next(iter(self.variants.values()))
+
+
+def load(path: str | None, overrides: list[str], base: dict[str, Any] | None = None) -> Job:
+    """Read a job file (or take `base`), apply overrides, resolve and check every variant.
+
+    Args:
+        path: YAML file, or None to use `base`.
+        overrides: `section.field=value`, values in YAML; `variants.NAME.section.field=value` changes one variant only.
+
+    Raises:
+        UserError: listing every unknown key, wrong type and impossible combination.
+    """
+    where = path or "the built-in demo"
+    raw = merge({}, base or {}) if path is None else _read_yaml(path)
+    variants = raw.pop("variants", None) or {"s2l": {}}
+    if not isinstance(variants, dict):
+        raise UserError(
+            f"reading {where}: expected variants to map names to overrides, got {type(variants).__name__}."
+        )
+    common, by_variant = _parse_overrides(overrides, variants)
+    resolved: dict[str, Config] = {}
+    problems: list[str] = []
+    for name, changes in variants.items():
+        tree = raw
+        try:
+            for dotted, value in [*(changes or {}).items(), *common, *by_variant.get(name, [])]:
+                tree = merge(tree, _nest(str(dotted), value))
+            resolved[name] = Config.model_validate(tree)
+        except ValidationError as error:
+            problems += [line for line in _explain(error) if line not in problems]
+    if problems:
+        raise UserError(
+            f"reading {where}: {len(problems)} problem(s) in the configuration.\n  - "
+            + "\n  - ".join(problems)
+        )
+    shared = {config.run.model_dump_json() + config.scaling.model_dump_json() for config in resolved.values()}
+    if len(shared) > 1:
+        raise UserError(
+            f"reading {where}: variants must not change run or scaling; set these for the whole job."
+        )
+    return Job(resolved)
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"reading the job file {path}: {error}. Expected a YAML file that can be read."
+        ) from None
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"reading the job file {path}: expected sections (a mapping), got {type(raw).__name__}."
+        )
+    return raw
+
+
+def _parse_overrides(
+    overrides: list[str], variants: dict[str, Any]
+) -> tuple[list[tuple[str, Any]], dict[str, list[tuple[str, Any]]]]:
+    common: list[tuple[str, Any]] = []
+    by_variant: dict[str, list[tuple[str, Any]]] = {}
+    for text in overrides:
+        key, equals, value = text.removeprefix("--").partition("=")
+        if not equals or "." not in key:
+            raise UserError(
+                f"reading the command line: expected --section.field=value, got {text!r}. See --help."
+            )
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(
+                f"reading the command line: the value of {text!r} is not YAML. Put it in quotes."
+            ) from None
+        if key.startswith("variants."):
+            _, name, *rest = key.split(".", 2)
+            if name not in variants or not rest:
+                raise UserError(
+                    f"reading the command line: expected variants.NAME.section.field with NAME one of {sorted(variants)}, got {key!r}."
+                )
+            by_variant.setdefault(name, []).append((rest[0], parsed))
+        else:
+            common.append((key, parsed))
+    return common, by_variant
+
+
+def _nest(dotted: str, value: Any) -> dict[str, Any]:
+    for key in reversed(dotted.split(".")):
+        value = {key: value}
+    return value
+
+
+def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A new tree: mappings are merged, anything else is replaced. Another kind of model replaces the whole model."""
+    if {"path", "hub", "config"} & old.keys() and {"path", "hub", "config"} & new.keys() - old.keys():
+        old = {}
+    merged = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors():
+        dotted = ".".join(
+            str(piece)
+            for piece in item["loc"]
+            if piece not in ("constrained-int", "constrained-float", "int", "float")
+        )
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(item["loc"][:-1])
+            close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            lines.append(f"{dotted}: unknown key.{hint} Known here: {', '.join(sorted(known))}")
+        elif item["type"] == "missing":
+            lines.append(f"{dotted}: expected a value, got none")
+        elif item["type"] == "value_error":
+            text = str(item["ctx"]["error"])
+            lines += [f"{dotted}: {text}"] if dotted else text.split("; ")
+        else:
+            lines.append(f"{dotted}: {item['msg'][0].lower()}{item['msg'][1:]}, got {_short(item['input'])}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] | None = Config
+    for piece in loc:
+        info = section.model_fields.get(str(piece)) if section else None
+        section = _section_of(info) if info else None
+    return list(section.model_fields) if section else []
+
+
+def _section_of(info: FieldInfo) -> type[BaseModel] | None:
+    for kind in (info.annotation, *getattr(info.annotation, "__args__", ())):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def describe() -> str:
+    """Every field with its default and meaning, for --help."""
+    lines: list[str] = []
+    _describe(Config, "", lines)
+    return "\n".join(lines)
+
+
+def _describe(section: type[BaseModel], prefix: str, lines: list[str]) -> None:
+    for name, info in section.model_fields.items():
+        inner = _section_of(info)
+        if inner is not None:
+            if info.description:
+                lines.append(f"  {prefix}{name}: {info.description}")
+            _describe(inner, f"{prefix}{name}.", lines)
+            continue
+        default = info.get_default(call_default_factory=True) if not info.is_required() else "required"
+        lines.append(f"  {prefix}{name} = {_short(default)}\n      {info.description}")
+
+
+def budget_rows(budget: int | float, eligible: int) -> int:
+    """The exact number of rows to choose out of `eligible`: a count as it is, a share rounded down but at least 1.
+
+    Raises:
+        UserError: a count larger than what there is.
+    """
+    rows = budget if isinstance(budget, int) else max(1, math.floor(budget * eligible))
+    if rows > eligible:
+        raise UserError(
+            f"choosing the subset: subset.budget asks for {rows} rows, but only {eligible} can be chosen (scored rows). "
+            "Lower the budget, or add data."
+        )
+    return rows

@@ -1,0 +1,324 @@
+"""Content-addressed artifacts in parts, on any filesystem pyarrow knows (design, section 3 and invariants 2 and 3).
+
+An artifact lives at `<storage>/<stage>/<fingerprint>/`. Its manifest, written last, is the only proof that it exists. Every
+file is serialised in memory and written in one call; data files carry their content hash in their name and are checked
+against the manifest whenever they are read. A part that is done leaves a receipt, so a dead run's work is found again.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from s2l_ray.core.tables import read_parquet
+from s2l_ray.errors import UserError
+
+FORMAT = 1
+IO_THREADS = 16
+
+
+def fingerprint(value: Any) -> str:
+    """Hash of a JSON value: equal values give equal names, whatever the order of their keys."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:24]
+
+
+@functools.lru_cache(maxsize=64)
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a URI or local path, and the path on it.
+
+    Raises:
+        UserError: the scheme is unknown or the filesystem cannot be set up.
+    """
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    try:
+        return pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, OSError, NotImplementedError) as error:
+        raise UserError(
+            f"opening {uri}: {error}. Expected a local path or a URI that pyarrow.fs knows (s3://, gs://, hdfs://, file://)."
+        ) from None
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One data file of an artifact: its name inside the artifact's folder, its size in bytes, and its SHA-256."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a finished part is: the rows it holds, its files by role, and who made it in which run."""
+
+    index: int
+    rows: int
+    files: dict[str, FileEntry]
+    node: str = ""
+    run: str = ""
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> "Part":
+        return cls(**{**raw, "files": {role: FileEntry(**entry) for role, entry in raw["files"].items()}})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The proof of an artifact. `info` holds what the stage wants to tell later stages and people; small values only."""
+
+    format: int
+    stage: str
+    fingerprint: str
+    inputs: dict[str, str]
+    section: dict[str, Any]
+    parts: list[Part]
+    files: list[FileEntry]
+    info: dict[str, Any]
+    seconds: float
+    run: str
+    made_at: str
+    scaling: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    def parts_made_by(self, run: str) -> int:
+        return sum(part.run == run for part in self.parts)
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, what: str) -> "Manifest":
+        try:
+            raw = json.loads(data)
+            parts = [Part.from_dict(part) for part in raw.pop("parts")]
+            files = [FileEntry(**entry) for entry in raw.pop("files")]
+            manifest = cls(**raw, parts=parts, files=files)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"reading {what}: not a manifest of this version ({error}). Remove the folder it lies in and run again."
+            ) from None
+        if manifest.format != FORMAT:
+            raise UserError(
+                f"reading {what}: expected format {FORMAT}, got {manifest.format}. Use the s2l_ray version that wrote it, "
+                "or another storage."
+            )
+        return manifest
+
+
+class Store:
+    """Whole files under one root, read and written in one call. Pickles as its URI."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+        self.fs, self.root = filesystem(self.uri)
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        return Store, (self.uri,)
+
+    def _full(self, path: str) -> str:
+        return f"{self.root.rstrip('/')}/{path}" if path else self.root
+
+    def read(self, path: str) -> bytes:
+        with self.fs.open_input_file(self._full(path)) as stream:
+            return stream.read()
+
+    def write(self, path: str, data: bytes) -> None:
+        """All of `data` or nothing: an interrupted stream would still leave an object (design, invariant 2)."""
+        full = self._full(path)
+        if not isinstance(self.fs, pafs.LocalFileSystem):
+            with self.fs.open_output_stream(full) as stream:
+                stream.write(data)
+            return
+        folder = os.path.dirname(full)
+        os.makedirs(folder, exist_ok=True)
+        temporary = f"{folder}/.{uuid.uuid4().hex}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, full)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            raise
+
+    def exists(self, path: str) -> bool:
+        return self.fs.get_file_info(self._full(path)).type != pafs.FileType.NotFound
+
+    def list(self, folder: str) -> dict[str, int]:
+        """Names (relative to `folder`, below it at any depth) and sizes of the files there; empty when there is no folder."""
+        selector = pafs.FileSelector(self._full(folder), recursive=True, allow_not_found=True)
+        skip = len(self._full(folder)) + 1
+        found = self.fs.get_file_info(selector)
+        return {
+            f.path[skip:]: f.size
+            for f in found
+            if f.type == pafs.FileType.File and not f.base_name.startswith(".")
+        }
+
+    def delete(self, folder: str) -> None:
+        """Remove a folder and all in it; nothing happens when there is none."""
+        if self.fs.get_file_info(self._full(folder)).type == pafs.FileType.Directory:
+            self.fs.delete_dir(self._full(folder))
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A place in the store for what one stage makes from given inputs, whether it is made yet or not."""
+
+    store: Store
+    stage: str
+    fingerprint: str
+
+    @property
+    def path(self) -> str:
+        return f"{self.stage}/{self.fingerprint}"
+
+    @property
+    def uri(self) -> str:
+        return f"{self.store.uri}/{self.path}"
+
+    def read(self, name: str) -> bytes:
+        return self.store.read(f"{self.path}/{name}")
+
+    def write(self, name: str, data: bytes) -> None:
+        self.store.write(f"{self.path}/{name}", data)
+
+    def list(self, folder: str) -> list[str]:
+        return sorted(self.store.list(f"{self.path}/{folder}"))
+
+    def delete(self, folder: str) -> None:
+        self.store.delete(f"{self.path}/{folder}")
+
+    def committed(self) -> Manifest | None:
+        """The manifest, or None when the artifact is not made (or not finished)."""
+        try:
+            data = self.read("manifest.json")
+        except FileNotFoundError:
+            return None
+        return Manifest.from_bytes(data, f"{self.uri}/manifest.json")
+
+    def manifest(self) -> Manifest:
+        """The manifest of an artifact that must be there."""
+        found = self.committed()
+        if found is None:
+            raise UserError(
+                f"reading {self.uri}: there is no manifest.json, so nothing there counts. Run the job that makes it."
+            )
+        return found
+
+    def read_file(self, entry: FileEntry) -> bytes:
+        """The bytes of a file, checked against what the manifest says of it.
+
+        Raises:
+            UserError: the file is missing, shorter or longer than it was, or its content changed.
+        """
+        remedy = f"Restore the file, or remove {self.uri} and run again: it will be made anew."
+        try:
+            data = self.read(entry.name)
+        except FileNotFoundError:
+            raise UserError(
+                f"reading {self.uri}/{entry.name}: the manifest lists it, but it is missing. {remedy}"
+            ) from None
+        if len(data) != entry.bytes:
+            raise UserError(
+                f"reading {self.uri}/{entry.name}: expected {entry.bytes} bytes, got {len(data)}. {remedy}"
+            )
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != entry.sha256:
+            raise UserError(
+                f"reading {self.uri}/{entry.name}: expected SHA-256 {entry.sha256}, got {digest}: the content changed. {remedy}"
+            )
+        return data
+
+    def read_part(self, part: Part, columns: Sequence[str] | None = None, role: str = "data") -> pa.Table:
+        """The table of a part, checked by size and hash."""
+        entry = part.files[role]
+        return read_parquet(self.read_file(entry), f"{self.uri}/{entry.name}", columns)
+
+    def write_named(self, name: str, data: bytes) -> FileEntry:
+        """Write a file whose name others expect, such as tokenizer.json."""
+        self.write(name, data)
+        return FileEntry(name, len(data), hashlib.sha256(data).hexdigest())
+
+    def write_file(self, stem: str, suffix: str, data: bytes) -> FileEntry:
+        """Write a data file under a name that carries its content hash."""
+        return self.write_named(f"{stem}-{hashlib.sha256(data).hexdigest()[:16]}{suffix}", data)
+
+    def write_part(
+        self,
+        index: int,
+        rows: int,
+        files: dict[str, tuple[str, bytes]],
+        node: str,
+        run: str,
+        stats: dict[str, Any],
+    ) -> Part:
+        """Write a part's files, then its receipt.
+
+        Args:
+            files: role -> (suffix, bytes); the main file has the role "data".
+        """
+        entries = {
+            role: self.write_file(
+                f"part-{index:05d}" if role == "data" else f"{role}-{index:05d}", suffix, data
+            )
+            for role, (suffix, data) in files.items()
+        }
+        part = Part(index, rows, entries, node, run, stats)
+        self.write(
+            f"receipts/part-{index:05d}.json",
+            json.dumps(asdict(part), sort_keys=True, allow_nan=False).encode(),
+        )
+        return part
+
+    def finished_parts(self) -> dict[int, Part]:
+        """Parts that earlier runs finished before the artifact was committed. Their data files are there, with the right size."""
+        names = self.store.list(self.path)
+        receipts = [name for name in names if name.startswith("receipts/part-")]
+        with ThreadPoolExecutor(IO_THREADS) as pool:
+            parts = [Part.from_dict(json.loads(data)) for data in pool.map(self.read, receipts)]
+        return {
+            part.index: part
+            for part in sorted(parts, key=lambda part: part.index)
+            if all(names.get(entry.name) == entry.bytes for entry in part.files.values())
+        }
+
+    def commit(self, manifest: Manifest) -> None:
+        """Check that every listed file lies there with its size, write the manifest, and clear what only a restart needs."""
+        names = self.store.list(self.path)
+        listed = [entry for part in manifest.parts for entry in part.files.values()] + manifest.files
+        wrong = [entry.name for entry in listed if names.get(entry.name) != entry.bytes]
+        if wrong:
+            raise UserError(
+                f"committing {self.uri}: expected {len(listed)} data files, but {len(wrong)} are missing or have another size, "
+                f"{wrong[0]} first. Is {self.store.uri} the same storage on every node?"
+            )
+        self.write("manifest.json", manifest.to_bytes())
+        for scratch in ("receipts", "state", "rounds"):
+            self.delete(scratch)
+
+
+def total_bytes(manifest: Manifest) -> int:
+    """Size of an artifact's data files in bytes."""
+    entries: Iterable[FileEntry] = [
+        *manifest.files,
+        *(entry for part in manifest.parts for entry in part.files.values()),
+    ]
+    return sum(entry.bytes for entry in entries)
