@@ -1,0 +1,360 @@
+"""k-means against FAISS, scikit-learn and exact arithmetic; run with `pytest tests/unit/test_kmeans.py`."""
+
+import itertools
+import json
+import random
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+
+from s2l_ray.core import kmeans
+from s2l_ray.core.kmeans import (
+    BLOCK,
+    FitResult,
+    FitState,
+    Shard,
+    Shards,
+    fit,
+    fixed_point_exponent,
+    member_sums,
+)
+from s2l_ray.errors import UserError
+
+Part = tuple[np.ndarray, np.ndarray]
+
+
+def trajectories(num: int, seed: int, steps: int = 6) -> np.ndarray:
+    """Falling loss curves of a few kinds: heavy-tailed levels, different speeds, noise."""
+    rng = np.random.default_rng(seed)
+    speed = rng.choice([0.0, 0.1, 0.5, 1.5], size=(num, 1), p=[0.1, 0.5, 0.3, 0.1])
+    level = rng.lognormal(0.5, 0.7, size=(num, 1))
+    curve = level * np.exp(-speed * np.arange(steps)) + rng.normal(0, 0.05, size=(num, steps))
+    return curve.astype(np.float32)
+
+
+def cut(rows: np.ndarray, sizes: Iterable[int]) -> list[Part]:
+    ends = [*itertools.accumulate(sizes), len(rows)]
+    ids = np.arange(len(rows)) + (3 << 40)
+    return [(ids[a:b], rows[a:b]) for a, b in itertools.pairwise([0, *ends])]
+
+
+def local(shards: list[Shard], seed: int = 0) -> Shards:
+    """Calls in this process; the answers come in another order every time."""
+    order = random.Random(seed)
+    return lambda method, args: (getattr(s, method)(*args) for s in order.sample(shards, len(shards)))
+
+
+def spread(parts: list[Part], num_shards: int, seed: int = 0) -> Shards:
+    """Parts in any order on so many shards, some of them perhaps without a part."""
+    parts = random.Random(seed).sample(parts, len(parts))
+    return local([Shard(parts[i::num_shards]) for i in range(num_shards)], seed)
+
+
+def bits(result: FitResult) -> tuple[Any, ...]:
+    return result.centroids.tobytes(), result.sizes.tolist(), result.objective, result.history
+
+
+def objective(rows: np.ndarray, centroids: np.ndarray) -> float:
+    wide = rows.astype(np.float64)
+    return float(((wide[:, None] - centroids[None]) ** 2).sum(axis=2).min(axis=1).sum())
+
+
+def run(rows: np.ndarray, k: int, **options: Any) -> FitResult:
+    settings = {"seed": 0, "max_rounds": 20, "tolerance": 0.0, **options}
+    return fit(spread(cut(rows, [len(rows) // 3, 7] if len(rows) > 30 else []), 2), k=k, **settings)
+
+
+@pytest.fixture(scope="module")
+def parts() -> list[Part]:
+    sizes = [BLOCK + 7, 0, 7, 1000, 1, 300, 2000, 41, 500, 999, 123, 64]
+    return cut(trajectories(sum(sizes) + 800, seed=1), sizes)
+
+
+OPTIONS: dict[str, Any] = {"k": 9, "seed": 4, "max_rounds": 4, "tolerance": 1e-9, "start_rows": 5000}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(parts: list[Part]) -> FitResult:
+    return fit(local([Shard(parts)]), **OPTIONS)
+
+
+@pytest.mark.parametrize("num_shards", [2, 5, 13, 20])
+def test_any_number_of_shards_and_any_order_of_parts_give_the_same_bits(
+    num_shards: int, parts: list[Part], undisturbed: FitResult
+) -> None:
+    assert len(undisturbed.history) == 4
+    assert bits(fit(spread(parts, num_shards, seed=num_shards), **OPTIONS)) == bits(undisturbed)
+
+
+def test_shards_that_lose_their_memory_before_every_call_give_the_same_bits(
+    parts: list[Part], undisturbed: FitResult
+) -> None:
+    def restarted(method: str, args: tuple[Any, ...]) -> Iterable[Any]:
+        return (getattr(Shard(some), method)(*args) for some in (parts[:5], parts[5:]))
+
+    assert undisturbed.history[0].moves > undisturbed.history[-1].moves > 0
+    assert bits(fit(restarted, **OPTIONS)) == bits(undisturbed)
+
+
+def test_resuming_from_any_round_gives_the_same_bits(parts: list[Part], undisturbed: FitResult) -> None:
+    saved: list[str] = []
+    fit(spread(parts, 2), **OPTIONS, on_round=lambda state: saved.append(json.dumps(state.to_dict())))
+    assert len(saved) == 4
+    for text in saved:
+        state = FitState.from_dict(json.loads(text))
+        assert bits(fit(spread(parts, 3), **OPTIONS, resume=state)) == bits(undisturbed)
+
+
+def test_labels_of_all_parts_agree_with_sizes_and_objective(
+    parts: list[Part], undisturbed: FitResult
+) -> None:
+    used, fresh = Shard(parts), Shard(parts)
+    fit(local([used]), **OPTIONS)
+    other = undisturbed.centroids[:4].copy()
+    np.testing.assert_array_equal(used.labels(3, other)[0], fresh.labels(3, other)[0])
+    counts = np.zeros(9, dtype=np.int64)
+    total = 0.0
+    for index, (_, rows) in enumerate(parts):
+        labels, distances = used.labels(index, undisturbed.centroids)
+        again = fresh.labels(index, undisturbed.centroids)
+        np.testing.assert_array_equal(labels, again[0])
+        np.testing.assert_array_equal(distances, again[1])
+        assert labels.dtype == np.int32
+        assert distances.dtype == np.float32
+        exact = np.linalg.norm(rows - undisturbed.centroids.astype(np.float64)[labels], axis=1)
+        np.testing.assert_allclose(distances, exact, rtol=1e-6)
+        counts += np.bincount(labels, minlength=9)
+        total += float((exact**2).sum())
+    assert counts.tolist() == undisturbed.sizes.tolist()
+    assert total == pytest.approx(undisturbed.objective, rel=1e-12)
+
+
+def test_clusters_are_numbered_by_ascending_mean_and_history_follows(undisturbed: FitResult) -> None:
+    means = undisturbed.centroids.astype(np.float64).mean(axis=1)
+    assert (np.diff(means) > 0).all()
+    last = np.array(undisturbed.history[-1].sizes)
+    assert np.corrcoef(last, undisturbed.sizes)[0, 1] > 0.999
+    tied = run(np.array([[3, 1], [1, 3], [2, 2], [0, 0]], dtype=np.float32), 4)
+    assert tied.centroids.tolist() == [[0, 0], [1, 3], [2, 2], [3, 1]]
+
+
+HALF = np.concatenate([np.ones((1000, 6), np.float32), trajectories(1000, seed=2)])
+HEAVY = np.random.default_rng(3).standard_t(1.5, size=(3000, 6)).astype(np.float32)
+PLAIN = trajectories(4000, seed=5, steps=12)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [PLAIN, PLAIN[:, :1], HALF, HEAVY, PLAIN + 1000],
+    ids=["plain", "one-step", "half-equal", "heavy-tails", "offset"],
+)
+def test_the_objective_is_that_of_faiss_and_scikit_learn_from_the_same_start(rows: np.ndarray) -> None:
+    start = rows[np.unique(rows, axis=0, return_index=True)[1]][:: len(np.unique(rows, axis=0)) // 20][:20]
+    ours = run(rows, 20, start=start)
+    reference = KMeans(20, init=start, n_init=1, max_iter=20, tol=0, algorithm="lloyd").fit(
+        rows.astype(np.float64)
+    )
+    assert ours.objective == pytest.approx(objective(rows, ours.centroids), rel=1e-6)
+    assert ours.objective == pytest.approx(objective(rows, reference.cluster_centers_), rel=1e-4)
+    if rows[0, 0] < 900:  # FAISS alone loses half of its digits where all values share an offset
+        other = faiss.Kmeans(rows.shape[1], 20, niter=20, max_points_per_centroid=len(rows), seed=1)
+        other.train(np.ascontiguousarray(rows), init_centroids=start)
+        assert ours.objective == pytest.approx(objective(rows, other.centroids), rel=1e-4)
+
+
+def test_the_objective_falls_every_round_and_the_tolerance_stops() -> None:
+    history = run(PLAIN, 10, max_rounds=200).history
+    assert all(a.objective >= b.objective for a, b in itertools.pairwise(history))
+    exact = run(PLAIN, 10, max_rounds=200)
+    assert exact.converged
+    assert exact.history[-1].shift == 0
+    loose = run(PLAIN, 10, max_rounds=200, tolerance=0.01)
+    assert loose.converged
+    assert [r.shift <= 0.01 for r in loose.history] == [False] * (len(loose.history) - 1) + [True]
+    assert not run(PLAIN, 10, max_rounds=2).converged
+
+
+def test_the_start_is_k_means_plus_plus_on_the_rows_with_the_smallest_hashes() -> None:
+    shard = Shard(cut(PLAIN, [500, 7, 2000]))
+    sample = shard.sample(11, 300)
+    hashes = kmeans.keyed_hash(11, np.arange(4000) + (3 << 40))
+    np.testing.assert_array_equal(sample.rows, PLAIN[np.argsort(hashes)[:300]])
+    # D^2 sampling: from far better than uniform draws on rows with many equal ones, averaged over seeds
+    spread_out = [run(HALF, 8, seed=s, max_rounds=0).objective for s in range(10)]
+    uniform = [objective(HALF, HALF[np.random.default_rng(s).choice(2000, 8)]) for s in range(10)]
+    assert np.mean(spread_out) < 0.5 * np.mean(uniform)
+    assert len(set(spread_out)) == 10
+
+
+@pytest.mark.parametrize("value", [0.0, 3.3, -1e30, 1e-42])
+def test_constant_rows_are_one_cluster_with_zero_distance(value: float) -> None:
+    rows = np.full((50, 3), value, dtype=np.float32)
+    result = run(rows, 1)
+    assert (result.centroids == rows[:1]).all()
+    assert result.objective == 0
+    assert result.converged
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-30, 1e-40, 1e38])
+def test_two_distinct_values_are_two_clusters_at_any_magnitude(scale: float) -> None:
+    rows = np.repeat(np.array([[1, 2], [1.5, -2]], dtype=np.float32) * np.float32(scale), [70, 30], axis=0)
+    result = run(rows, 2)
+    assert result.sizes.tolist() == [30, 70]
+    assert result.objective == 0
+
+
+@pytest.mark.parametrize(("num", "steps"), [(1, 1), (1, 5), (40, 1), (40, 4)])
+def test_as_many_clusters_as_rows_put_every_row_on_its_centroid(num: int, steps: int) -> None:
+    rows = trajectories(num, seed=8, steps=steps)
+    result = run(rows, num)
+    assert result.sizes.tolist() == [1] * num
+    assert result.objective == pytest.approx(0, abs=1e-12)
+
+
+def test_one_far_outlier_has_its_own_cluster_and_the_others_stay_apart() -> None:
+    rows = PLAIN.copy()
+    rows[123] = 1e6
+    result = run(rows, 6, max_rounds=50)
+    assert result.sizes[-1] == 1
+    assert (result.sizes[:-1] > 1).all()
+    reference = (
+        KMeans(5, n_init=3, random_state=0).fit(np.delete(rows, 123, axis=0).astype(np.float64)).inertia_
+    )
+    assert result.objective < 2 * reference
+
+
+def test_empty_clusters_get_the_farthest_distinct_rows() -> None:
+    rows = np.zeros((30, 2), dtype=np.float32)
+    rows[[4, 9, 17]] = [[8, 0], [8, 0], [0, 8]]
+    rows[20] = [5, 0]
+    start = np.array([[0, 0], [900, 900], [901, 901]], dtype=np.float32)
+    states: list[FitState] = []
+    result = run(rows, 3, start=start, on_round=states.append)
+    first = states[0]
+    assert first.history[0].reseeded == 2
+    assert first.centroids[1:].tolist() == [[8, 0], [0, 8]]  # row 4, not its double 9, then the tie 17
+    assert sorted(result.sizes.tolist()) == [1, 3, 26]
+    assert result.converged
+    assert result.history[-1].reseeded == 0
+
+
+def test_a_round_that_seeds_a_cluster_is_not_the_last_although_no_other_centroid_moved() -> None:
+    rows = np.array([[-1], [1], [-1], [1]], dtype=np.float32)
+    result = run(rows, 2, start=np.array([[0], [900]], dtype=np.float32))
+    assert (result.history[0].shift, result.history[0].reseeded) == (0, 1)
+    assert result.centroids.tolist() == [[-1], [1]]
+
+
+@pytest.mark.parametrize("sizes", [[], [1, 2, 3, 50, 100], [700, 7]])
+def test_the_farthest_rows_are_those_of_a_full_sort(sizes: list[int]) -> None:
+    rows = PLAIN[np.arange(1000) % 400]  # later rows repeat earlier ones
+    centroids, taken = PLAIN[:5], PLAIN[100:200]
+    squared = ((rows[:, None].astype(np.float64) - centroids[None]) ** 2).sum(axis=2).min(axis=1)
+    first = [i for i in np.lexsort((np.arange(1000), -squared)) if i < 400 and not 100 <= i < 200][:30]
+    found = Shard(cut(rows, sizes)).farthest(30, centroids, taken)
+    assert (found.ids - (3 << 40)).tolist() == first
+    np.testing.assert_array_equal(found.rows, rows[first])
+    np.testing.assert_allclose(found.keys, -squared[first], rtol=1e-12)
+
+
+def test_a_start_sample_with_too_few_distinct_rows_is_completed_from_all_rows() -> None:
+    rows = np.ones((400, 2), dtype=np.float32)
+    rows[[10, 200, 390]] = [[2, 2], [3, 3], [9, 9]]
+    result = run(rows, 4, start_rows=2)
+    assert result.sizes.tolist() == [397, 1, 1, 1]
+    assert result.objective == pytest.approx(0, abs=1e-12)
+
+
+def test_fewer_distinct_rows_than_clusters_is_refused_with_their_number() -> None:
+    rows = np.repeat(np.array([[0.0, 1], [-0.0, 1], [2, 2], [3, 3]], dtype=np.float32), 30, axis=0)
+    with pytest.raises(UserError, match=r"at least clusters.k = 4 distinct trajectories, got 3"):
+        run(rows, 4)
+    with pytest.raises(UserError, match=r"at least clusters.k = 5 distinct trajectories, got 3"):
+        run(rows, 5, start=np.arange(10, dtype=np.float32).reshape(5, 2))
+
+
+@pytest.mark.parametrize("k", [0, -1, 31])
+def test_an_impossible_number_of_clusters_is_refused(k: int) -> None:
+    with pytest.raises(UserError, match=f"between 1 and .* 30, got {k}"):
+        run(PLAIN[:30], k)
+
+
+def test_no_rows_at_all_are_refused() -> None:
+    with pytest.raises(UserError, match=r"trajectory, 0, got 2"):
+        fit(
+            local([Shard([]), Shard([(np.empty(0, np.int64), np.empty((0, 4), np.float32))])]),
+            **{**OPTIONS, "k": 2},
+        )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_loss_that_is_not_finite_is_refused_with_its_example(bad: float) -> None:
+    rows = PLAIN.copy()
+    rows[77, 5] = bad
+    with pytest.raises(UserError, match=f"got {bad} for example_id {(3 << 40) + 77} at step number 5"):
+        Shard(cut(rows, [50]))
+
+
+def test_parts_with_different_numbers_of_steps_are_refused_within_and_between_shards() -> None:
+    ids = np.arange(3)
+    two, three = (ids, np.zeros((3, 2), np.float32)), (ids, np.zeros((3, 3), np.float32))
+    with pytest.raises(UserError, match="same number of steps"):
+        Shard([two, three])
+    with pytest.raises(UserError, match="same number of steps"):
+        fit(local([Shard([two]), Shard([three])]), **{**OPTIONS, "k": 1})
+
+
+def test_a_shard_that_answers_twice_is_noticed() -> None:
+    shard = Shard(cut(PLAIN, []))
+
+    def doubled(method: str, args: tuple[Any, ...]) -> Iterable[Any]:
+        return [getattr(shard, method)(*args)] * (2 if method == "step" else 1)
+
+    with pytest.raises(RuntimeError, match="expected 4000 rows from the shards, got 8000"):
+        fit(doubled, **OPTIONS)
+
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@given(st.data(), st.integers(1, 5))
+@settings(max_examples=200)
+def test_fixed_point_sums_are_exact_sums_of_the_rounded_values(data: st.DataObject, k: int) -> None:
+    steps = data.draw(st.integers(1, 3))
+    values = data.draw(st.lists(st.lists(finite, min_size=steps, max_size=steps), min_size=1, max_size=12))
+    rows = np.array(values, dtype=np.float32)
+    labels = np.array(
+        data.draw(st.lists(st.integers(0, k - 1), min_size=len(rows), max_size=len(rows))), np.int32
+    )
+    exponent = fixed_point_exponent(len(rows), float(np.abs(rows).max()))
+    sums = member_sums(rows, labels, k, exponent)
+    scale = Fraction(2) ** exponent
+    expected = [[0] * steps for _ in range(k)]
+    for row, label in zip(rows, labels, strict=True):
+        for t, value in enumerate(row.tolist()):
+            expected[label][t] += round(Fraction(value) * scale)  # exact, half to even
+    assert sums.tolist() == expected
+
+
+@given(st.integers(1, 10**12), finite.map(abs).filter(bool))
+def test_the_fixed_point_uses_all_bits_that_cannot_overflow(num_rows: int, max_abs: float) -> None:
+    largest = num_rows * Fraction(max_abs) * Fraction(2) ** fixed_point_exponent(num_rows, max_abs)
+    assert 2**61 <= largest < 2**62
+
+
+def test_labels_of_a_row_do_not_depend_on_its_neighbours_or_on_offset() -> None:
+    part = PLAIN[:1000]
+    alone = Shard(cut(part, [])).labels(0, PLAIN[:50])[0]
+    exact = ((part[:, None].astype(np.float64) - PLAIN[None, :50]) ** 2).sum(axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(alone, exact)
+    moved = part + np.float32(4096)
+    centroids = moved[:50]
+    exact = ((moved[:, None].astype(np.float64) - centroids[None]) ** 2).sum(axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(Shard(cut(moved, [])).labels(0, centroids)[0], exact)
