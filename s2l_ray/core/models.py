@@ -1,0 +1,241 @@
+"""Models and tokenizers: where they come from, what identifies them, and how their weights are read without running code."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from s2l_ray.config import Model, Training
+from s2l_ray.core.encoding import BYTES, Encoder, byte_tokenizer
+from s2l_ray.core.store import filesystem, fingerprint
+from s2l_ray.errors import UserError
+
+NOT_IDENTITY = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".md")
+
+
+def identity(model: Model, tokenizer: str | None) -> dict[str, Any]:
+    """What names a model and its tokenizer in a fingerprint: content hashes of folders, commits of Hub names, a config as it is.
+
+    Raises:
+        UserError: a folder that is not there, or a Hub name whose commit is not known.
+    """
+    if model.path is not None:
+        weights: Any = {"files": folder_hashes(model.path)}
+    elif model.hub is not None:
+        weights = {"commit": _hub_commit(model.hub)}
+    else:
+        weights = {"config": model.config}
+    if tokenizer in (None, BYTES):
+        return {"model": weights, "tokenizer": tokenizer}
+    words = folder_hashes(tokenizer) if _is_folder(tokenizer) else _hub_commit(tokenizer)
+    return {"model": weights, "tokenizer": words}
+
+
+def folder_hashes(uri: str) -> dict[str, str]:
+    """Relative name -> SHA-256 of the files of a model or tokenizer folder that can matter (no pickles, no prose)."""
+    filesystem_, path = filesystem(uri)
+    if filesystem_.get_file_info(path).type != pafs.FileType.Directory:
+        raise UserError(
+            f"reading the model folder {uri}: there is no such folder. Correct model.path or tokenizer."
+        )
+    infos = filesystem_.get_file_info(pafs.FileSelector(path, recursive=True))
+    hashes = {}
+    for info in infos:
+        name = info.path[len(path.rstrip("/")) + 1 :]
+        if info.type != pafs.FileType.File or name.startswith(".") or name.endswith(NOT_IDENTITY):
+            continue
+        digest = hashlib.sha256()
+        with filesystem_.open_input_stream(info.path) as stream:
+            while chunk := stream.read(1 << 24):
+                digest.update(chunk)
+        hashes[name] = digest.hexdigest()
+    return hashes
+
+
+def _is_folder(name: str) -> bool:
+    return "://" in name or os.path.isdir(name)
+
+
+def _hub_commit(name: str) -> str:
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    repository, _, revision = name.partition("@")
+    try:
+        return str(model_info(repository, revision=revision or None).sha)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise UserError(
+            f"looking up {name} on the Hugging Face Hub: {type(error).__name__}: {error}. Download the model and name its folder "
+            "as model.path, or give this machine access to the Hub."
+        ) from None
+
+
+def local_folder(uri: str) -> str:
+    """A local path with the content of a folder; remote ones are copied once per content to the machine's temporary folder."""
+    filesystem_, path = filesystem(uri)
+    if isinstance(filesystem_, pafs.LocalFileSystem):
+        return path
+    target = Path(tempfile.gettempdir()) / f"s2l_ray-{fingerprint([uri, folder_hashes(uri)])}"
+    if not (target / ".whole").exists():
+        pafs.copy_files(
+            path, str(target), source_filesystem=filesystem_, destination_filesystem=pafs.LocalFileSystem()
+        )
+        (target / ".whole").touch()
+    return str(target)
+
+
+def _pretrained(model: Model) -> tuple[str, dict[str, Any]]:
+    if model.path is not None:
+        return local_folder(model.path), {}
+    repository, _, revision = str(model.hub).partition("@")
+    return repository, {"revision": revision or None}
+
+
+def load_config(model: Model) -> Any:
+    """The transformers config of a model.
+
+    Raises:
+        UserError: it cannot be found or is not one that transformers knows.
+    """
+    from transformers import AutoConfig
+
+    try:
+        if model.config is not None:
+            return AutoConfig.for_model(**model.config)
+        name, options = _pretrained(model)
+        return AutoConfig.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = model.path or model.hub or f"model.config {model.config}"
+        raise UserError(f"reading the config of {what}: {error}. Correct the section's model.") from None
+
+
+def load_tokenizer(training: Training) -> Any:
+    """The tokenizer of a training section."""
+    from transformers import AutoTokenizer
+
+    name, options = (training.tokenizer, {}) if training.tokenizer else _pretrained(training.model)
+    if name == BYTES:
+        return byte_tokenizer()
+    try:
+        return AutoTokenizer.from_pretrained(local_folder(name) if _is_folder(name) else name, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"loading the tokenizer {name}: {error}. Correct the section's tokenizer.") from None
+
+
+def load_encoder(training: Training) -> Encoder:
+    """The encoder of a training section, checked against the model's vocabulary."""
+    encoder = Encoder(load_tokenizer(training), training.prompt, training.max_length)
+    encoder.check_vocabulary(
+        load_config(training.model).vocab_size,
+        training.tokenizer or str(training.model.path or training.model.hub),
+    )
+    return encoder
+
+
+def build(config: Any, dtype: str = "fp32") -> Any:
+    """A causal LM of that config with weights drawn from torch's current generator."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(
+        config, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32
+    )
+
+
+def parameters(model: Model) -> int | None:
+    """Number of parameters without making any; None where neither the config nor `model.parameters` is at hand."""
+    import torch
+
+    if model.parameters is not None:
+        return model.parameters
+    if model.hub is not None:
+        return None
+    with torch.device("meta"):
+        built = build(load_config(model))
+    return sum(tensor.numel() for tensor in built.parameters())
+
+
+def tensor_reader(model: Model) -> Callable[[str], Any] | None:
+    """Reads one tensor of the model's weights by name, from safetensors only; None for a model with random weights."""
+    if model.config is not None:
+        return None
+    from huggingface_hub import snapshot_download
+    from safetensors import safe_open
+
+    name, options = _pretrained(model)
+    folder = (
+        name
+        if model.path is not None
+        else snapshot_download(name, allow_patterns=["*.safetensors", "*.json"], **options)
+    )
+    shards = shard_names(lambda file: (Path(folder) / file).read_bytes(), sorted(os.listdir(folder)), folder)
+
+    def read(tensor: str) -> Any:
+        if tensor not in shards:
+            raise UserError(
+                f"loading weights from {folder}: no tensor {tensor!r}. Is config.json that of these weights?"
+            )
+        with safe_open(Path(folder) / shards[tensor], framework="pt") as file:
+            return file.get_tensor(tensor)
+
+    return read
+
+
+def shard_names(read: Callable[[str], bytes], names: list[str], what: str) -> dict[str, str]:
+    """Tensor -> file for a folder of safetensors with or without an index.
+
+    Raises:
+        UserError: no safetensors, or a shard that the index names is missing.
+    """
+    from safetensors import deserialize
+
+    index = "model.safetensors.index.json"
+    if index in names:
+        shards = {str(tensor): str(file) for tensor, file in json.loads(read(index))["weight_map"].items()}
+        missing = sorted(set(shards.values()) - set(names))
+        if missing:
+            raise UserError(
+                f"loading weights from {what}: the index names {missing[0]}, which is missing. Complete the folder."
+            )
+        return shards
+    if "model.safetensors" not in names:
+        raise UserError(
+            f"loading weights from {what}: expected model.safetensors or an index of shards, got {names}. Only safetensors are "
+            "read, because other formats can run code; convert the weights."
+        )
+    return {str(tensor): "model.safetensors" for tensor, _ in deserialize(read("model.safetensors"))}
+
+
+def read_weights(read: Callable[[str], bytes], names: list[str], what: str) -> dict[str, Any]:
+    """All tensors of a folder that is read through `read`, for models that fit on one worker."""
+    from safetensors.torch import load
+
+    files = sorted(set(shard_names(read, names, what).values()))
+    weights: dict[str, Any] = {}
+    for file in files:
+        try:
+            weights.update(load(read(file)))
+        except (pa.ArrowInvalid, ValueError, OSError) as error:
+            raise UserError(
+                f"loading weights from {what}/{file}: {error}. The file is damaged; restore it."
+            ) from None
+    return weights
+
+
+def load_weights(model: Any, weights: dict[str, Any], what: str) -> None:
+    """Fill a model in place; names must match but for tied weights, which are stored once."""
+    result = model.load_state_dict(weights, strict=False)
+    model.tie_weights()
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    missing = [name for name in result.missing_keys if name not in tied]
+    if missing or result.unexpected_keys:
+        raise UserError(
+            f"loading weights from {what}: {len(missing)} tensors are missing ({missing[:3]}) and {len(result.unexpected_keys)} "
+            f"unexpected ({result.unexpected_keys[:3]}). Is config.json that of these weights?"
+        )

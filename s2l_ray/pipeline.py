@@ -1,0 +1,379 @@
+"""The table of stages and the loop that reuses or makes them. This is the whole framework.
+
+An artifact is named by the hash of everything that decides its content: the stage's version, its section of the config, its
+seed, and the names of the artifacts it is made from. So the plan of a job is known before any work, variants share what they
+have in common, and the same command resumes.
+"""
+
+import importlib
+import importlib.metadata
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from s2l_ray.config import Config, Job, Training, budget_rows
+from s2l_ray.core.models import identity
+from s2l_ray.core.rawfiles import FileIndex, PartRange, RawFile, find_files, index_file, part_ranges
+from s2l_ray.core.selection import RULES
+from s2l_ray.core.store import FORMAT, IO_THREADS, Artifact, Manifest, Store, fingerprint
+from s2l_ray.errors import UserError
+from s2l_ray.stages.work import Outcome, Work
+
+log = logging.getLogger("s2l_ray")
+PACKAGES = ("s2l_ray", "ray", "torch", "transformers", "deepspeed", "pyarrow", "faiss-cpu", "numpy")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of artifact. `version` goes up whenever the stage makes something else from the same inputs."""
+
+    name: str
+    version: int
+    module: str
+    inputs: Callable[[Config], tuple[str, ...]]
+    wanted: Callable[[Config], bool] = lambda config: True
+
+
+STAGES = (
+    Stage("examples", 1, "examples", lambda config: ()),
+    Stage("proxy", 1, "training", lambda config: ("examples",)),
+    Stage("trajectories", 1, "trajectories", lambda config: ("examples", "proxy")),
+    Stage("clusters", 1, "clusters", lambda config: ("trajectories",), lambda config: _by_cluster(config)),
+    Stage(
+        "subset",
+        1,
+        "subset",
+        lambda config: ("examples", "trajectories") + (("clusters",) if _by_cluster(config) else ()),
+    ),
+    Stage("target", 1, "training", lambda config: ("subset",), lambda config: config.target is not None),
+    Stage(
+        "evaluation",
+        1,
+        "evaluation",
+        lambda config: ("target",),
+        lambda config: config.evaluation is not None,
+    ),
+    Stage("report", 1, "report", lambda config: ()),
+)
+NAMES = tuple(stage.name for stage in STAGES)
+
+
+def _by_cluster(config: Config) -> bool:
+    return RULES[config.subset.rule].group == "cluster"
+
+
+def _label(artifact: Artifact) -> str:
+    return f"{artifact.stage} {artifact.fingerprint[:8]}"
+
+
+@dataclass
+class Node:
+    """One artifact of the plan: what makes it, from what, and for which variants."""
+
+    stage: Stage
+    artifact: Artifact
+    config: Config
+    section: dict[str, Any]
+    inputs: dict[str, Artifact]
+    ranges: list[PartRange] = field(default_factory=list)
+    variants: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        return _label(self.artifact)
+
+
+@dataclass
+class Plan:
+    """The union of all variants' artifacts, each once, in the order of the stages."""
+
+    job: Job
+    store: Store
+    nodes: list[Node]
+    rows: dict[str, int]
+
+    def of(self, variant: str) -> dict[str, Node]:
+        """A variant's artifacts by stage; the report belongs to all variants."""
+        return {node.stage.name: node for node in self.nodes if variant in node.variants}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a node: its manifest, whether this run made it, and how long that took."""
+
+    node: Node
+    manifest: Manifest
+    made: bool
+    seconds: float
+
+
+def plan(job: Job, until: str = "report", assume: bool = False) -> Plan:
+    """Name every artifact of a job, looking at raw files and model folders but starting nothing.
+
+    Args:
+        until: the last stage wanted.
+        assume: take files that are not at hand as described by the config (for --dry-run).
+
+    Raises:
+        UserError: files that are missing, a budget larger than the data, more clusters than rows.
+    """
+    if until not in NAMES:
+        raise UserError(
+            f"reading the command line: --until expects one of {', '.join(NAMES)}, got {until!r}."
+        )
+    wanted = NAMES[: NAMES.index(until) + 1]
+    store = Store(job.first.run.storage)
+    nodes: dict[tuple[str, str], Node] = {}
+    rows: dict[str, int] = {}
+    raw = _RawFiles(store, assume)
+    for variant, config in job.variants.items():
+        ranges = raw.ranges(
+            config.examples.files, config.examples.root, config.examples.rows_per_part, "examples"
+        )
+        rows[variant] = sum(part.rows for part in ranges) or config.examples.expected_rows or 0
+        _check_sizes(config, rows[variant])
+        own: dict[str, Node] = {}
+        for stage in STAGES[:-1]:
+            if stage.name not in wanted or not stage.wanted(config):
+                continue
+            inputs = {name: own[name].artifact for name in stage.inputs(config)}
+            held_out: list[PartRange] = []
+            if stage.name == "evaluation" and config.evaluation is not None:
+                section = config.evaluation
+                held_out = raw.ranges(section.files, section.root, section.rows_per_part, "evaluation")
+            files = raw.identity(ranges if stage.name == "examples" else held_out)
+            section_ = _section(stage.name, config, assume)
+            artifact = Artifact(store, stage.name, _name(stage, section_, inputs, files))
+            node = nodes.setdefault(
+                (stage.name, artifact.fingerprint),
+                Node(
+                    stage,
+                    artifact,
+                    config,
+                    section_,
+                    inputs,
+                    ranges if stage.name == "examples" else held_out,
+                ),
+            )
+            node.variants.append(variant)
+            own[stage.name] = node
+    if "report" in wanted:
+        _add_report(job, store, nodes)
+    ordered = sorted(nodes.values(), key=lambda node: NAMES.index(node.stage.name))
+    return Plan(job, store, ordered, rows)
+
+
+def _add_report(job: Job, store: Store, nodes: dict[tuple[str, str], Node]) -> None:
+    inputs = {
+        f"{variant}/{node.stage.name}": node.artifact for node in nodes.values() for variant in node.variants
+    }
+    section = {"run": job.first.run.name, **job.first.report.model_dump()}
+    artifact = Artifact(store, "report", _name(STAGES[-1], section, inputs, []))
+    nodes["report", artifact.fingerprint] = Node(
+        STAGES[-1], artifact, job.first, section, inputs, variants=list(job.variants)
+    )
+
+
+def _name(stage: Stage, section: dict[str, Any], inputs: dict[str, Artifact], files: list[Any]) -> str:
+    return fingerprint(
+        {
+            "format": FORMAT,
+            "stage": stage.name,
+            "version": stage.version,
+            "section": section,
+            "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
+            "files": files,
+        }
+    )
+
+
+def _section(stage: str, config: Config, assume: bool) -> dict[str, Any]:
+    """What of a section decides the artifact's content: not where files lie, nor how often state is saved."""
+    if stage == "proxy":
+        return {"members": [_training(member, assume) for member in config.proxy.each()]}
+    if stage == "target":
+        assert config.target is not None
+        return _training(config.target, assume)
+    dumped: dict[str, Any] = getattr(config, stage).model_dump(mode="json")
+    for where in ("files", "root", "expected_rows", "expected_tokens_per_row"):
+        dumped.pop(where, None)
+    return dumped
+
+
+def _training(section: Training, assume: bool) -> dict[str, Any]:
+    dumped = section.model_dump(mode="json", exclude={"model", "tokenizer", "state_every", "members"})
+    try:
+        return {**dumped, **identity(section.model, section.tokenizer)}
+    except UserError:
+        if not assume:
+            raise
+        return {**dumped, "assumed": section.model.model_dump(), "tokenizer": section.tokenizer}
+
+
+def _check_sizes(config: Config, rows: int) -> None:
+    if rows == 0:
+        return
+    if isinstance(config.subset.budget, int):
+        budget_rows(config.subset.budget, rows)
+    if _by_cluster(config) and config.clusters.k > rows:
+        raise UserError(
+            f"planning clusters: clusters.k = {config.clusters.k}, but the data have only {rows} rows. Lower clusters.k."
+        )
+
+
+class _RawFiles:
+    """Looks at each raw file once; what it saw is remembered in the storage by path, size and time of change."""
+
+    def __init__(self, store: Store, assume: bool) -> None:
+        self.store, self.assume = store, assume
+        self.seen: dict[str, list[PartRange]] = {}
+        self.hashes: dict[str, str] = {}
+
+    def ranges(
+        self, patterns: list[str], root: str | None, rows_per_part: int, section: str
+    ) -> list[PartRange]:
+        key = json.dumps([patterns, root, rows_per_part])
+        if key not in self.seen:
+            try:
+                files = find_files(patterns, root, section) if patterns else []
+            except UserError:
+                if not self.assume:
+                    raise
+                files = []
+            with ThreadPoolExecutor(IO_THREADS) as pool:
+                indexes = list(pool.map(lambda file: self._index(file, rows_per_part), files))
+            self.hashes.update({file.uri: index.sha256 for file, index in zip(files, indexes, strict=True)})
+            self.seen[key] = part_ranges(files, indexes)
+        return self.seen[key]
+
+    def identity(self, ranges: list[PartRange]) -> list[Any]:
+        files = {part.file_number: part.file for part in ranges}
+        return [[file.name, file.bytes, self.hashes[file.uri]] for _, file in sorted(files.items())]
+
+    def _index(self, file: RawFile, rows_per_part: int) -> FileIndex:
+        path = f"index/{fingerprint([file.uri, file.bytes, file.mtime_ns, rows_per_part])}.json"
+        try:
+            raw = json.loads(self.store.read(path))
+            return FileIndex(raw["sha256"], raw["rows"], [tuple(r) for r in raw["ranges"]])
+        except (FileNotFoundError, ValueError, KeyError):
+            index = index_file(file, rows_per_part)
+            self.store.write(path, json.dumps(asdict(index)).encode())
+            return index
+
+
+def run(job: Job, until: str = "report") -> list[Done]:
+    """Reuse or make every artifact of the job, then write its run record.
+
+    Ray is started only if something is to be made.
+    """
+    made_plan = plan(job, until)
+    run_id = uuid.uuid4().hex[:12]
+    committed = {node.label: node.artifact.committed() for node in made_plan.nodes}
+    if not all(committed.values()):
+        from s2l_ray.stages import edge
+
+        edge.connect(job.first)
+        edge.check_storage(made_plan.store)
+    done: list[Done] = []
+    manifests: dict[str, Manifest] = {}
+    for node in made_plan.nodes:
+        found = committed[node.label]
+        result = (
+            Done(node, found, False, found.seconds) if found is not None else _make(node, manifests, run_id)
+        )
+        log.info(
+            "%s: %s, %s rows, %.1f s",
+            node.label,
+            "made" if result.made else "reused",
+            f"{result.manifest.rows:,}",
+            result.seconds,
+        )
+        manifests[node.label] = result.manifest
+        done.append(result)
+    _record(made_plan, done)
+    return done
+
+
+def _make(node: Node, manifests: dict[str, Manifest], run_id: str) -> Done:
+    from s2l_ray.stages import edge
+
+    with edge.lease(node.artifact):
+        waited_for = node.artifact.committed()
+        if waited_for is not None:
+            return Done(node, waited_for, False, waited_for.seconds)
+        log.info("%s: making", node.label)
+        began = time.monotonic()
+        inputs = {name: manifests[_label(artifact)] for name, artifact in node.inputs.items()}
+        work = Work(node.config, node.artifact, node.inputs, inputs, run_id, node.ranges)
+        outcome: Outcome = importlib.import_module(f"s2l_ray.stages.{node.stage.module}").make(work)
+        manifest = Manifest(
+            format=FORMAT,
+            stage=node.stage.name,
+            fingerprint=node.artifact.fingerprint,
+            inputs={name: artifact.fingerprint for name, artifact in node.inputs.items()},
+            section=node.section,
+            parts=outcome.parts,
+            files=outcome.files,
+            info=outcome.info,
+            seconds=round(time.monotonic() - began, 3),
+            run=run_id,
+            made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            scaling=node.config.scaling.model_dump(),
+            versions=versions(),
+        )
+        node.artifact.commit(manifest)
+    return Done(node, manifest, True, manifest.seconds)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides results."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except (
+            importlib.metadata.PackageNotFoundError
+        ):  # s2l_ray itself, when a job runs it from its working directory
+            found[package] = importlib.import_module(package).__version__
+    return found
+
+
+def _record(made_plan: Plan, done: list[Done]) -> None:
+    """Write <storage>/runs/<name>/run.json, and the report beside it."""
+    config = made_plan.job.first
+    by_label = {result.node.label: result for result in done}
+    variants = {
+        variant: {
+            stage: {
+                "uri": node.artifact.uri,
+                "fingerprint": node.artifact.fingerprint,
+                "rows": by_label[node.label].manifest.rows,
+                "seconds": by_label[node.label].manifest.seconds,
+                "flops": by_label[node.label].manifest.info.get("flops"),
+            }
+            for stage, node in made_plan.of(variant).items()
+        }
+        for variant in made_plan.job.variants
+    }
+    record = {
+        "name": config.run.name,
+        "config": {
+            variant: value.model_dump(mode="json") for variant, value in made_plan.job.variants.items()
+        },
+        "artifacts": variants[next(iter(variants))],
+        "variants": variants,
+        "versions": versions(),
+    }
+    folder = f"runs/{config.run.name}"
+    made_plan.store.write(f"{folder}/run.json", json.dumps(record, indent=1).encode())
+    report = next((result for result in done if result.node.stage.name == "report"), None)
+    if report is not None:
+        made_plan.store.write(
+            f"{folder}/report.html", report.node.artifact.read_file(report.manifest.files[0])
+        )

@@ -1,0 +1,143 @@
+"""Run a job: reuse or make every artifact its config asks for.
+
+    python -m s2l_ray.run                                             the built-in demo, on this machine
+    python -m s2l_ray.run --config jobs/NAME.yaml --until subset      a job of yours, up to a stage
+    python -m s2l_ray.run --config jobs/NAME.yaml --clusters.k=200    with another value of any field
+    python -m s2l_ray.run --config jobs/NAME.yaml --dry-run           what would be done, and what it would cost
+
+The same command again resumes where it stopped.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from s2l_ray import config, pipeline
+from s2l_ray.core.store import Store
+from s2l_ray.errors import UserError
+
+log = logging.getLogger("s2l_ray")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, plan, run, print. Returns the exit status: 0 only when every requested artifact is committed."""
+    args, overrides = parser(__doc__ or "").parse_known_args(arguments)
+    set_up_logging()
+    try:
+        job = load_job(args.config, overrides)
+        if args.dry_run:
+            from s2l_ray.estimate import print_plan
+
+            print_plan(pipeline.plan(job, args.until, assume=True))
+            return 0
+        done = pipeline.run(job, args.until)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print_results(job, done)
+    return 0
+
+
+def parser(text: str) -> argparse.ArgumentParser:
+    """The command line that `run` and `sweep` share; anything else of the form --section.field=value changes the config."""
+    made = argparse.ArgumentParser(
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="fields of the config, with their defaults (--section.field=value overrides; variants.NAME.section.field for one "
+        f"variant):\n\n{config.describe()}",
+        allow_abbrev=False,
+    )
+    made.add_argument(
+        "--config", metavar="FILE", help="the job, a YAML file; without one the built-in demo runs"
+    )
+    made.add_argument(
+        "--until",
+        default="report",
+        metavar="STAGE",
+        help=f"stop after this stage: {', '.join(pipeline.NAMES)}",
+    )
+    made.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would be reused and made, and its cost; start nothing",
+    )
+    return made
+
+
+def load_job(path: str | None, overrides: list[str]) -> config.Job:
+    """The job of a YAML file, or the built-in demo, whose data are written into its storage."""
+    if path is not None:
+        return config.load(path, overrides)
+    from s2l_ray import demo
+
+    store = Store(config.load(None, overrides, demo.CONFIG).first.run.storage)
+    folder = f"{store.uri}/demo"
+    for name, rows in (("train.jsonl", demo.training_rows()), ("heldout.jsonl", demo.heldout_rows())):
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        if not store.exists(f"demo/{name}") or store.read(f"demo/{name}") != data:
+            store.write(f"demo/{name}", data)
+    files = {"examples": {"files": [f"{folder}/train.jsonl"]}, "evaluation": {"files": [f"{folder}/heldout.jsonl"]}}
+    return config.load(None, overrides, config.merge(demo.CONFIG, files))
+
+
+def set_up_logging() -> None:
+    """One line an event, on stderr. Ray's own usage report is left off."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    log.setLevel(logging.INFO)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def print_results(job: config.Job, done: list[pipeline.Done]) -> None:
+    """The table of stages, the comparison of variants where there is one, and where the results lie."""
+    console = Console()
+    table = Table(title=f"run {job.first.run.name}")
+    for name in ("stage", "variants", "reused or made", "rows", "seconds"):
+        table.add_column(name, justify="right" if name in ("rows", "seconds") else "left")
+    for result in done:
+        everyone = len(result.node.variants) == len(job.variants)
+        names = "all" if everyone else ", ".join(result.node.variants)
+        state = "made" if result.made else "reused"
+        table.add_row(
+            result.node.stage.name, names, state, f"{result.manifest.rows:,}", f"{result.seconds:.1f}"
+        )
+    console.print(table)
+    evaluated = {
+        v: r.manifest.info for r in done if r.node.stage.name == "evaluation" for v in r.node.variants
+    }
+    if evaluated:
+        console.print(comparison(evaluated))
+    for result in done:
+        if result.node.stage.name == "subset":
+            print(f"subset ({', '.join(result.node.variants)}): {result.node.artifact.uri}")
+    if done and done[-1].node.stage.name == "report":
+        print(f"report: {done[-1].node.artifact.store.uri}/runs/{job.first.run.name}/report.html")
+
+
+def comparison(evaluated: dict[str, dict]) -> Table:
+    """Held-out loss and exact match by source, a column pair a variant."""
+    table = Table(title="held-out loss / exact match")
+    table.add_column("source")
+    for variant in evaluated:
+        table.add_column(variant, justify="right")
+
+    def cell(entry: dict) -> str:
+        exact = "" if entry["exact_match"] is None else f" / {entry['exact_match']:.2f}"
+        return f"{entry['loss']:.3f}{exact}"
+
+    for source in next(iter(evaluated.values()))["by_source"]:
+        table.add_row(source, *(cell(info["by_source"][source]) for info in evaluated.values()))
+    table.add_section()
+    table.add_row("mean over sources", *(cell(info["macro"]) for info in evaluated.values()))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

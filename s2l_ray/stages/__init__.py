@@ -1,0 +1,1 @@
+"""The only code that talks to Ray: one file per kind of artifact."""

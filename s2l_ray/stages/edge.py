@@ -1,0 +1,325 @@
+"""The Ray edge that all stages share: joining a cluster, checking that every node sees the storage, leases, parts through Ray Data."""
+
+import contextlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from s2l_ray.config import Config
+from s2l_ray.core.store import Artifact, Part, Store
+from s2l_ray.errors import UserError
+from s2l_ray.progress import track
+from s2l_ray.stages.work import Work
+
+log = logging.getLogger("s2l_ray")
+NAMESPACE = "s2l_ray"
+READER_CPUS = (
+    0.25  # of one task that reads and tokenises; small, so that readers always find room beside the workers
+)
+
+
+def connect(config: Config) -> None:
+    """Join the Ray cluster this process belongs to, or start one on this machine. Says which."""
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {
+        "log_to_driver": True,
+        "logging_level": logging.WARNING,
+        "configure_logging": True,
+    }
+    if os.environ.get("RAY_ADDRESS") != "local":
+        with contextlib.suppress(ConnectionError):
+            ray.init(address="auto", **options)
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+            log.info(
+                "joined the Ray cluster at %s: %d node(s), %s",
+                ray.get_runtime_context().gcs_address,
+                len(nodes),
+                _resources(),
+            )
+    if not ray.is_initialized():
+        cpus = config.scaling.local_cpus or os.cpu_count()
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=config.scaling.local_object_store,
+            include_dashboard=False,
+            **options,
+        )
+        log.info("started Ray on this machine: %s", _resources())
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _resources() -> str:
+    have = ray.cluster_resources()
+    return ", ".join(f"{have.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
+
+
+def capacity() -> dict[str, float]:
+    """CPUs and GPUs of the cluster, as far as it can autoscale where that is known."""
+    from ray._private.state import state
+
+    have = ray.cluster_resources()
+    could = state.get_max_resources_from_cluster_config() or {}
+    return {kind: max(have.get(kind, 0.0), float(could.get(kind, 0))) for kind in ("CPU", "GPU")}
+
+
+@ray.remote(num_cpus=0)
+def _read_token(store_uri: str, name: str) -> str:
+    try:
+        return Store(store_uri).read(name).decode()
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def check_storage(store: Store) -> None:
+    """With more than one node, have every node read a token that the driver wrote.
+
+    Raises:
+        UserError: naming the nodes that cannot see it.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    token = uuid.uuid4().hex
+    name = f"tokens/{token}"
+    store.write(name, token.encode())
+    answers = {
+        f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})": _read_token.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(store.uri, name)
+        for node in nodes
+    }
+    seen = {node: ray.get(answer) for node, answer in answers.items()}
+    store.delete("tokens")
+    blind = {node: answer for node, answer in seen.items() if answer != token}
+    if blind:
+        node, answer = next(iter(blind.items()))
+        raise UserError(
+            f"checking the storage {store.uri}: {len(blind)} of {len(nodes)} nodes do not see what the driver wrote there, "
+            f"{node} first ({answer}). Set run.storage to a place that all nodes share: an object store (s3://, gs://) or a "
+            "network folder mounted at the same path everywhere."
+        )
+
+
+def worker_cpus(config: Config, workers: int, section: str) -> float:
+    """CPUs of one training worker, leaving room for the tasks that feed it; without that room training would wait for ever.
+
+    Raises:
+        UserError: the request cannot be held beside its readers.
+    """
+    have = capacity()
+    wanted = config.scaling.cpus_per_worker
+    if config.scaling.gpus_per_worker * workers > have["GPU"]:
+        raise UserError(
+            f"placing {section}: {workers} workers with scaling.gpus_per_worker = {config.scaling.gpus_per_worker} need more than "
+            f"the {have['GPU']:g} GPUs of the cluster. Lower scaling.{section}_workers, or add nodes."
+        )
+    free = have["CPU"] - 2 * READER_CPUS
+    if wanted is None:
+        return min(1.0, int(100 * free / workers) / 100)
+    if wanted * workers > free:
+        raise UserError(
+            f"placing {section}: {workers} workers with scaling.cpus_per_worker = {wanted:g} take {wanted * workers:g} of "
+            f"{have['CPU']:g} CPUs and leave fewer than {2 * READER_CPUS} for reading data. Lower scaling.{section}_workers or "
+            "scaling.cpus_per_worker, or leave the latter out."
+        )
+    return wanted
+
+
+@ray.remote(num_cpus=0)
+class _Lease:
+    """Holds a name until its job ends or releases it; a class of its own because the name lives as long as the actor."""
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self.done = asyncio.Event()
+
+    async def held(self) -> bool:
+        return True
+
+    async def released(self) -> None:
+        await self.done.wait()
+
+    async def release(self) -> None:
+        self.done.set()
+
+
+@contextlib.contextmanager
+def lease(artifact: Artifact) -> Iterator[None]:
+    """Be the only job of this Ray cluster that makes `artifact` (design, invariant 9); waits for another that does."""
+    import hashlib
+
+    name = f"{hashlib.sha256(artifact.store.uri.encode()).hexdigest()[:12]}-{artifact.stage}-{artifact.fingerprint}"
+    while True:
+        try:
+            actor = _Lease.options(name=name, namespace=NAMESPACE).remote()  # type: ignore[attr-defined]
+            ray.get(actor.held.remote())
+            break
+        except ValueError:
+            log.info("%s: another job makes it; waiting", artifact.stage)
+        with contextlib.suppress(ValueError, ray.exceptions.RayActorError):
+            ray.get(ray.get_actor(name, namespace=NAMESPACE).released.remote())
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            ray.get(actor.release.remote())
+        ray.kill(actor)
+
+
+@dataclass(frozen=True)
+class PartContext:
+    """What a task that makes parts needs besides its job; small, because it travels with every task."""
+
+    config: Config
+    artifact: Artifact
+    inputs: dict[str, Artifact]
+    run: str
+
+    def write(
+        self, index: int, rows: int, files: dict[str, tuple[str, bytes]], stats: dict[str, Any]
+    ) -> Part:
+        """Write a finished part; see `Artifact.write_part`."""
+        return self.artifact.write_part(index, rows, files, node_name(), self.run, stats)
+
+
+def node_name() -> str:
+    """The node this process runs on, as people know it."""
+    return f"{os.uname().nodename}/{ray.util.get_node_ip_address()}"
+
+
+def part_context(work: Work) -> PartContext:
+    return PartContext(work.config, work.artifact, work.inputs, work.run)
+
+
+MakePart = Callable[[PartContext, dict[str, Any]], Part]
+
+
+def _make_in_task(row: dict[str, str], make: MakePart, context: PartContext) -> dict[str, str]:
+    return {"part": json.dumps(asdict(make(context, json.loads(row["job"]))))}
+
+
+class _ActorPart:
+    """Makes parts in a Ray Data actor that keeps what is expensive to load."""
+
+    def __init__(
+        self, load: Callable[[PartContext], Callable[[dict[str, Any]], Part]], context: PartContext
+    ) -> None:
+        self.make = load(context)
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        return {"part": json.dumps(asdict(self.make(json.loads(row["job"]))))}
+
+
+def make_parts(
+    work: Work,
+    jobs: dict[int, dict[str, Any]],
+    make: MakePart | None = None,
+    load: Callable[[PartContext], Callable[[dict[str, Any]], Part]] | None = None,
+    actors: int = 1,
+) -> list[Part]:
+    """Make the parts that no earlier run finished, by streaming their descriptors through Ray Data tasks, or actors.
+
+    Args:
+        jobs: part number -> small JSON descriptor.
+        make: makes a part in a task. `load`: prepares an actor and gives the function that makes parts in it. One of the two.
+
+    Returns:
+        All parts by number, whoever made them.
+    """
+    done = {index: part for index, part in work.artifact.finished_parts().items() if index in jobs}
+    if done:
+        log.info("%s: %d of %d parts are there from an earlier run", work.label, len(done), len(jobs))
+    todo = [{"job": json.dumps({"index": index, **job})} for index, job in jobs.items() if index not in done]
+    if not todo:
+        return [done[index] for index in jobs]
+    rows = ray.data.from_items(todo, override_num_blocks=len(todo))
+    context = part_context(work)
+    scaling = work.config.scaling
+    if make is not None:
+        parts = rows.map(_make_in_task, fn_args=(make, context), num_cpus=min(1.0, capacity()["CPU"]))
+    else:
+        fits = max(1, int(capacity()["CPU"] // actor_cpus(work.config, actors)))
+        parts = rows.map(
+            _ActorPart,  # type: ignore[arg-type]
+            fn_constructor_args=(load, context),
+            concurrency=(1, max(1, min(actors, fits, len(todo)))),
+            num_cpus=actor_cpus(work.config, actors),
+            num_gpus=scaling.gpus_per_worker or None,
+        )
+    with track(work.label, len(jobs), "parts", len(done)) as tracker, reraise_user_errors():
+        for row in parts.iter_rows():
+            part = Part.from_dict(json.loads(row["part"]))
+            done[part.index] = part
+            tracker.advance()
+    if len(done) != len(jobs):
+        raise UserError(
+            f"making {work.label}: expected {len(jobs)} parts, got {len(done)}. Run the same command again."
+        )
+    return [done[index] for index in jobs]
+
+
+def actor_cpus(config: Config, actors: int) -> float:
+    """CPUs of one scoring actor: as asked for, or whole where they fit and an equal share where they do not."""
+    if config.scaling.cpus_per_worker is not None:
+        return config.scaling.cpus_per_worker
+    return max(0.1, min(1.0, int(100 * capacity()["CPU"] / actors) / 100))
+
+
+@contextlib.contextmanager
+def reraise_user_errors() -> Iterator[None]:
+    """Turn whatever Ray wrapped around a UserError back into that UserError."""
+    try:
+        yield
+    except Exception as error:
+        found = find_user_error(error)
+        if found is not None:
+            raise found from None
+        raise
+
+
+def find_user_error(error: BaseException | None, depth: int = 0) -> UserError | None:
+    """The UserError that caused an error, however Ray wrapped it."""
+    if error is None or depth > 8:
+        return None
+    if type(error) is UserError:
+        return error
+    failures = getattr(error, "worker_failures", None)
+    nested = list(failures.values()) if isinstance(failures, dict) else []
+    for cause in (
+        *nested,
+        getattr(error, "cause", None),
+        getattr(error, "_cause", None),
+        error.__cause__,
+        error.__context__,
+    ):
+        if isinstance(cause, BaseException) and cause is not error:
+            found = find_user_error(cause, depth + 1)
+            if found is not None:
+                return found
+    return None
+
+
+def bounded(task: Any, calls: list[tuple[Any, ...]], in_flight: int = 64) -> Iterator[Any]:
+    """Run a Ray task once per tuple of arguments, a bounded number at a time; answers in any order, errors unwrapped."""
+    waiting = list(reversed(calls))
+    running: list[Any] = []
+    with reraise_user_errors():
+        while waiting or running:
+            while waiting and len(running) < in_flight:
+                running.append(task.remote(*waiting.pop()))
+            ready, running = ray.wait(running)
+            yield from ray.get(ready)

@@ -1,0 +1,146 @@
+"""`evaluation` from the target: loss and exact match on held-out rows, by source.
+
+Actors hold the target, read a range of a held-out file, take the loss of the given answers, and decode their own greedily.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from s2l_ray.core.encoding import NO_LEARNED_TOKEN, Encoder, token_batches
+from s2l_ray.core.models import load_encoder
+from s2l_ray.core.rawfiles import PartRange, RawFile, read_part
+from s2l_ray.core.store import Part
+from s2l_ray.core.tables import evaluation_schema, parquet_bytes
+from s2l_ray.errors import UserError
+from s2l_ray.stages.edge import PartContext, make_parts
+from s2l_ray.stages.examples import part_job
+from s2l_ray.stages.trajectories import device_of, files_of, load_checkpoint, score
+from s2l_ray.stages.work import Outcome, Work
+
+
+def make(work: Work) -> Outcome:
+    """Evaluate every held-out row.
+
+    Raises:
+        UserError: a bad held-out row, or one without a learned token.
+    """
+    target = work.manifests["target"]
+    folder, files = target.info["model"], files_of(target)
+
+    def load(context: PartContext) -> Callable[[dict[str, Any]], Part]:
+        return _Evaluator(context, folder, files).make_part
+
+    jobs = {part.index: part_job(part) for part in work.ranges}
+    parts = make_parts(work, jobs, load=load, actors=work.config.scaling.scorers)
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for part in parts:
+        for source, values in part.stats["sums"].items():
+            sums[source] = [a + b for a, b in zip(sums[source], values, strict=True)]
+    decoded = work.config.evaluation is not None and work.config.evaluation.max_new_tokens > 0
+    by_source = {
+        source: {"rows": int(rows), "loss": loss / rows, "exact_match": exact / rows if decoded else None}
+        for source, (rows, loss, exact) in sorted(sums.items())
+    }
+    macro = {
+        "loss": float(np.mean([entry["loss"] for entry in by_source.values()])),
+        "exact_match": float(np.mean([entry["exact_match"] or 0.0 for entry in by_source.values()]))
+        if decoded
+        else None,
+    }
+    return Outcome(parts, info={"by_source": by_source, "macro": macro})
+
+
+class _Evaluator:
+    def __init__(self, context: PartContext, folder: str, files: dict[str, list[Any]]) -> None:
+        target, section = context.config.target, context.config.evaluation
+        assert target is not None
+        assert section is not None
+        self.context, self.section = context, section
+        self.device = device_of(context.config)
+        self.encoder = load_encoder(target)
+        self.model = load_checkpoint(context.inputs["target"], folder, files, target.dtype, self.device)
+
+    def make_part(self, job: dict[str, Any]) -> Part:
+        part = PartRange(**{**job, "file": RawFile(**job["file"])})
+        rows = read_part(part, self.section.columns).table
+        examples = self.encoder.examples(rows)
+        unlearned = [example.example_id for example in examples if not example.learned.any()]
+        if unlearned:
+            raise UserError(
+                f"evaluating {part.file.uri}: {NO_LEARNED_TOKEN} in {len(unlearned)} rows, the row with example_id {unlearned[0]} "
+                "first. Raise target.max_length, or leave such rows out of evaluation.files."
+            )
+        losses = score([self.model], examples, self.encoder.pad, self.section.tokens_per_batch, self.device)[
+            :, 0
+        ]
+        answers = self._decode(rows)
+        wanted = rows["output"].to_pylist()
+        exact = [None if a is None else a.strip() == w.strip() for a, w in zip(answers, wanted, strict=True)]
+        table = pa.table(
+            {
+                "example_id": rows["example_id"],
+                "source": rows["source"],
+                "num_tokens": pa.array([int(example.learned.sum()) for example in examples], pa.int32()),
+                "loss": pa.array(losses),
+                "generated": pa.array(answers, pa.string()),
+                "exact": pa.array(exact, pa.bool_()),
+            },
+            schema=evaluation_schema(),
+        )
+        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+        for source, loss, hit in zip(rows["source"].to_pylist(), losses.tolist(), exact, strict=True):
+            sums[source] = [a + b for a, b in zip(sums[source], (1.0, loss, float(bool(hit))), strict=True)]
+        return self.context.write(
+            part.index, table.num_rows, {"data": (".parquet", parquet_bytes(table))}, {"sums": dict(sums)}
+        )
+
+    def _decode(self, rows: pa.Table) -> list[str | None]:
+        if self.section.max_new_tokens == 0:
+            return [None] * rows.num_rows
+        return list(
+            decode(
+                self.model,
+                self.encoder,
+                rows,
+                self.section.max_new_tokens,
+                self.section.tokens_per_batch,
+                self.device,
+            )
+        )
+
+
+def decode(
+    model: Any, encoder: Encoder, rows: pa.Table, max_new_tokens: int, tokens_per_batch: int, device: Any
+) -> list[str]:
+    """The model's greedy answer to each row's prompt, up to its end token or `max_new_tokens` tokens."""
+    import torch
+
+    prompts = encoder.prompts(rows)
+    answers = [""] * len(prompts)
+    for batch in token_batches([len(prompt) + max_new_tokens for prompt in prompts], tokens_per_batch):
+        length = max(len(prompts[row]) for row in batch)
+        ids_BL = np.full((len(batch), length), encoder.pad, np.int64)
+        real_BL = np.zeros((len(batch), length), np.int64)
+        for number, row in enumerate(
+            batch
+        ):  # padded on the left, so that all answers begin at the same place
+            ids_BL[number, length - len(prompts[row]) :] = prompts[row]
+            real_BL[number, length - len(prompts[row]) :] = 1
+        with torch.inference_mode():
+            made_BL = model.generate(
+                input_ids=torch.from_numpy(ids_BL).to(device),
+                attention_mask=torch.from_numpy(real_BL).to(device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=encoder.end,
+                pad_token_id=encoder.pad,
+            ).cpu()
+        for number, row in enumerate(batch):
+            new = made_BL[number, length:].tolist()
+            new = new[: new.index(encoder.end)] if encoder.end in new else new
+            answers[row] = encoder.tokenizer.decode(new, skip_special_tokens=True)
+    return answers

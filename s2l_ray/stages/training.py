@@ -1,0 +1,386 @@
+"""`proxy` from examples and `target` from a subset: Ray Train workers around the one training loop of core.
+
+Ray Train places the workers, sets up their process group and starts them again after a loss; each worker feeds itself by its
+own Ray Data pipeline over window descriptors, so global batches do not depend on the number of workers.
+"""
+
+import itertools
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import ray.train
+import ray.train.torch
+import torch
+
+from s2l_ray.config import Training
+from s2l_ray.core import order
+from s2l_ray.core.encoding import Encoded
+from s2l_ray.core.models import build, load_config, load_encoder, load_tokenizer, tensor_reader
+from s2l_ray.core.rawfiles import chosen_rows
+from s2l_ray.core.store import Artifact, FileEntry, Part
+from s2l_ray.core.training import TrainingPlan, checkpoint_steps, train
+from s2l_ray.core.training_state import checkpoint_files, checkpoint_folder
+from s2l_ray.errors import UserError
+from s2l_ray.progress import track
+from s2l_ray.stages.edge import READER_CPUS, find_user_error, worker_cpus
+from s2l_ray.stages.trajectories import part_dict, part_from
+from s2l_ray.stages.work import Outcome, Work
+
+log = logging.getLogger("s2l_ray")
+ROWS_PER_READ = (
+    8_192  # windows are read together until they have this many rows, so that a reader's start-up is worth it
+)
+SECONDS_BETWEEN_METRICS = 5.0
+CURVE_POINTS = 2_000
+
+
+def make(work: Work) -> Outcome:
+    """Train the proxies one after the other, or the target.
+
+    Raises:
+        UserError: fewer steps than checkpoints, a batch that does not divide, a loss that is not finite, a request that does not fit.
+    """
+    if work.artifact.stage == "target":
+        return _make_target(work)
+    files: list[FileEntry] = []
+    members = []
+    for number, section in enumerate(work.config.proxy.each()):
+        plan = _stream(work, "examples", section)
+        steps = (0, *checkpoint_steps(plan.steps, section.checkpoints))
+        place = _Place(work.artifact, f"member-{number}/")
+        _run(work, "proxy", section, plan, steps, place)
+        folders = [f"{place.prefix}{checkpoint_folder(step)}" for step in steps]
+        files += [entry for step in steps for entry in place.checkpoint(step)]
+        members.append({"steps": list(steps), "folders": folders, **_told(place, section, plan)})
+    return Outcome(files=files, info={"members": members})
+
+
+def _make_target(work: Work) -> Outcome:
+    section = work.config.target
+    assert section is not None
+    plan = _stream(work, "subset", section)
+    place = _Place(work.artifact, "")
+    _run(work, "target", section, plan, (plan.steps,), place)
+    folder = checkpoint_folder(plan.steps)
+    files = [*place.checkpoint(plan.steps), *_save_tokenizer(work.artifact, folder, section)]
+    return Outcome(files=files, info={"model": folder, **_told(place, section, plan)})
+
+
+def _stream(work: Work, data: str, section: Training) -> order.Stream:
+    rows = [part.rows for part in work.manifests[data].parts]
+    return order.stream(
+        rows, section.shuffle_window, section.seed, section.global_batch, section.epochs, section.steps
+    )
+
+
+def _save_tokenizer(artifact: Artifact, folder: str, section: Training) -> list[FileEntry]:
+    entries = []
+    with tempfile.TemporaryDirectory() as scratch:
+        load_tokenizer(section).save_pretrained(scratch)
+        for name in sorted(os.listdir(scratch)):
+            with open(os.path.join(scratch, name), "rb") as file:
+                entries.append(artifact.write_named(f"{folder}/{name}", file.read()))
+    return entries
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one training writes inside its artifact: the core's files, and the metrics of each life of the run."""
+
+    artifact: Artifact
+    prefix: str
+
+    def _path(self, path: str) -> str:
+        return f"state/{self.prefix}{path}" if path.startswith("state") else f"{self.prefix}{path}"
+
+    def write(self, path: str, data: bytes) -> None:
+        self.artifact.write(self._path(path), data)
+
+    def read(self, path: str) -> bytes:
+        return self.artifact.read(self._path(path))
+
+    def list(self, folder: str) -> Sequence[str]:
+        return self.artifact.list(self._path(folder))
+
+    def delete(self, folder: str) -> None:
+        self.artifact.delete(self._path(folder))
+
+    def checkpoint(self, step: int) -> Sequence[FileEntry]:
+        """The files of a finished checkpoint."""
+        found = checkpoint_files(self, step)
+        if found is None:
+            raise UserError(
+                f"training: the checkpoint of step {step} is not complete in {self.artifact.uri}. Run the same command again."
+            )
+        folder = f"{self.prefix}{checkpoint_folder(step)}"
+        return [FileEntry(f"{folder}/{entry['name']}", entry["bytes"], entry["sha256"]) for entry in found]
+
+    def metrics(self) -> Sequence[dict[str, float]]:
+        """One entry a step; where two lives of the run did a step, the later one counts."""
+        by_step: dict[int, dict[str, float]] = {}
+        for name in self.list("metrics"):
+            by_step.update({int(entry["step"]): entry for entry in json.loads(self.read(f"metrics/{name}"))})
+        return [by_step[step] for step in sorted(by_step)]
+
+
+def _told(place: _Place, section: Training, plan: order.Stream) -> dict[str, Any]:
+    metrics = place.metrics()
+    thin = metrics[:: max(1, len(metrics) // CURVE_POINTS)]
+    model = load_config(section.model)
+    return {
+        "total_steps": plan.steps,
+        "examples": plan.positions,
+        "tokens": sum(int(entry["tokens"]) for entry in metrics),
+        "train_seconds": round(sum(entry["seconds"] for entry in metrics), 3),
+        "wait_seconds": round(sum(entry["wait_seconds"] for entry in metrics), 3),
+        "curve": {
+            name: [round(entry[name], 6) for entry in thin] for name in ("step", "loss", "learning_rate")
+        },
+        "model_type": model.model_type,
+    }
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that a worker needs; travels by pickle."""
+
+    section: Training
+    data: Artifact
+    parts: list[dict[str, Any]]
+    columns: list[dict[str, str]] | None
+    stream: order.Stream
+    plan: TrainingPlan
+    place: _Place
+    threads: int
+
+
+def _run(
+    work: Work, stage: str, section: Training, stream: order.Stream, steps: tuple[int, ...], place: _Place
+) -> None:
+    """Train until every checkpoint is there; a lost worker or node starts a new attempt from the last state."""
+    if all(checkpoint_files(place, step) is not None for step in steps):
+        log.info("%s: all checkpoints are there from an earlier run", stage)
+        return
+    data = "examples" if stage == "proxy" else "subset"
+    scaling = work.config.scaling
+    workers, micro = (
+        (scaling.proxy_workers, scaling.proxy_micro_batch)
+        if stage == "proxy"
+        else (scaling.target_workers, scaling.target_micro_batch)
+    )
+    job = _Job(
+        section=section,
+        data=work.inputs[data],
+        parts=[part_dict(part) for part in work.manifests[data].parts],
+        columns=work.manifests[data].info["columns"] if stage == "target" else None,
+        stream=stream,
+        plan=_plan(section, stream, steps, micro),
+        place=place,
+        threads=scaling.threads,
+    )
+    load_encoder(section)  # a tokenizer that does not fit is told here, before workers start
+    for attempt in itertools.count():
+        try:
+            _fit(work, stage, job, workers)
+            return
+        except ray.train.v2.api.exceptions.TrainingFailedError as error:
+            found = find_user_error(error)
+            if found is not None:
+                raise found from None
+            if attempt == scaling.max_failures:
+                raise
+            log.warning(
+                "%s: lost a worker or node (%d of %d allowed); going on from the last state: %s",
+                stage,
+                attempt + 1,
+                scaling.max_failures,
+                error,
+            )
+
+
+def _plan(section: Training, stream: order.Stream, steps: tuple[int, ...], micro_batch: int) -> TrainingPlan:
+    return TrainingPlan(
+        total_steps=stream.steps,
+        checkpoint_steps=steps,
+        global_batch=section.global_batch,
+        micro_batch=micro_batch,
+        learning_rate=section.learning_rate,
+        schedule=section.schedule,
+        warmup_ratio=section.warmup_ratio,
+        weight_decay=section.weight_decay,
+        adam_beta1=section.adam_beta1,
+        adam_beta2=section.adam_beta2,
+        adam_eps=section.adam_epsilon,
+        gradient_clipping=section.gradient_clipping,
+        dtype=section.dtype,
+        zero_stage=section.zero_stage,
+        state_every=section.state_every,
+        seed=section.seed,
+    )
+
+
+def _fit(work: Work, stage: str, job: _Job, workers: int) -> None:
+    scaling = work.config.scaling
+    resources = {"CPU": worker_cpus(work.config, workers, stage)}
+    if scaling.gpus_per_worker:
+        resources["GPU"] = scaling.gpus_per_worker
+    name = f"{stage}-{work.artifact.fingerprint}-{time.time_ns()}"
+    trainer = ray.train.torch.TorchTrainer(
+        _work,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(name=name, storage_path=f"{work.artifact.store.uri}/scratch"),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if scaling.gpus_per_worker else "gloo"),
+    )
+    try:
+        trainer.fit()
+    finally:
+        work.artifact.store.delete(f"scratch/{name}")
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """What each Ray Train worker does."""
+    job: _Job = settings["job"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(job.threads)
+    config = load_config(job.section.model)
+    with _Metrics(job, rank) as metrics:
+        train(
+            lambda: build(config),
+            tensor_reader(job.section.model),
+            job.plan,
+            lambda first_step: _feed(job, rank, world_size, first_step),
+            job.place,
+            rank,
+            world_size,
+            ray.train.torch.get_device(),
+            metrics.step,
+        )
+
+
+class _Metrics:
+    """Collects what the loop says of each step, stores it now and then, and shows progress; rank 0 only has steps to tell."""
+
+    def __init__(self, job: _Job, rank: int) -> None:
+        self.job, self.rank = job, rank
+        self.entries: list[dict[str, float]] = []
+        self.stored = time.monotonic()
+
+    def __enter__(self) -> "_Metrics":
+        label = "target" if self.job.columns is not None else "proxy"
+        self.tracking = track(label, self.job.plan.total_steps, "steps")
+        self.tracker = self.tracking.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.tracking.__exit__(*error)
+        self._store()
+
+    def step(self, entry: dict[str, float]) -> None:
+        if not self.entries:
+            self.tracker.done = self.tracker.first = int(entry["step"]) - 1
+        self.entries.append(entry)
+        self.tracker.advance(1, f"loss {entry['loss']:.4f}")
+        if time.monotonic() - self.stored > SECONDS_BETWEEN_METRICS:
+            self._store()
+
+    def _store(self) -> None:
+        if self.entries:
+            self.stored = time.monotonic()
+            self.job.place.write(
+                f"metrics/from-{int(self.entries[0]['step']):08d}.json", json.dumps(self.entries).encode()
+            )
+
+
+def _feed(job: _Job, rank: int, world_size: int, first_step: int) -> Iterator[list[Encoded]]:
+    """This worker's examples of every step from `first_step` on, tokenised by a Ray Data pipeline of its own."""
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    reads = [
+        {"windows": json.dumps([w.__dict__ for w in group])}
+        for group in _reads(order.windows(job.stream, first_step))
+    ]
+    rows = ray.data.from_items(reads, override_num_blocks=len(reads)).map_batches(
+        _encode_windows,
+        fn_args=(job, rank, world_size, first_step),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=READER_CPUS,
+    )
+    waiting: list[Encoded] = []
+    step = first_step
+    need = order.share_of(job.stream, step, rank, world_size)
+    for block in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+        for example in _from_arrow(block):
+            waiting.append(example)
+            if len(waiting) == need:
+                yield waiting
+                waiting, step = [], step + 1
+                need = order.share_of(job.stream, step, rank, world_size) if step < job.stream.steps else -1
+    if step < job.stream.steps and not need:
+        yield waiting  # the short last batch had nothing for this worker
+
+
+def _reads(windows: Iterator[order.Window]) -> Iterator[list[order.Window]]:
+    group: list[order.Window] = []
+    for window in windows:
+        group.append(window)
+        if sum(w.rows for w in group) >= ROWS_PER_READ:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _encode_windows(batch: pa.Table, job: _Job, rank: int, world_size: int, first_step: int) -> pa.Table:
+    encoder = load_encoder(job.section)
+    encoded: list[Encoded] = []
+    for raw in json.loads(batch["windows"][0].as_py()):
+        window = order.Window(**{**raw, "parts": tuple(raw["parts"])})
+        table = pa.concat_tables([_read(job, part_from(job.parts[part])) for part in window.parts])
+        mine = order.shuffled(job.stream, window)[
+            order.owned(job.stream, window, rank, world_size, first_step)
+        ]
+        encoded += encoder.examples(table.take(pa.array(mine)))
+    lengths = np.cumsum([0, *(len(example.input_ids) for example in encoded)])
+    ids = np.concatenate([example.input_ids for example in encoded]) if encoded else np.empty(0, np.int32)
+    learned = np.concatenate([example.learned for example in encoded]) if encoded else np.empty(0, bool)
+    return pa.table(
+        {
+            "example_id": pa.array([example.example_id for example in encoded], pa.int64()),
+            "input_ids": pa.ListArray.from_arrays(pa.array(lengths, pa.int32()), pa.array(ids, pa.int32())),
+            "learned": pa.ListArray.from_arrays(pa.array(lengths, pa.int32()), pa.array(learned, pa.bool_())),
+        }
+    )
+
+
+def _read(job: _Job, part: Part) -> pa.Table:
+    if job.columns is None:
+        return job.data.read_part(part, ["example_id", "instruction", "input", "output"])
+    return chosen_rows(job.data.read_part(part), job.columns)
+
+
+def _from_arrow(block: pa.Table) -> Iterator[Encoded]:
+    for chunk in block.to_batches():
+        columns = (chunk.column(name) for name in ("input_ids", "learned"))
+        ids, learned = (column.flatten().to_numpy(zero_copy_only=False) for column in columns)
+        ends = np.cumsum(chunk.column("input_ids").value_lengths().to_numpy())
+        for example_id, first, end in zip(
+            chunk.column("example_id").to_pylist(), [0, *ends[:-1]], ends, strict=True
+        ):
+            yield Encoded(example_id, ids[first:end], learned[first:end])

@@ -1,0 +1,34 @@
+"""What a stage is given and what it gives back. Stages meet through committed artifacts only."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from s2l_ray.config import Config
+from s2l_ray.core.rawfiles import PartRange
+from s2l_ray.core.store import Artifact, FileEntry, Manifest, Part
+
+
+@dataclass(frozen=True)
+class Work:
+    """One artifact to make: its place, the config it follows, the committed artifacts it is made from, this run's id, and the
+    parts of raw files for the stages that read them."""
+
+    config: Config
+    artifact: Artifact
+    inputs: dict[str, Artifact]
+    manifests: dict[str, Manifest]
+    run: str
+    ranges: list[PartRange] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        return self.artifact.stage
+
+
+@dataclass
+class Outcome:
+    """What was made: row-wise parts, other files, and small facts for later stages and for people."""
+
+    parts: list[Part] = field(default_factory=list)
+    files: list[FileEntry] = field(default_factory=list)
+    info: dict[str, Any] = field(default_factory=dict)
