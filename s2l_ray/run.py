@@ -81,7 +81,10 @@ def load_job(path: str | None, overrides: list[str]) -> config.Job:
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
         if not store.exists(f"demo/{name}") or store.read(f"demo/{name}") != data:
             store.write(f"demo/{name}", data)
-    files = {"examples": {"files": [f"{folder}/train.jsonl"]}, "evaluation": {"files": [f"{folder}/heldout.jsonl"]}}
+    files = {
+        "examples": {"files": [f"{folder}/train.jsonl"]},
+        "evaluation": {"files": [f"{folder}/heldout.jsonl"]},
+    }
     return config.load(None, overrides, config.merge(demo.CONFIG, files))
 
 

@@ -36,8 +36,16 @@ def connect(config: Config) -> None:
         "configure_logging": True,
     }
     if os.environ.get("RAY_ADDRESS") != "local":
-        with contextlib.suppress(ConnectionError):
+        try:
             ray.init(address="auto", **options)
+        except ConnectionError as error:
+            if "RAY_ADDRESS" in os.environ:
+                raise UserError(
+                    f"joining the Ray cluster at RAY_ADDRESS = {os.environ['RAY_ADDRESS']}: {error}. Is it running, and is "
+                    "RAY_AUTH_TOKEN its token? Unset RAY_ADDRESS to work on this machine alone."
+                ) from None
+            log.info("no Ray cluster to join here (%s)", str(error).splitlines()[0].rstrip("."))
+        else:
             nodes = [node for node in ray.nodes() if node["Alive"]]
             log.info(
                 "joined the Ray cluster at %s: %d node(s), %s",
@@ -58,7 +66,8 @@ def connect(config: Config) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _resources() -> str:
@@ -256,7 +265,7 @@ def make_parts(
         parts = rows.map(
             _ActorPart,  # type: ignore[arg-type]
             fn_constructor_args=(load, context),
-            concurrency=(1, max(1, min(actors, fits, len(todo)))),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors, fits, len(todo)))),
             num_cpus=actor_cpus(work.config, actors),
             num_gpus=scaling.gpus_per_worker or None,
         )

@@ -4,11 +4,13 @@ Ray Train places the workers, sets up their process group and starts them again 
 own Ray Data pipeline over window descriptors, so global batches do not depend on the number of workers.
 """
 
+import contextlib
 import itertools
 import json
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ import torch
 from s2l_ray.config import Training
 from s2l_ray.core import order
 from s2l_ray.core.encoding import Encoded
-from s2l_ray.core.models import build, load_config, load_encoder, load_tokenizer, tensor_reader
+from s2l_ray.core.models import build, load_config, load_encoder, load_tokenizer, parameters, tensor_reader
 from s2l_ray.core.rawfiles import chosen_rows
 from s2l_ray.core.store import Artifact, FileEntry, Part
 from s2l_ray.core.training import TrainingPlan, checkpoint_steps, train
@@ -62,7 +64,8 @@ def make(work: Work) -> Outcome:
         folders = [f"{place.prefix}{checkpoint_folder(step)}" for step in steps]
         files += [entry for step in steps for entry in place.checkpoint(step)]
         members.append({"steps": list(steps), "folders": folders, **_told(place, section, plan)})
-    return Outcome(files=files, info={"members": members})
+    flops = [member["flops"] for member in members]
+    return Outcome(files=files, info={"members": members, "flops": sum(flops) if all(flops) else None})
 
 
 def _make_target(work: Work) -> Outcome:
@@ -136,17 +139,19 @@ class _Place:
 def _told(place: _Place, section: Training, plan: order.Stream) -> dict[str, Any]:
     metrics = place.metrics()
     thin = metrics[:: max(1, len(metrics) // CURVE_POINTS)]
-    model = load_config(section.model)
+    size = parameters(section.model)
+    tokens = sum(int(entry["tokens"]) for entry in metrics)
     return {
         "total_steps": plan.steps,
         "examples": plan.positions,
-        "tokens": sum(int(entry["tokens"]) for entry in metrics),
+        "tokens": tokens,
+        "parameters": size,
+        "flops": 6.0 * size * tokens if size else None,
         "train_seconds": round(sum(entry["seconds"] for entry in metrics), 3),
         "wait_seconds": round(sum(entry["wait_seconds"] for entry in metrics), 3),
         "curve": {
             name: [round(entry[name], 6) for entry in thin] for name in ("step", "loss", "learning_rate")
         },
-        "model_type": model.model_type,
     }
 
 
@@ -245,7 +250,8 @@ def _fit(work: Work, stage: str, job: _Job, workers: int) -> None:
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if scaling.gpus_per_worker else "gloo"),
     )
     try:
-        trainer.fit()
+        with _watched(job, stage):
+            trainer.fit()
     finally:
         work.artifact.store.delete(f"scratch/{name}")
 
@@ -257,7 +263,7 @@ def _work(settings: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.threads)
     config = load_config(job.section.model)
-    with _Metrics(job, rank) as metrics:
+    with _Metrics(job.place) as metrics:
         train(
             lambda: build(config),
             tensor_reader(job.section.model),
@@ -272,37 +278,52 @@ def _work(settings: dict[str, Any]) -> None:
 
 
 class _Metrics:
-    """Collects what the loop says of each step, stores it now and then, and shows progress; rank 0 only has steps to tell."""
+    """Collects what the loop says of each step and stores it every few seconds; only rank 0 is told of steps."""
 
-    def __init__(self, job: _Job, rank: int) -> None:
-        self.job, self.rank = job, rank
+    def __init__(self, place: _Place) -> None:
+        self.place = place
         self.entries: list[dict[str, float]] = []
         self.stored = time.monotonic()
 
     def __enter__(self) -> "_Metrics":
-        label = "target" if self.job.columns is not None else "proxy"
-        self.tracking = track(label, self.job.plan.total_steps, "steps")
-        self.tracker = self.tracking.__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self.tracking.__exit__(*error)
+    def __exit__(self, *error: object) -> None:
         self._store()
 
     def step(self, entry: dict[str, float]) -> None:
-        if not self.entries:
-            self.tracker.done = self.tracker.first = int(entry["step"]) - 1
         self.entries.append(entry)
-        self.tracker.advance(1, f"loss {entry['loss']:.4f}")
         if time.monotonic() - self.stored > SECONDS_BETWEEN_METRICS:
             self._store()
 
     def _store(self) -> None:
         if self.entries:
             self.stored = time.monotonic()
-            self.job.place.write(
+            self.place.write(
                 f"metrics/from-{int(self.entries[0]['step']):08d}.json", json.dumps(self.entries).encode()
             )
+
+
+@contextlib.contextmanager
+def _watched(job: _Job, stage: str) -> Iterator[None]:
+    """Show the progress of a training that runs elsewhere, from the metrics it stores."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        metrics = job.place.metrics()
+        with track(stage, job.plan.total_steps, "steps", len(metrics)) as tracker:
+            while not ended.wait(SECONDS_BETWEEN_METRICS):
+                metrics = job.place.metrics()
+                if metrics:
+                    tracker.advance(len(metrics) - tracker.done, f"loss {metrics[-1]['loss']:.4f}")
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _feed(job: _Job, rank: int, world_size: int, first_step: int) -> Iterator[list[Encoded]]:

@@ -54,12 +54,17 @@ def make(work: Work) -> Outcome:
         )
     first = 0 if work.config.trajectories.use_initial else 1
     steps = [[number, step] for number, member in enumerate(members) for step in member["steps"][first:]]
+    tokens = sum(part.stats["tokens"] for part in parts)
+    sizes = [(member["parameters"], len(member["steps"])) for member in proxy.info["members"]]
     info = {
+        "flops": sum(2.0 * size * count * tokens for size, count in sizes)
+        if all(size for size, _ in sizes)
+        else None,
         "steps": steps,
         "scored": scored,
         "sources": dict(sorted(sources.items())),
         "left_out": dict(reasons),
-        "tokens": sum(part.stats["tokens"] for part in parts),
+        "tokens": tokens,
         "learned_tokens": sum(part.stats["learned_tokens"] for part in parts),
     }
     return Outcome(parts, info=info)

@@ -1,0 +1,186 @@
+"""`report` from every artifact of a job: gathers small numbers and a few sample rows, and renders one page."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from s2l_ray.core.encoding import prompt_text
+from s2l_ray.core.report import (
+    ClusterExample,
+    Clustering,
+    Evaluation,
+    LeftOut,
+    LossCurve,
+    ReportData,
+    StageCost,
+    Subset,
+    render,
+)
+from s2l_ray.core.store import Artifact, Manifest
+from s2l_ray.stages.work import Outcome, Work
+
+
+def make(work: Work) -> Outcome:
+    """Render the page. Inputs are named `variant/stage`."""
+    variants: dict[str, dict[str, Manifest]] = {}
+    for name, manifest in work.manifests.items():
+        variant, stage = name.split("/")
+        variants.setdefault(variant, {})[stage] = manifest
+    first = next(iter(variants.values()))
+    examples, trajectories = first["examples"], first.get("trajectories")
+    sources = list(examples.info["sources"])
+    data = ReportData(
+        run=work.config.run.name,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        num_examples=examples.rows,
+        versions=examples.versions,
+        subsets=[
+            _subset(work, v, stages["subset"], sources)
+            for v, stages in variants.items()
+            if "subset" in stages
+        ],
+        sources=sources,
+        source_sizes=[examples.info["sources"][source] for source in sources],
+        proxies=_curves(variants),
+        clusterings=_clusterings(work, variants),
+        left_out=_left_out(examples, trajectories),
+        evaluations=[_evaluation(v, s) for v, s in variants.items() if "evaluation" in s],
+        stages=_costs(work, variants),
+    )
+    return Outcome(files=[work.artifact.write_named("report.html", render(data).encode())])
+
+
+def _subset(work: Work, variant: str, manifest: Manifest, sources: list[str]) -> Subset:
+    after = {source: counts[1] for source, counts in manifest.info["sources"].items()}
+    return Subset(
+        variant=variant,
+        rule=manifest.info["rule"],
+        num_examples=manifest.rows,
+        uri=work.inputs[f"{variant}/subset"].uri,
+        source_sizes=[after.get(source, 0) for source in sources],
+    )
+
+
+def _curves(variants: dict[str, dict[str, Manifest]]) -> list[LossCurve]:
+    proxies = {
+        stages["proxy"].fingerprint: stages["proxy"] for stages in variants.values() if "proxy" in stages
+    }
+    return [
+        LossCurve(
+            label=f"proxy {number}" if number else "proxy",
+            steps=member["curve"]["step"],
+            losses=member["curve"]["loss"],
+        )
+        for manifest in proxies.values()
+        for number, member in enumerate(manifest.info["members"])
+    ]
+
+
+def _clusterings(work: Work, variants: dict[str, dict[str, Manifest]]) -> list[Clustering]:
+    found = {}
+    for variant, stages in variants.items():
+        if "clusters" in stages:
+            key = (stages["clusters"].fingerprint, stages["subset"].fingerprint if "subset" in stages else "")
+            found.setdefault(key, (variant, stages))
+    return [_clustering(work, variant, stages) for variant, stages in found.values()]
+
+
+def _clustering(work: Work, variant: str, stages: dict[str, Manifest]) -> Clustering:
+    clusters, subset = stages["clusters"], stages.get("subset")
+    mean, spread = np.array(clusters.info["centroids"]), np.array(clusters.info["spread"])
+    steps = clusters.info["steps"]
+    several = steps[0][0] != steps[-1][0]
+    return Clustering(
+        variant=variant,
+        steps=list(range(1, len(steps) + 1)) if several else [step for _, step in steps],
+        mean=mean,
+        low=mean - spread,
+        high=mean + spread,
+        band="mean plus and minus one standard deviation",
+        sizes=clusters.info["sizes"],
+        quotas=subset.info["quotas"] if subset is not None else None,
+        objective=clusters.info["objectives"],
+        examples=_members(work, variant, stages),
+    )
+
+
+def _members(work: Work, variant: str, stages: dict[str, Manifest]) -> list[ClusterExample]:
+    """The first rows of each cluster, from as few parts as have them."""
+    wanted = work.config.report.sample_rows
+    per_cluster: dict[int, int] = {}
+    shown: list[ClusterExample] = []
+    sizes = stages["clusters"].info["sizes"]
+    enough = sum(min(wanted, size) for size in sizes)
+    examples, clusters = work.inputs[f"{variant}/examples"], work.inputs[f"{variant}/clusters"]
+    for part, labels in zip(stages["examples"].parts, stages["clusters"].parts, strict=True):
+        if len(shown) == enough:
+            break
+        assigned = clusters.read_part(labels)
+        taken = []
+        for row, cluster in enumerate(assigned["cluster"].to_pylist()):
+            if cluster is not None and per_cluster.get(cluster, 0) < wanted:
+                per_cluster[cluster] = per_cluster.get(cluster, 0) + 1
+                taken.append(row)
+        if taken:
+            shown += _examples(examples, part, assigned, taken)
+    return sorted(shown, key=lambda example: example.cluster)
+
+
+def _examples(artifact: Artifact, part: Any, assigned: Any, taken: list[int]) -> list[ClusterExample]:
+    rows = artifact.read_part(part, ["example_id", "source", "instruction", "input", "output"]).take(taken)
+    near = assigned.take(taken)
+    return [
+        ClusterExample(
+            cluster=place["cluster"],
+            example_id=row["example_id"],
+            source=row["source"],
+            prompt=prompt_text("plain", row["instruction"], row["input"]),
+            completion=row["output"],
+            distance=place["distance"],
+        )
+        for row, place in zip(rows.to_pylist(), near.to_pylist(), strict=True)
+    ]
+
+
+def _left_out(examples: Manifest, trajectories: Manifest | None) -> list[LeftOut]:
+    rows = [
+        LeftOut(stage="examples", reason=reason, count=count)
+        for reason, count in examples.info["rejects"].items()
+    ]
+    if trajectories is not None:
+        rows += [
+            LeftOut(stage="trajectories", reason=r, count=c) for r, c in trajectories.info["left_out"].items()
+        ]
+    return rows
+
+
+def _evaluation(variant: str, stages: dict[str, Manifest]) -> Evaluation:
+    by_source = stages["evaluation"].info["by_source"]
+    return Evaluation(
+        variant=variant,
+        num_examples=stages["subset"].rows,
+        target_steps=stages["target"].info["total_steps"],
+        losses={source: entry["loss"] for source, entry in by_source.items()},
+        exact_match={source: entry["exact_match"] for source, entry in by_source.items()},
+    )
+
+
+def _costs(work: Work, variants: dict[str, dict[str, Manifest]]) -> list[StageCost]:
+    owners: dict[tuple[str, str], list[str]] = {}
+    manifests = {}
+    for variant, stages in variants.items():
+        for stage, manifest in stages.items():
+            owners.setdefault((stage, manifest.fingerprint), []).append(variant)
+            manifests[stage, manifest.fingerprint] = manifest
+    return [
+        StageCost(
+            stage=stage,
+            variant="" if len(names) == len(variants) else ", ".join(names),
+            reused=manifests[stage, name].run != work.run,
+            rows=manifests[stage, name].rows or None,
+            seconds=manifests[stage, name].seconds,
+            flops=manifests[stage, name].info.get("flops"),
+        )
+        for (stage, name), names in owners.items()
+    ]
