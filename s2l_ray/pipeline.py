@@ -98,6 +98,7 @@ class Plan:
     store: Store
     nodes: list[Node]
     rows: dict[str, int]
+    text_bytes: dict[str, int]
 
     def of(self, variant: str) -> dict[str, Node]:
         """A variant's artifacts by stage; the report belongs to all variants."""
@@ -132,12 +133,14 @@ def plan(job: Job, until: str = "report", assume: bool = False) -> Plan:
     store = Store(job.first.run.storage)
     nodes: dict[tuple[str, str], Node] = {}
     rows: dict[str, int] = {}
+    text_bytes: dict[str, int] = {}
     raw = _RawFiles(store, assume)
     for variant, config in job.variants.items():
         ranges = raw.ranges(
             config.examples.files, config.examples.root, config.examples.rows_per_part, "examples"
         )
         rows[variant] = sum(part.rows for part in ranges) or config.examples.expected_rows or 0
+        text_bytes[variant] = sum(raw.indexes[uri].text_bytes for uri in {part.file.uri for part in ranges})
         _check_sizes(config, rows[variant])
         own: dict[str, Node] = {}
         for stage in STAGES[:-1]:
@@ -167,7 +170,7 @@ def plan(job: Job, until: str = "report", assume: bool = False) -> Plan:
     if "report" in wanted:
         _add_report(job, store, nodes)
     ordered = sorted(nodes.values(), key=lambda node: NAMES.index(node.stage.name))
-    return Plan(job, store, ordered, rows)
+    return Plan(job, store, ordered, rows, text_bytes)
 
 
 def _add_report(job: Job, store: Store, nodes: dict[tuple[str, str], Node]) -> None:
@@ -234,7 +237,7 @@ class _RawFiles:
     def __init__(self, store: Store, assume: bool) -> None:
         self.store, self.assume = store, assume
         self.seen: dict[str, list[PartRange]] = {}
-        self.hashes: dict[str, str] = {}
+        self.indexes: dict[str, FileIndex] = {}
 
     def ranges(
         self, patterns: list[str], root: str | None, rows_per_part: int, section: str
@@ -249,55 +252,52 @@ class _RawFiles:
                 files = []
             with ThreadPoolExecutor(IO_THREADS) as pool:
                 indexes = list(pool.map(lambda file: self._index(file, rows_per_part), files))
-            self.hashes.update({file.uri: index.sha256 for file, index in zip(files, indexes, strict=True)})
+            self.indexes.update({file.uri: index for file, index in zip(files, indexes, strict=True)})
             self.seen[key] = part_ranges(files, indexes)
         return self.seen[key]
 
     def identity(self, ranges: list[PartRange]) -> list[Any]:
         files = {part.file_number: part.file for part in ranges}
-        return [[file.name, file.bytes, self.hashes[file.uri]] for _, file in sorted(files.items())]
+        return [[file.name, file.bytes, self.indexes[file.uri].sha256] for _, file in sorted(files.items())]
 
     def _index(self, file: RawFile, rows_per_part: int) -> FileIndex:
         path = f"index/{fingerprint([file.uri, file.bytes, file.mtime_ns, rows_per_part])}.json"
         try:
             raw = json.loads(self.store.read(path))
-            return FileIndex(raw["sha256"], raw["rows"], [tuple(r) for r in raw["ranges"]])
+            return FileIndex(raw["sha256"], raw["rows"], raw["text_bytes"], [tuple(r) for r in raw["ranges"]])
         except (FileNotFoundError, ValueError, KeyError):
             index = index_file(file, rows_per_part)
             self.store.write(path, json.dumps(asdict(index)).encode())
             return index
 
 
-def run(job: Job, until: str = "report") -> list[Done]:
-    """Reuse or make every artifact of the job, then write its run record.
+def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
+    """Reuse or make every artifact of a plan. Ray is started only if something is to be made that needs it.
 
-    Ray is started only if something is to be made.
+    Args:
+        only: labels of the nodes to look at; with them given, no run record is written.
     """
-    made_plan = plan(job, until)
+    nodes = [node for node in made_plan.nodes if only is None or node.label in only]
     run_id = uuid.uuid4().hex[:12]
-    committed = {node.label: node.artifact.committed() for node in made_plan.nodes}
-    if any(committed[node.label] is None and node.stage.name != "report" for node in made_plan.nodes):
+    committed = {node.label: node.artifact.committed() for node in nodes}
+    if any(committed[node.label] is None and node.stage.name != "report" for node in nodes):
         from s2l_ray.stages import edge
 
-        edge.connect(job.first)
+        edge.connect(made_plan.job.first)
         edge.check_storage(made_plan.store)
     done: list[Done] = []
     manifests: dict[str, Manifest] = {}
-    for node in made_plan.nodes:
+    for node in nodes:
         found = committed[node.label]
         result = (
             Done(node, found, False, found.seconds) if found is not None else _make(node, manifests, run_id)
         )
-        log.info(
-            "%s: %s, %s rows, %.1f s",
-            node.label,
-            "made" if result.made else "reused",
-            f"{result.manifest.rows:,}",
-            result.seconds,
-        )
+        rows = f"{result.manifest.rows:,} rows, " if result.manifest.parts else ""
+        log.info("%s: %s, %s%.1f s", node.label, "made" if result.made else "reused", rows, result.seconds)
         manifests[node.label] = result.manifest
         done.append(result)
-    _record(made_plan, done)
+    if only is None:
+        _record(made_plan, done)
     return done
 
 

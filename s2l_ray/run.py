@@ -30,12 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     set_up_logging()
     try:
         job = load_job(args.config, overrides)
+        made_plan = pipeline.plan(job, args.until, assume=args.dry_run)
         if args.dry_run:
             from s2l_ray.estimate import print_plan
 
-            print_plan(pipeline.plan(job, args.until, assume=True))
+            print_plan(made_plan)
             return 0
-        done = pipeline.run(job, args.until)
+        done = pipeline.run(made_plan)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -109,7 +110,11 @@ def print_results(job: config.Job, done: list[pipeline.Done]) -> None:
         names = "all" if everyone else ", ".join(result.node.variants)
         state = "made" if result.made else "reused"
         table.add_row(
-            result.node.stage.name, names, state, f"{result.manifest.rows:,}", f"{result.seconds:.1f}"
+            result.node.stage.name,
+            names,
+            state,
+            f"{result.manifest.rows:,}" if result.manifest.parts else "",
+            f"{result.seconds:.1f}",
         )
     console.print(table)
     evaluated = {

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from s2l_ray.core.kmeans import FitState, Shard, fit
 from s2l_ray.core.store import Artifact, Part
@@ -152,15 +154,24 @@ class _Shards:
         parts = [part_dict(part) for part in work.manifests["trajectories"].parts]
         count = min(work.config.scaling.shards, len(parts))
         self.parts = [parts[number::count] for number in range(count)]
-        cpus = min(1.0, int(100 * capacity()["CPU"] / count) / 100)
-        options = {
-            "num_cpus": cpus,
-            "scheduling_strategy": "SPREAD",
-            "max_restarts": -1,
-            "max_task_retries": -1,
-        }
+        # All shards or none: two jobs that each held half of their actors would wait for each other for ever. A tenth of the
+        # CPUs stays free for whoever called this, such as a trial of a sweep.
+        cpus = max(0.01, min(1.0, int(90 * capacity()["CPU"] / count) / 100))
+        self.place = placement_group([{"CPU": cpus}] * count, strategy="SPREAD")
+        ray.get(self.place.ready())
+        losses = work.config.scaling.max_failures
         context = part_context(work)
-        self.actors = [ShardActor.options(**options).remote(context, mine) for mine in self.parts]  # type: ignore[attr-defined]
+        self.actors = [
+            ShardActor.options(  # type: ignore[attr-defined]
+                num_cpus=cpus,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self.place, placement_group_bundle_index=number
+                ),
+                max_restarts=losses,
+                max_task_retries=losses,
+            ).remote(context, mine)
+            for number, mine in enumerate(self.parts)
+        ]
 
     def call(self, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
         shared = ray.put(args)
@@ -183,6 +194,7 @@ class _Shards:
     def __exit__(self, *_: object) -> None:
         for actor in self.actors:
             ray.kill(actor)
+        remove_placement_group(self.place)
 
 
 def _as_they_come(calls: list[Any]) -> Iterator[Any]:

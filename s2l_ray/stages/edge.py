@@ -259,7 +259,7 @@ def make_parts(
     context = part_context(work)
     scaling = work.config.scaling
     if make is not None:
-        parts = rows.map(_make_in_task, fn_args=(make, context), num_cpus=min(1.0, capacity()["CPU"]))
+        parts = rows.map(_make_in_task, fn_args=(make, context), num_cpus=TASK_CPUS)
     else:
         fits = max(1, int(capacity()["CPU"] // actor_cpus(work.config, actors)))
         parts = rows.map(
@@ -329,6 +329,9 @@ def bounded(task: Any, calls: list[tuple[Any, ...]], in_flight: int = 64) -> Ite
     with reraise_user_errors():
         while waiting or running:
             while waiting and len(running) < in_flight:
-                running.append(task.remote(*waiting.pop()))
+                # Spread, because a trial's own placement has no room for tasks.
+                running.append(
+                    task.options(num_cpus=TASK_CPUS, scheduling_strategy="SPREAD").remote(*waiting.pop())
+                )
             ready, running = ray.wait(running)
             yield from ray.get(ready)

@@ -1,0 +1,157 @@
+"""Try several values of some fields with Ray Tune, by default of the number of clusters; the trials share all earlier artifacts.
+
+    python -m s2l_ray.sweep --config jobs/NAME.yaml                                       half, all and twice of clusters.k
+    python -m s2l_ray.sweep --config jobs/NAME.yaml --over 'clusters.k=[50, 100, 200]'    these values
+    python -m s2l_ray.sweep --over 'clusters.k=[10, 20]' --over 'subset.budget=[0.1, 0.2]'
+
+A trial is a variant: what its fields do not touch is made once, before the trials start. The same command again resumes.
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from s2l_ray import config, pipeline
+from s2l_ray.core.selection import RULES
+from s2l_ray.errors import UserError
+from s2l_ray.run import load_job, parser, set_up_logging
+
+Grid = dict[str, list[Any]]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make what the trials share, run them, print the table. Exit status 0 only when every trial succeeded."""
+    line = parser(__doc__ or "")
+    line.add_argument(
+        "--over", action="append", default=[], metavar="FIELD=[VALUES]", help="a field and the values to try"
+    )
+    args, overrides = line.parse_known_args(arguments)
+    set_up_logging()
+    until = "evaluation" if args.until == "report" else args.until
+    try:
+        base = _base(load_job(args.config, overrides))
+        grid = _grid(args.over, base)
+        rows = run(base, grid, until)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    Console().print(_table(grid, rows))
+    return 0
+
+
+def _base(job: config.Job) -> config.Config:
+    """The variant that is swept: the first that chooses by clusters."""
+    for variant in job.variants.values():
+        if RULES[variant.subset.rule].group == "cluster":
+            return variant
+    raise UserError(
+        "planning the sweep: no variant of the job chooses by clusters. Set subset.rule: s2l in one of them."
+    )
+
+
+def _grid(over: list[str], base: config.Config) -> Grid:
+    grid: Grid = {}
+    for text in over:
+        field, _, values = text.partition("=")
+        try:
+            parsed = yaml.safe_load(values)
+        except yaml.YAMLError:
+            parsed = None
+        if not isinstance(parsed, list) or not parsed or "." not in field:
+            raise UserError(
+                f"reading the command line: --over expects section.field=[value, value, ...], got {text!r}."
+            )
+        grid[field] = parsed
+    k = base.clusters.k
+    return grid or {"clusters.k": sorted({max(1, k // 2), k, 2 * k})}
+
+
+def job_of(base: dict[str, Any], values: dict[str, Any]) -> config.Job:
+    """The job of one trial: the base with the trial's values, as its only variant."""
+    name = ",".join(f"{field}={value}" for field, value in values.items())
+    return config.load(None, [], {**base, "variants": {name: values}})
+
+
+def run(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
+    """All points of the grid as Tune trials; returns one row a trial: its values and what came of it.
+
+    Raises:
+        UserError: a trial's config is wrong (before any work), or a trial failed.
+    """
+    tree = base.model_dump(exclude_unset=True)
+    points: list[dict[str, Any]] = [{}]
+    for field, values in grid.items():
+        points = [{**point, field: value} for point in points for value in values]
+    plans = [pipeline.plan(job_of(tree, point), until) for point in points]
+    shared = set.intersection(*({node.label for node in made_plan.nodes} for made_plan in plans))
+
+    from s2l_ray.stages import edge
+
+    edge.connect(base)
+    pipeline.run(plans[0], only=shared)
+    return _tune(base, tree, grid, until)
+
+
+def _tune(base: config.Config, tree: dict[str, Any], grid: Grid, until: str) -> list[dict[str, Any]]:
+    from ray import tune
+
+    from s2l_ray.core.store import Store
+    from s2l_ray.stages import edge
+
+    store = Store(base.run.storage)
+    name = f"sweep-{base.run.name}-{time.time_ns()}"
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_trial, tree=tree, until=until), {"CPU": 0.01}),
+        param_space={field: tune.grid_search(values) for field, values in grid.items()},
+        tune_config=tune.TuneConfig(max_concurrent_trials=1),  # a trial spreads over the whole cluster itself
+        run_config=tune.RunConfig(name=name, storage_path=f"{store.uri}/scratch", verbose=0),
+    )
+    try:
+        results = tuner.fit()
+    finally:
+        store.delete(f"scratch/{name}")
+    for result in results:
+        if result.error is not None:
+            found = edge.find_user_error(result.error)
+            raise found or UserError(f"running the sweep: the trial {result.config} failed: {result.error}")
+    rows = [{**result.config, **json.loads(result.metrics["told"])} for result in results]
+    rows.sort(key=lambda row: [row[field] for field in grid])
+    store.write(f"runs/{base.run.name}/sweep.json", json.dumps(rows, indent=1).encode())
+    return rows
+
+
+def _trial(values: dict[str, Any], tree: dict[str, Any], until: str) -> None:
+    """One trial: a whole run, most of which is there already."""
+    from ray import tune
+
+    set_up_logging()
+    done = pipeline.run(pipeline.plan(job_of(tree, values), until))
+    info = {result.node.stage.name: result.manifest.info for result in done}
+    told: dict[str, Any] = {
+        "objective": info["clusters"]["objective"],
+        "rounds": len(info["clusters"]["objectives"]),
+    }
+    told["smallest"] = min(info["clusters"]["sizes"])
+    if "evaluation" in info:
+        told |= {f"held-out {name}": value for name, value in info["evaluation"]["macro"].items()}
+    told["made"] = ", ".join(result.node.stage.name for result in done if result.made) or "nothing"
+    tune.report({"told": json.dumps(told)})
+
+
+def _table(grid: Grid, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="sweep")
+    columns = [*grid, *(name for name in rows[0] if name not in grid)]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "made" else "right")
+    for row in rows:
+        table.add_row(*(f"{row[c]:.6g}" if isinstance(row[c], float) else str(row[c]) for c in columns))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

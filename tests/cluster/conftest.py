@@ -1,0 +1,26 @@
+"""Gives the tests of this folder a Ray cluster, and skips them, with the reason, where hosts cannot be made."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hosts import Hosts, why_not
+from ray_hosts import RayHosts
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = why_not()
+    for item in items:
+        if reason and Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="module")
+def ray_hosts() -> Iterator[RayHosts]:
+    """Three hosts with Ray, shared by the tests of a module, which leave it as they found it."""
+    with Hosts(3) as hosts:
+        cluster = RayHosts(hosts)
+        for i in hosts.numbers:
+            cluster.start(i)
+        cluster.wait_for_nodes(hosts.numbers)
+        yield cluster
