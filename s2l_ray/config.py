@@ -6,8 +6,9 @@ Everything that can be known to be wrong from the config alone is refused here, 
 
 import difflib
 import math
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,10 +19,29 @@ from s2l_ray.errors import UserError
 MAX_ROWS_PER_PART = 65_536
 
 
-class Section(BaseModel):
-    """Unknown keys are errors; values do not change after loading."""
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.2's numbers (1e-3 is one), and no key twice, which would silently drop the first."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, and so are values of another type (`true` is no number); nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Run(Section):
@@ -204,13 +224,24 @@ class Clusters(Section):
 
 
 class Subset(Section):
-    budget: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1)] = Field(
+    budget: int | float = Field(
         0.11,
         description="rows to choose: a count (an integer) or a share of the scored rows (a decimal number up to 1.0)",
     )
     rule: Literal["s2l", "random", "source_balanced"] = Field("s2l", description="how rows are chosen")
     seed: int = Field(0, ge=0, description="seed of the draw inside groups")
     rows_per_file: int = Field(16_384, ge=1, le=MAX_ROWS_PER_PART, description="rows of one output file")
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _count_or_share(cls, value: Any) -> Any:
+        count = type(value) is int and value >= 1
+        share = type(value) is float and 0 < value <= 1
+        if not count and not share:
+            raise ValueError(
+                f"expected a count (an integer from 1) or a share (a decimal number above 0, up to 1.0), got {value!r}"
+            )
+        return value
 
 
 class Evaluation(Section):
@@ -295,8 +326,8 @@ class Config(Section):
             )
         if self.evaluation is not None and self.target is None:
             problems.append("evaluation: there is no target section, so there is nothing to evaluate")
-        if isinstance(self.subset.budget, int) and self.subset.rule == "s2l" and self.subset.budget < 1:
-            problems.append(f"subset.budget: expected at least 1, got {self.subset.budget}")
+        if self.evaluation is not None and not self.evaluation.files:
+            problems.append("evaluation.files: expected at least one held-out file, folder or glob")
         if not self.examples.files and self.examples.expected_rows is None:
             problems.append("examples.files: expected at least one file, folder or glob")
         if problems:
@@ -337,10 +368,11 @@ def load(path: str | None, overrides: list[str], base: dict[str, Any] | None = N
     where = path or "the built-in demo"
     raw = merge({}, base or {}) if path is None else _read_yaml(path)
     variants = raw.pop("variants", None) or {"s2l": {}}
-    if not isinstance(variants, dict):
+    if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
         raise UserError(
-            f"reading {where}: expected variants to map names to overrides, got {type(variants).__name__}."
+            f"reading {where}: expected variants to map each name to overrides (section.field: value), got {_short(variants)}."
         )
+    variants = {str(name): changes for name, changes in variants.items()}
     common, by_variant = _parse_overrides(overrides, variants)
     resolved: dict[str, Config] = {}
     problems: list[str] = []
@@ -367,7 +399,7 @@ def load(path: str | None, overrides: list[str], base: dict[str, Any] | None = N
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Yaml)  # a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
             f"reading the job file {path}: {error}. Expected a YAML file that can be read."
@@ -391,7 +423,7 @@ def _parse_overrides(
                 f"reading the command line: expected --section.field=value, got {text!r}. See --help."
             )
         try:
-            parsed = yaml.safe_load(value)
+            parsed = yaml.load(value, _Yaml)
         except yaml.YAMLError:
             raise UserError(
                 f"reading the command line: the value of {text!r} is not YAML. Put it in quotes."
@@ -428,11 +460,7 @@ def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 def _explain(error: ValidationError) -> list[str]:
     lines = []
     for item in error.errors():
-        dotted = ".".join(
-            str(piece)
-            for piece in item["loc"]
-            if piece not in ("constrained-int", "constrained-float", "int", "float")
-        )
+        dotted = ".".join(str(piece) for piece in item["loc"])
         if item["type"] == "extra_forbidden":
             known = _fields_at(item["loc"][:-1])
             close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
@@ -458,7 +486,7 @@ def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
     for piece in loc:
         info = section.model_fields.get(str(piece)) if section else None
         section = _section_of(info) if info else None
-    return list(section.model_fields) if section else []
+    return [*(section.model_fields if section else []), *(["variants"] if not loc else [])]
 
 
 def _section_of(info: FieldInfo) -> type[BaseModel] | None:

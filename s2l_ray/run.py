@@ -76,17 +76,19 @@ def load_job(path: str | None, overrides: list[str]) -> config.Job:
         return config.load(path, overrides)
     from s2l_ray import demo
 
-    store = Store(config.load(None, overrides, demo.CONFIG).first.run.storage)
-    folder = f"{store.uri}/demo"
+    def at(folder: str) -> config.Job:
+        files = {
+            "examples": {"files": [f"{folder}/train.jsonl"]},
+            "evaluation": {"files": [f"{folder}/heldout.jsonl"]},
+        }
+        return config.load(None, overrides, config.merge(demo.CONFIG, files))
+
+    store = Store(at("demo").first.run.storage)
     for name, rows in (("train.jsonl", demo.training_rows()), ("heldout.jsonl", demo.heldout_rows())):
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
         if not store.exists(f"demo/{name}") or store.read(f"demo/{name}") != data:
             store.write(f"demo/{name}", data)
-    files = {
-        "examples": {"files": [f"{folder}/train.jsonl"]},
-        "evaluation": {"files": [f"{folder}/heldout.jsonl"]},
-    }
-    return config.load(None, overrides, config.merge(demo.CONFIG, files))
+    return at(f"{store.uri}/demo")
 
 
 def set_up_logging() -> None:

@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    Console().print(_table(grid, rows))
+    Console(width=max(118, Console().width)).print(_table(grid, rows))
     return 0
 
 
@@ -115,11 +115,12 @@ def _tune(base: config.Config, tree: dict[str, Any], grid: Grid, until: str) -> 
         results = tuner.fit()
     finally:
         store.delete(f"scratch/{name}")
-    for result in results:
+    trials = [results[number] for number in range(len(results))]
+    for result in trials:
         if result.error is not None:
             found = edge.find_user_error(result.error)
             raise found or UserError(f"running the sweep: the trial {result.config} failed: {result.error}")
-    rows = [{**result.config, **json.loads(result.metrics["told"])} for result in results]
+    rows = [{**(result.config or {}), **json.loads((result.metrics or {})["told"])} for result in trials]
     rows.sort(key=lambda row: [row[field] for field in grid])
     store.write(f"runs/{base.run.name}/sweep.json", json.dumps(rows, indent=1).encode())
     return rows

@@ -42,8 +42,8 @@ def prompt_text(style: str, instruction: str, input: str | None) -> str:
     if style == "plain":
         return f"{instruction}\n{input}\n" if input else f"{instruction}\n"
     if input:
-        return ALPACA_INPUT.replace("{instruction}", instruction).replace("{input}", input)
-    return ALPACA.replace("{instruction}", instruction)
+        return ALPACA_INPUT.format(instruction=instruction, input=input)
+    return ALPACA.format(instruction=instruction)
 
 
 def byte_tokenizer() -> Any:
@@ -82,7 +82,9 @@ class Encoder:
         self.end: int = tokenizer.eos_token_id
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end
         with_specials = tokenizer("a")["input_ids"]
-        self.start: list[int] = [tokenizer.bos_token_id] if with_specials[0] == tokenizer.bos_token_id else []
+        self.start: list[int] = (
+            [tokenizer.bos_token_id] if with_specials[:1] == [tokenizer.bos_token_id] else []
+        )
 
     def examples(self, rows: pa.Table) -> list[Encoded]:
         """One Encoded a row (columns example_id, instruction, input, output), cut on the right at `max_length` tokens."""
@@ -93,6 +95,7 @@ class Encoder:
         batch = self.tokenizer(
             [prompt + output for prompt, output in zip(prompts, outputs, strict=True)],
             add_special_tokens=False,
+            split_special_tokens=True,  # the end token's name in a user's text is text and ends nothing
             return_offsets_mapping=True,
             return_attention_mask=False,
             verbose=False,
@@ -113,7 +116,13 @@ class Encoder:
         texts = self._prompts(rows)
         if not texts:
             return []
-        batch = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        batch = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
         return [[*self.start, *ids] for ids in batch["input_ids"]]
 
     def _prompts(self, rows: pa.Table) -> list[str]:

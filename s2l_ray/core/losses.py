@@ -4,6 +4,8 @@ The loss of an example is the mean cross-entropy over its learned tokens, in fp3
 Shapes: B examples, L padded length, M learned positions of the batch, V vocabulary, H hidden width.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -20,7 +22,7 @@ def token_losses(model: nn.Module, input_ids_BL: torch.Tensor, learned_BL: torch
     The hidden states are cut down to the M positions on their way into the output layer, so that whatever a family does after
     it (soft caps, logit scales) still runs, and logits are [M, V] in place of [B, L, V].
     """
-    causal_lm = getattr(model, "module", model)
+    causal_lm: Any = getattr(model, "module", model)
     predicts_BL = torch.zeros_like(learned_BL)
     predicts_BL[:, :-1] = learned_BL[:, 1:]
     where = predicts_BL.flatten().nonzero().squeeze(1)

@@ -3,12 +3,12 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from pyarrow import fs as pafs
 
 from s2l_ray.config import Model, Training
@@ -59,17 +59,16 @@ def folder_hashes(uri: str) -> dict[str, str]:
 
 
 def _is_folder(name: str) -> bool:
-    return "://" in name or os.path.isdir(name)
+    return "://" in name or os.path.isdir(os.path.expanduser(name))
 
 
 def _hub_commit(name: str) -> str:
     from huggingface_hub import model_info
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     repository, _, revision = name.partition("@")
     try:
         return str(model_info(repository, revision=revision or None).sha)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # whatever its HTTP library raises; the cause is kept in the message
         raise UserError(
             f"looking up {name} on the Hugging Face Hub: {type(error).__name__}: {error}. Download the model and name its folder "
             "as model.path, or give this machine access to the Hub."
@@ -82,11 +81,15 @@ def local_folder(uri: str) -> str:
     if isinstance(filesystem_, pafs.LocalFileSystem):
         return path
     target = Path(tempfile.gettempdir()) / f"s2l_ray-{fingerprint([uri, folder_hashes(uri)])}"
-    if not (target / ".whole").exists():
+    if not target.exists():
+        copy = tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent)
         pafs.copy_files(
-            path, str(target), source_filesystem=filesystem_, destination_filesystem=pafs.LocalFileSystem()
+            path, copy, source_filesystem=filesystem_, destination_filesystem=pafs.LocalFileSystem()
         )
-        (target / ".whole").touch()
+        try:
+            os.rename(copy, target)
+        except OSError:  # another worker of this machine was faster; what it copied has the same content
+            shutil.rmtree(copy)
     return str(target)
 
 
@@ -109,7 +112,7 @@ def load_config(model: Model) -> Any:
         if model.config is not None:
             return AutoConfig.for_model(**model.config)
         name, options = _pretrained(model)
-        return AutoConfig.from_pretrained(name, **options)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = model.path or model.hub or f"model.config {model.config}"
         raise UserError(f"reading the config of {what}: {error}. Correct the section's model.") from None
@@ -119,13 +122,16 @@ def load_tokenizer(training: Training) -> Any:
     """The tokenizer of a training section."""
     from transformers import AutoTokenizer
 
-    name, options = (training.tokenizer, {}) if training.tokenizer else _pretrained(training.model)
+    name = training.tokenizer or ""
     if name == BYTES:
         return byte_tokenizer()
+    named = Model(path=name) if _is_folder(name) else Model(hub=name)
     try:
-        return AutoTokenizer.from_pretrained(local_folder(name) if _is_folder(name) else name, **options)
+        place, options = _pretrained(named if name else training.model)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"loading the tokenizer {name}: {error}. Correct the section's tokenizer.") from None
+        what = name or training.model.path or training.model.hub
+        raise UserError(f"loading the tokenizer {what}: {error}. Correct the section's tokenizer.") from None
 
 
 def load_encoder(training: Training) -> Encoder:
@@ -193,7 +199,7 @@ def shard_names(read: Callable[[str], bytes], names: list[str], what: str) -> di
     Raises:
         UserError: no safetensors, or a shard that the index names is missing.
     """
-    from safetensors import deserialize
+    from safetensors import SafetensorError, deserialize
 
     index = "model.safetensors.index.json"
     if index in names:
@@ -209,11 +215,17 @@ def shard_names(read: Callable[[str], bytes], names: list[str], what: str) -> di
             f"loading weights from {what}: expected model.safetensors or an index of shards, got {names}. Only safetensors are "
             "read, because other formats can run code; convert the weights."
         )
-    return {str(tensor): "model.safetensors" for tensor, _ in deserialize(read("model.safetensors"))}
+    try:
+        return {str(tensor): "model.safetensors" for tensor, _ in deserialize(read("model.safetensors"))}
+    except SafetensorError as error:
+        raise UserError(
+            f"loading weights from {what}/model.safetensors: {error}. The file is damaged; restore it."
+        ) from None
 
 
 def read_weights(read: Callable[[str], bytes], names: list[str], what: str) -> dict[str, Any]:
     """All tensors of a folder that is read through `read`, for models that fit on one worker."""
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     files = sorted(set(shard_names(read, names, what).values()))
@@ -221,7 +233,7 @@ def read_weights(read: Callable[[str], bytes], names: list[str], what: str) -> d
     for file in files:
         try:
             weights.update(load(read(file)))
-        except (pa.ArrowInvalid, ValueError, OSError) as error:
+        except (SafetensorError, ValueError) as error:
             raise UserError(
                 f"loading weights from {what}/{file}: {error}. The file is damaged; restore it."
             ) from None
@@ -230,7 +242,12 @@ def read_weights(read: Callable[[str], bytes], names: list[str], what: str) -> d
 
 def load_weights(model: Any, weights: dict[str, Any], what: str) -> None:
     """Fill a model in place; names must match but for tied weights, which are stored once."""
-    result = model.load_state_dict(weights, strict=False)
+    try:
+        result = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise UserError(
+            f"loading weights from {what}: {error}. Is config.json that of these weights?"
+        ) from None
     model.tie_weights()
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     missing = [name for name in result.missing_keys if name not in tied]

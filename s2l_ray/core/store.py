@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -23,6 +24,7 @@ from s2l_ray.errors import UserError
 
 FORMAT = 1
 IO_THREADS = 16
+URI_CHARACTERS = "%/:@!$&'()*+,;=?~"  # may stand in a URI as they are, beside letters and digits
 
 
 def fingerprint(value: Any) -> str:
@@ -41,11 +43,17 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in uri:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     try:
-        return pafs.FileSystem.from_uri(uri)
+        return pafs.FileSystem.from_uri(quote(uri, safe=URI_CHARACTERS))
     except (pa.ArrowInvalid, OSError, NotImplementedError) as error:
         raise UserError(
             f"opening {uri}: {error}. Expected a local path or a URI that pyarrow.fs knows (s3://, gs://, hdfs://, file://)."
         ) from None
+
+
+def join_uri(uri: str, path: str) -> str:
+    """The place below a folder: the query of a URI (endpoint, region) stays at the end, local paths have none."""
+    place, question, query = uri.partition("?") if "://" in uri else (uri, "", "")
+    return f"{place.rstrip('/')}/{path}{question}{query}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ class Manifest:
             parts = [Part.from_dict(part) for part in raw.pop("parts")]
             files = [FileEntry(**entry) for entry in raw.pop("files")]
             manifest = cls(**raw, parts=parts, files=files)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"reading {what}: not a manifest of this version ({error}). Remove the folder it lies in and run again."
             ) from None
@@ -124,7 +132,7 @@ class Store:
     """Whole files under one root, read and written in one call. Pickles as its URI."""
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+        self.uri = uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
         self.fs, self.root = filesystem(self.uri)
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
@@ -192,7 +200,10 @@ class Artifact:
 
     @property
     def uri(self) -> str:
-        return f"{self.store.uri}/{self.path}"
+        return join_uri(self.store.uri, self.path)
+
+    def uri_of(self, name: str) -> str:
+        return join_uri(self.uri, name)
 
     def read(self, name: str) -> bytes:
         return self.store.read(f"{self.path}/{name}")
@@ -212,7 +223,7 @@ class Artifact:
             data = self.read("manifest.json")
         except FileNotFoundError:
             return None
-        return Manifest.from_bytes(data, f"{self.uri}/manifest.json")
+        return Manifest.from_bytes(data, self.uri_of("manifest.json"))
 
     def manifest(self) -> Manifest:
         """The manifest of an artifact that must be there."""
@@ -234,23 +245,24 @@ class Artifact:
             data = self.read(entry.name)
         except FileNotFoundError:
             raise UserError(
-                f"reading {self.uri}/{entry.name}: the manifest lists it, but it is missing. {remedy}"
+                f"reading {self.uri_of(entry.name)}: the manifest lists it, but it is missing. {remedy}"
             ) from None
         if len(data) != entry.bytes:
             raise UserError(
-                f"reading {self.uri}/{entry.name}: expected {entry.bytes} bytes, got {len(data)}. {remedy}"
+                f"reading {self.uri_of(entry.name)}: expected {entry.bytes} bytes, got {len(data)}. {remedy}"
             )
         digest = hashlib.sha256(data).hexdigest()
         if digest != entry.sha256:
             raise UserError(
-                f"reading {self.uri}/{entry.name}: expected SHA-256 {entry.sha256}, got {digest}: the content changed. {remedy}"
+                f"reading {self.uri_of(entry.name)}: expected SHA-256 {entry.sha256}, got {digest}: the content changed. "
+                f"{remedy}"
             )
         return data
 
     def read_part(self, part: Part, columns: Sequence[str] | None = None, role: str = "data") -> pa.Table:
         """The table of a part, checked by size and hash."""
         entry = part.files[role]
-        return read_parquet(self.read_file(entry), f"{self.uri}/{entry.name}", columns)
+        return read_parquet(self.read_file(entry), self.uri_of(entry.name), columns)
 
     def write_named(self, name: str, data: bytes) -> FileEntry:
         """Write a file whose name others expect, such as tokenizer.json."""
@@ -293,12 +305,19 @@ class Artifact:
         names = self.store.list(self.path)
         receipts = [name for name in names if name.startswith("receipts/part-")]
         with ThreadPoolExecutor(IO_THREADS) as pool:
-            parts = [Part.from_dict(json.loads(data)) for data in pool.map(self.read, receipts)]
+            parts = [part for part in pool.map(self._receipt, receipts) if part is not None]
         return {
             part.index: part
             for part in sorted(parts, key=lambda part: part.index)
             if all(names.get(entry.name) == entry.bytes for entry in part.files.values())
         }
+
+    def _receipt(self, name: str) -> Part | None:
+        """The part of a receipt; None when it is damaged, or gone because another run committed the artifact meanwhile."""
+        try:
+            return Part.from_dict(json.loads(self.read(name)))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return None
 
     def commit(self, manifest: Manifest) -> None:
         """Check that every listed file lies there with its size, write the manifest, and clear what only a restart needs."""

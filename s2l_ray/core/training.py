@@ -1,10 +1,13 @@
-"""The one training loop of the project: fits a causal language model to encoded examples with DeepSpeed ZeRO 1, 2 or 3.
+"""The one training loop of the project: fits a causal language model to encoded examples with DeepSpeed ZeRO
+1, 2 or 3.
 
-Proxy and target differ only in their `TrainingPlan`. From batches in a given order it makes checkpoints at given steps, and a
-training state now and then from which any number of workers continues. The caller has set up torch.distributed.
+Proxy and target differ only in their `TrainingPlan`. From batches in a given order it makes checkpoints at
+given steps, and a training state now and then from which any number of workers continues. The caller has set
+up torch.distributed.
 """
 
 import contextlib
+import io
 import logging
 import math
 import os
@@ -19,6 +22,7 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
+from s2l_ray.core.encoding import Encoded, pad
 from s2l_ray.core.losses import token_losses
 from s2l_ray.core.training_state import (
     DTYPES,
@@ -35,16 +39,17 @@ from s2l_ray.core.training_state import (
 )
 from s2l_ray.errors import UserError
 
-BUCKET_ELEMENTS = 200_000_000  # gradients reduced at once; buffers of this size are allocated, so small models use less
+# Gradients reduced at once. Buffers of this size are allocated, so a smaller model lowers it to its own size.
+BUCKET_ELEMENTS = 200_000_000
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
     """Everything that decides what is learned, beside the model, the batches and the number of workers.
 
-    `checkpoint_steps` counts steps taken (0: the initial weights). `global_batch` is examples a step over all workers,
-    `micro_batch` examples of one worker in one forward pass. `gradient_clipping` is a global norm, 0 for none. `state_every` is
-    steps between saves of the training state, 0 for never.
+    `checkpoint_steps` counts steps taken (0: the initial weights). `global_batch` is examples a step over all
+    workers, `micro_batch` examples of one worker in one forward pass. `gradient_clipping` is a global norm, 0
+    for none. `state_every` is steps between saves of the training state, 0 for never.
     """
 
     total_steps: int
@@ -66,15 +71,6 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """One tokenised example: input_ids int32 [L]; learned bool [L], True where the token counts in the loss (never the first)."""
-
-    example_id: int
-    input_ids: np.ndarray
-    learned: np.ndarray
-
-
-@dataclass(frozen=True)
 class Sums:
     """Totals over the global batch of a step: examples, tokens (padding left out) and learned tokens."""
 
@@ -84,7 +80,10 @@ class Sums:
 
 
 def learning_rate_at(step: int, plan: TrainingPlan) -> float:
-    """Learning rate of the step after `step` steps: the schedules of transformers (linear warm-up from 0, then decay to 0)."""
+    """Learning rate of the step taken after `step` steps, by the schedules of transformers.
+
+    Linear warm-up from 0 over ceil(total_steps * warmup_ratio) steps, then the decay to 0 that `schedule` names.
+    """
     warmup = math.ceil(plan.total_steps * plan.warmup_ratio)
     if step < warmup:
         return plan.learning_rate * step / warmup
@@ -96,15 +95,15 @@ def learning_rate_at(step: int, plan: TrainingPlan) -> float:
 
 
 def checkpoint_steps(total_steps: int, count: int) -> tuple[int, ...]:
-    """`count` steps equally far apart, i * total_steps / count rounded (half up) for i = 1..count; the last is total_steps.
+    """`count` steps equally far apart: i * total_steps / count, rounded half up, for i = 1..count.
 
     Raises:
         UserError: more checkpoints than steps.
     """
     if not 1 <= count <= total_steps:
         raise UserError(
-            f"Planning the checkpoints of a training: {count} checkpoints were asked for, and {total_steps} steps allow 1 to "
-            f"{total_steps}. Ask for fewer checkpoints, or train for more epochs or with a smaller batch."
+            f"Planning the checkpoints of a training: {count} checkpoints were asked for, and {total_steps} steps "
+            f"allow 1 to {total_steps}. Ask for fewer checkpoints, or train for more epochs or with a smaller batch."
         )
     return tuple((2 * i * total_steps + count) // (2 * count) for i in range(1, count + 1))
 
@@ -117,9 +116,9 @@ def accumulation(plan: TrainingPlan, world_size: int) -> int:
     """
     if plan.global_batch % (world_size * plan.micro_batch):
         raise UserError(
-            f"Preparing a training: a global batch of {plan.global_batch} examples cannot be cut into equal micro-batches of "
-            f"{plan.micro_batch} on {world_size} workers. Choose a batch that is a multiple of {world_size * plan.micro_batch}, "
-            "a smaller micro-batch, or another number of workers."
+            f"Preparing a training: a global batch of {plan.global_batch} examples cannot be cut into equal "
+            f"micro-batches of {plan.micro_batch} on {world_size} workers. Choose a batch that is a multiple of "
+            f"{world_size * plan.micro_batch}, a smaller micro-batch, or another number of workers."
         )
     return plan.global_batch // (world_size * plan.micro_batch)
 
@@ -135,29 +134,30 @@ def train(
     device: torch.device,
     on_step: Callable[[dict[str, float]], None],
 ) -> None:
-    """Train from the newest complete state, or from step 0, to the end; the same arguments again resume. All workers call it.
+    """Train from the newest complete state, or from step 0, to the end. The same arguments again resume.
+
+    All workers call it together.
 
     Args:
-        build_model: makes the causal LM, in fp32. Without `load_weights` its random weights count: they are drawn on the CPU under
-            plan.seed, whole on every worker, so that they depend on neither workers nor ZeRO stage.
-        load_weights: reads one initial weight (or stored buffer) by its name in the model; called on worker 0, one at a time.
-        batches: `batches(step)` yields, for each step after `step`, this worker's examples of the global batch, at most
-            global_batch / world_size. Examples without a learned token change nothing.
+        build_model: makes the causal LM, in fp32. Without `load_weights` its random weights count: they are
+            drawn on the CPU under plan.seed, whole on every worker, so that they depend on neither workers
+            nor ZeRO stage.
+        load_weights: reads one initial weight (or stored buffer) by its name in the model; called on worker
+            0, one at a time.
+        batches: `batches(step)` yields, for each step after `step`, this worker's examples of the global
+            batch, at most global_batch / world_size. Examples without a learned token change nothing.
         files: the artifact's files; get `checkpoint/step-NNNNNN/` and `state/`. Shared by all workers.
-        on_step: on worker 0 gets, after each step: step, loss (mean over the learned tokens of the global batch),
-            learning_rate, grad_norm, examples, tokens, learned_tokens, seconds, wait_seconds (of the seconds, waited for `batches`).
+        on_step: on worker 0 gets, after each step: step, loss (mean over the learned tokens of the global
+            batch), learning_rate, grad_norm, examples, tokens, learned_tokens, seconds, wait_seconds (of the
+            seconds, waited for `batches`).
 
     Raises:
-        UserError: sizes that do not divide, batches that end early, a loss that is not finite, a training state that is broken.
+        UserError: sizes that do not divide, batches that end early, a loss that is not finite, a training
+            state that is broken.
     """
     worker = Worker(rank, world_size, device)
     passes = accumulation(plan, world_size)
-    if plan.checkpoint_steps[-1:] != (plan.total_steps,):
-        raise UserError(
-            f"Preparing a training of {plan.total_steps} steps: the last checkpoint was expected at this step, and the checkpoint "
-            f"steps are {plan.checkpoint_steps}. What is learned after the last checkpoint would be lost; end with {plan.total_steps}."
-        )
-    if from_worker(0, worker, lambda: all(checkpoint_files(files, step) is not None for step in plan.checkpoint_steps)):
+    if from_worker(0, worker, lambda: _finished(plan, files)):
         return
     state = from_worker(0, worker, lambda: newest_state(files))
     engine = _engine(build_model, load_weights, plan, passes, worker, resuming=state is not None)
@@ -183,6 +183,17 @@ def train(
     engine.destroy()
 
 
+def _finished(plan: TrainingPlan, files: Files) -> bool:
+    """Whether every checkpoint is complete already."""
+    if plan.checkpoint_steps[-1:] != (plan.total_steps,):
+        raise UserError(
+            f"Preparing a training of {plan.total_steps} steps: the last checkpoint was expected at the last step, "
+            f"and the checkpoint steps are {plan.checkpoint_steps}. What is learned after the last one would be "
+            f"lost: end them with {plan.total_steps}."
+        )
+    return all(checkpoint_files(files, step) is not None for step in plan.checkpoint_steps)
+
+
 def _next_share(
     shares: Iterator[list[Encoded]], step: int, plan: TrainingPlan, world_size: int
 ) -> list[Encoded]:
@@ -191,27 +202,29 @@ def _next_share(
     if share is None or len(share) > most:
         came = "none" if share is None else str(len(share))
         raise UserError(
-            f"Training step {step + 1} of {plan.total_steps}: at most {most} examples were expected for each worker and {came} "
-            "came. The order of the data and the number of steps do not belong together."
+            f"Training step {step + 1} of {plan.total_steps}: at most {most} examples were expected for each worker "
+            f"and {came} came. The order of the data and the number of steps do not belong together."
         )
     return share
 
 
-# ---------------------------------------------------------------------------------------------------------- one step
+# --------------------------------------------------------------------------------------------------- one step
 
 
 def _step(
     engine: Any, share: list[Encoded], step: int, passes: int, plan: TrainingPlan, worker: Worker
 ) -> dict[str, float]:
     """One optimisation step on this worker's share of the global batch; metrics of the whole of it."""
-    # A model with dropout draws from the global generator: seeding it here makes a step the same after a resume.
+    # A model with dropout draws from the global generator: seeding it here makes a step the same after a
+    # resume.
     torch.manual_seed(plan.seed * 1_000_003 + step * 8_191 + worker.rank)
     learning_rate = learning_rate_at(step, plan)
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     sums = _sums(share, worker)
     micro_batches = _micro_batches(share, plan.micro_batch, passes)
-    # DeepSpeed averages gradients over workers; the sum over all of them is wanted, divided by the learned tokens of all.
+    # DeepSpeed averages gradients over workers; the sum over all of them is wanted, divided by the learned
+    # tokens of all.
     scale = worker.world_size / max(sums.learned, 1)
     parts = []
     for number, micro_batch in enumerate(micro_batches, 1):
@@ -244,21 +257,19 @@ def _sums(share: Sequence[Encoded], worker: Worker) -> Sums:
 def _micro_batches(share: Sequence[Encoded], size: int, passes: int) -> list[list[Encoded]]:
     """Cut a share into `passes` micro-batches of examples of similar length, to pad little.
 
-    Some are empty when examples are few: every worker runs equally many passes, since ZeRO communicates in each.
+    Some are empty when examples are few: every worker runs equally many passes, since ZeRO communicates in
+    each.
     """
     useful = sorted((e for e in share if e.learned.any()), key=lambda e: (len(e.input_ids), e.example_id))
     return [useful[i * size : (i + 1) * size] for i in range(passes)]
 
 
 def _tensors(micro_batch: Sequence[Encoded], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """input_ids int64 [B, L] and learned bool [B, L], right-padded; two tokens to run idly on when there is no example."""
+    """input_ids int64 [B, L] and learned bool [B, L], right-padded; two tokens to run idly on when there is
+    no example."""
+    ids_BL, learned_BL = pad(micro_batch, 0)
     if not micro_batch:
-        return torch.zeros((1, 2), dtype=torch.int64, device=device), torch.tensor([[False, True]], device=device)
-    shape = (len(micro_batch), max(len(e.input_ids) for e in micro_batch))
-    ids_BL, learned_BL = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
-    for row, example in enumerate(micro_batch):
-        ids_BL[row, : len(example.input_ids)] = example.input_ids
-        learned_BL[row, : len(example.learned)] = example.learned
+        learned_BL[0, 1] = True  # its loss is multiplied by zero
     return torch.from_numpy(ids_BL).to(device), torch.from_numpy(learned_BL).to(device)
 
 
@@ -275,15 +286,19 @@ def _finite_total(
         distributed.all_reduce(total)
     if math.isfinite(value := total.item()):
         return value
-    own = [e.example_id for part, batch in zip(parts.tolist(), micro_batches, strict=True) for e in batch
-           if not math.isfinite(part)]
+    own = [
+        e.example_id
+        for part, batch in zip(parts.tolist(), micro_batches, strict=True)
+        for e in batch
+        if not math.isfinite(part)
+    ]
     everybody: list[Any] = [None] * worker.world_size
     distributed.all_gather_object(everybody, own)
     ids = [example_id for some in everybody for example_id in some]
     raise UserError(
-        f"Training step {step + 1}: a finite loss was expected and {value} came, from a micro-batch of the examples with "
-        f"example_id {', '.join(map(str, ids[:16]))}{' and others' if len(ids) > 16 else ''}. Look at these rows; if they are "
-        "in order, lower learning_rate or set gradient_clipping."
+        f"Training step {step + 1}: a finite loss was expected and {value} came, from a micro-batch of the examples "
+        f"with example_id {', '.join(map(str, ids[:16]))}{' and others' if len(ids) > 16 else ''}. Look at these "
+        "rows; if they are in order, lower learning_rate or set gradient_clipping."
     )
 
 
@@ -296,7 +311,7 @@ def _blank_step(engine: Any, device: torch.device) -> None:
     engine.step()
 
 
-# -------------------------------------------------------------------------------------------------------- the engine
+# ------------------------------------------------------------------------------------------------- the engine
 
 
 def _engine(
@@ -308,9 +323,14 @@ def _engine(
     resuming: bool,
 ) -> Any:
     deepspeed = _deepspeed(worker.device)
-    if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed()
-    module = _module(build_model, load_weights, plan, _config(plan, passes, worker.world_size, BUCKET_ELEMENTS), worker, resuming)
+    module = _module(
+        build_model,
+        load_weights,
+        plan,
+        _config(plan, passes, worker.world_size, BUCKET_ELEMENTS),
+        worker,
+        resuming,
+    )
     module.train()
     optimizer = torch.optim.AdamW(
         module.parameters(),
@@ -321,13 +341,14 @@ def _engine(
         fused=True,
     )
     bucket = min(BUCKET_ELEMENTS, total_numel(module.parameters()))
-    engine, *_ = deepspeed.initialize(
-        args=Namespace(device_rank=worker.device.index or 0),
-        model=module,
-        optimizer=optimizer,
-        config=_config(plan, passes, worker.world_size, bucket),
-        dist_init_required=False,
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports its memory by print, at whatever log level
+        engine, *_ = deepspeed.initialize(
+            args=Namespace(device_rank=worker.device.index or 0),
+            model=module,
+            optimizer=optimizer,
+            config=_config(plan, passes, worker.world_size, bucket),
+            dist_init_required=False,
+        )
     return engine
 
 
@@ -342,8 +363,13 @@ def _deepspeed(device: torch.device) -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if device.type == "cpu":
-        # An empty table of compatible ops keeps the CPU backend from building its shared-memory op with g++: gloo serves.
+        # An empty table of compatible ops keeps it from building a shared-memory op with g++: gloo serves.
         deepspeed.ops.__compatible_ops__ = {}
+    # An earlier training in this process may have had process groups that are gone; the library still
+    # remembers them.
+    deepspeed.comm.comm.cdb = None
+    deepspeed.utils.groups._WORLD_GROUP = None
+    deepspeed.init_distributed()
     return deepspeed
 
 
@@ -358,7 +384,8 @@ def _config(plan: TrainingPlan, passes: int, world_size: int, bucket: int) -> di
         "gradient_predivide_factor": 1.0,
         "fp16": {"enabled": False},
         "bf16": {"enabled": plan.dtype == "bf16"},
-        # Gradients of several micro-batches and workers are summed in fp32, so that the sum depends little on their number.
+        # Gradients of several micro-batches and workers are summed in fp32, so that the sum depends little on
+        # their number.
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "steps_per_print": None,
@@ -383,7 +410,7 @@ def _module(
     worker: Worker,
     resuming: bool,
 ) -> nn.Module:
-    """The model with its initial weights; cut over the workers from the first tensor on where ZeRO-3 loads a given model."""
+    """The model with its initial weights; under ZeRO-3 a given model is never whole on a worker."""
     torch.manual_seed(plan.seed)
     if load_weights is None:
         module = build_model()
@@ -391,17 +418,33 @@ def _module(
         from deepspeed.runtime import zero
         from transformers.initialization import no_init_weights
 
-        placed = zero.Init(config_dict_or_path=config) if plan.zero_stage == 3 else worker.device
-        with placed, no_init_weights():
+        # Init would make buffers in bf16 too, and rotary frequencies need fp32: it decides the device, and
+        # _cast the type.
+        overrides = [zero.DeepSpeedTensorOverride.device]
+        cut = (
+            zero.Init(config_dict_or_path=config, tensor_overrides=overrides)
+            if plan.zero_stage == 3
+            else worker.device
+        )
+        with cut, no_init_weights():
             module = build_model()
+    for parameter in module.parameters():
+        _cast(parameter, DTYPES[plan.dtype])
+    if load_weights is not None:
         _fill(module, load_weights, resuming, worker)
-    for parameter in module.parameters():  # buffers keep their own type: rotary frequencies need fp32
-        parameter.data = parameter.data.to(DTYPES[plan.dtype])
     return module
 
 
-def _fill(module: nn.Module, load_weights: Callable[[str], torch.Tensor], resuming: bool, worker: Worker) -> None:
-    """Give every parameter and stored buffer its value on worker 0, from where DeepSpeed spreads it; one tensor at a time.
+def _cast(parameter: nn.Parameter, dtype: torch.dtype) -> None:
+    parameter.data = parameter.data.to(dtype)
+    if hasattr(parameter, "ds_tensor"):
+        parameter.ds_tensor.data = parameter.ds_tensor.data.to(dtype)
+
+
+def _fill(
+    module: nn.Module, load_weights: Callable[[str], torch.Tensor], resuming: bool, worker: Worker
+) -> None:
+    """Give every parameter and stored buffer its value on worker 0, one at a time; DeepSpeed spreads them from there.
 
     With a training state to come, parameters are only made finite.
     """
@@ -417,8 +460,8 @@ def _fill(module: nn.Module, load_weights: Callable[[str], torch.Tensor], resumi
             value = load_weights(name)
             if value.shape != tensor.shape:
                 raise UserError(
-                    f"Loading the initial weights: {name} was expected with shape {tuple(tensor.shape)} and came with "
-                    f"{tuple(value.shape)}. The weights and config.json of the model do not belong together."
+                    f"Loading the initial weights: {name} was expected with shape {tuple(tensor.shape)} and came "
+                    f"with {tuple(value.shape)}. The weights and config.json of the model do not belong together."
                 )
             tensor.data.copy_(value)
 

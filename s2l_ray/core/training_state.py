@@ -1,8 +1,9 @@
-"""Makes two kinds of folders from a model in training: checkpoints that Hugging Face loads, and training state to resume from.
+"""Makes two kinds of folders from a model in training: checkpoints that Hugging Face loads, and training
+state to resume from.
 
-Every worker writes its own share of the tensors as safetensors, one tensor is gathered at a time, and worker 0 writes one
-JSON file last, which alone makes the folder complete (design, invariants 2 and 3). Both depend neither on the number of workers
-nor on the ZeRO stage that wrote them.
+Every worker writes its own share of the tensors as safetensors, one tensor is gathered at a time, and worker
+0 writes one JSON file last, which alone makes the folder complete (design, invariants 2 and 3). Both depend
+neither on the number of workers nor on the ZeRO stage that wrote them.
 """
 
 import copy
@@ -25,7 +26,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Files(Protocol):
-    """Where the bytes go: paths are relative to the artifact, a write is atomic, a folder that is not there lists as empty."""
+    """Where the bytes go: paths are relative to the artifact, a write is atomic, a folder that is not there
+    lists as empty."""
 
     def write(self, path: str, data: bytes) -> None: ...
     def read(self, path: str) -> bytes: ...
@@ -51,9 +53,11 @@ class Shard:
 
 
 def plan_shards(sizes: dict[str, int], world_size: int, limit: int = FILE_BYTES) -> list[Shard]:
-    """Cut the tensors, in order, into files of at most `limit` bytes, each worker owning about the same number of bytes.
+    """Cut the tensors, in order, into files of at most `limit` bytes, each worker owning about the same
+    number of bytes.
 
-    A tensor belongs to the worker in whose share of all bytes it begins; one above the limit has a file of its own.
+    A tensor belongs to the worker in whose share of all bytes it begins; one above the limit has a file of
+    its own.
     """
     total = max(sum(sizes.values()), 1)
     shards: list[Shard] = []
@@ -68,7 +72,7 @@ def plan_shards(sizes: dict[str, int], world_size: int, limit: int = FILE_BYTES)
     return shards
 
 
-# ---------------------------------------------------------------------------------------------------------- checkpoints
+# ------------------------------------------------------------------------------------------------ checkpoints
 
 
 def checkpoint_folder(step: int) -> str:
@@ -77,7 +81,7 @@ def checkpoint_folder(step: int) -> str:
 
 
 def checkpoint_files(files: Files, step: int) -> list[dict[str, Any]] | None:
-    """What a complete checkpoint consists of: [{"name", "bytes", "sha256"}], names inside its folder; None if it is not complete."""
+    """Files of a complete checkpoint, [{"name" (inside its folder), "bytes", "sha256"}]; None if incomplete."""
     folder = checkpoint_folder(step)
     if "files.json" not in files.list(folder):
         return None
@@ -85,12 +89,15 @@ def checkpoint_files(files: Files, step: int) -> list[dict[str, Any]] | None:
 
 
 def save_checkpoint(module: torch.nn.Module, step: int, dtype: str, files: Files, worker: Worker) -> None:
-    """Write the weights in `dtype` and config.json as a folder that `from_pretrained` loads. All workers call it together.
+    """Write the weights in `dtype` and config.json as a folder that `from_pretrained` loads. All workers call
+    it together.
 
     A checkpoint that is complete already, written by an earlier life of this run, stays as it is.
     """
     folder = checkpoint_folder(step)
-    if not from_worker(0, worker, lambda: _begin(files, folder, keep=checkpoint_files(files, step) is not None)):
+    if not from_worker(
+        0, worker, lambda: _begin(files, folder, keep=checkpoint_files(files, step) is not None)
+    ):
         return
     tensors = stored_tensors(module)
     sizes = {name: _numel(tensor) * DTYPES[dtype].itemsize for name, tensor in tensors.items()}
@@ -103,7 +110,9 @@ def save_checkpoint(module: torch.nn.Module, step: int, dtype: str, files: Files
             if not keep:
                 return None
             floating = tensor.is_floating_point()
-            return tensor.detach().to("cpu", DTYPES[dtype] if floating else tensor.dtype, copy=True).contiguous()
+            return (
+                tensor.detach().to("cpu", DTYPES[dtype] if floating else tensor.dtype, copy=True).contiguous()
+            )
 
     records, names_of = _write_tensors(files, folder, "model", sizes, read, worker)
     if worker.rank == 0:
@@ -118,24 +127,26 @@ def save_checkpoint(module: torch.nn.Module, step: int, dtype: str, files: Files
 
 
 def stored_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter once, tied ones under their first name, then the buffers that the model's own state dict would hold."""
+    """Every parameter once, tied ones under their first name, then the buffers that the model's own state
+    dict would hold."""
     stored = module.state_dict(keep_vars=True)
     buffers = {name: tensor for name, tensor in module.named_buffers() if name in stored}
     return {**dict(module.named_parameters()), **buffers}
 
 
 def _config_json(module: torch.nn.Module, dtype: str) -> str:
-    config = copy.deepcopy(module.config)
+    config: Any = copy.deepcopy(module.config)
     config.dtype = DTYPES[dtype]
     config.architectures = [type(module).__name__]
     return config.to_json_string()
 
 
-# --------------------------------------------------------------------------------------------------------------- state
+# ------------------------------------------------------------------------------------------------------ state
 
 
 def save_state(engine: Any, step: int, loss: float, files: Files, worker: Worker) -> None:
-    """Write every parameter's fp32 weight and AdamW moments, then state.json; then delete older states. All workers together.
+    """Write every parameter's fp32 weight and AdamW moments, then state.json; then delete older states. All
+    workers together.
 
     Args:
         engine: the DeepSpeed engine, at least one step old.
@@ -163,7 +174,13 @@ def save_state(engine: Any, step: int, loss: float, files: Files, worker: Worker
         written, _ = _write_tensors(files, folder, kind, sizes, read, worker)
         records += [{"kind": kind, **record} for record in written]
     if worker.rank == 0:
-        state = {"format": FORMAT, "step": step, "world_size": worker.world_size, "loss": loss, "files": records}
+        state = {
+            "format": FORMAT,
+            "step": step,
+            "world_size": worker.world_size,
+            "loss": loss,
+            "files": records,
+        }
         files.write(f"{folder}/state.json", json.dumps(state, indent=1).encode())
         for name in files.list("state"):
             if f"state/{name}" != folder:
@@ -171,29 +188,37 @@ def save_state(engine: Any, step: int, loss: float, files: Files, worker: Worker
 
 
 def newest_state(files: Files) -> dict[str, Any] | None:
-    """The newest complete training state, as its state.json says; None when there is none. One without state.json is no state."""
+    """The newest complete training state, as its state.json says; None when there is none. One without
+    state.json is no state."""
     for name in sorted(files.list("state"), reverse=True):
         if "state.json" in files.list(f"state/{name}"):
             state = _json_object(files, f"state/{name}/state.json")
             if state.get("format") != FORMAT:
                 raise _broken(
-                    f"state/{name}/state.json", f"format {FORMAT} was expected, {state.get('format')} came", "state"
+                    f"state/{name}/state.json",
+                    f"format {FORMAT} was expected, {state.get('format')} came",
+                    "state",
                 )
             return state
     return None
 
 
-def restore_state(engine: Any, state: dict[str, Any], files: Files, worker: Worker, blank_step: Callable[[], None]) -> None:
-    """Put a saved state into a new engine, whatever number of workers and ZeRO stage wrote it. All workers together.
+def restore_state(
+    engine: Any, state: dict[str, Any], files: Files, worker: Worker, blank_step: Callable[[], None]
+) -> None:
+    """Put a saved state into a new engine, whatever number of workers and ZeRO stage wrote it. All workers
+    together.
 
     Args:
         engine: a DeepSpeed engine that has not stepped.
         state: from `newest_state`, the same on every worker.
-        blank_step: takes one optimiser step with learning rate 0 and zero gradients. It makes the moments come into being and
-            copies the fp32 weights to the ones the model computes with, so weights go in before it and moments after it.
+        blank_step: takes one optimiser step with learning rate 0 and zero gradients. It makes the moments
+            come into being and copies the fp32 weights to the ones the model computes with, so weights go in
+            before it and moments after it.
 
     Raises:
-        UserError: a file is missing or not the one that state.json names, or the tensors are not those of this model.
+        UserError: a file is missing or not the one that state.json names, or the tensors are not those of
+            this model.
     """
     parameters = dict(engine.module.named_parameters())
     _load_kind("weight", parameters, state, files, worker)
@@ -216,24 +241,32 @@ def _load_kind(
         path = f"{folder}/{record['name']}"
         tensors: dict[str, torch.Tensor] = {}
 
-        def read(path: str = path, record: dict[str, Any] = record, tensors: dict = tensors) -> list[tuple[str, tuple]]:
+        def read(
+            path: str = path, record: dict[str, Any] = record, tensors: dict = tensors
+        ) -> list[tuple[str, tuple]]:
             tensors.update(safetensors.torch.load(_verified(files, path, record)))
             return [(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
 
         for name, shape in from_worker(reader, worker, read):
             if missing.get(name) != shape:
-                expected = f"shape {missing[name]}" if name in missing else "no such tensor, or it came before"
-                raise _broken(path, f"it holds {name!r} with shape {shape}, this model has {expected}", folder)
+                expected = (
+                    f"shape {missing[name]}" if name in missing else "no such tensor, or it came before"
+                )
+                raise _broken(
+                    path, f"it holds {name!r} with shape {shape}, this model has {expected}", folder
+                )
             value = tensors.pop(name).to(worker.device) if worker.rank == reader else None
             value = torch.empty(shape, device=worker.device) if value is None else value
             distributed.broadcast(value, src=reader)
             _set_full(parameters[name], value, kind, worker.rank)
             del missing[name]
     if missing:
-        raise _broken(folder, f"no {kind} of {', '.join(sorted(missing)[:3])} ({len(missing)} in all)", folder)
+        raise _broken(
+            folder, f"no {kind} of {', '.join(sorted(missing)[:3])} ({len(missing)} in all)", folder
+        )
 
 
-def _set_full(parameter: torch.nn.Parameter, value: torch.Tensor, kind: str, rank: int) -> None:
+def _set_full(parameter: Any, value: torch.Tensor, kind: str, rank: int) -> None:
     """Put this worker's part of a full fp32 tensor where ZeRO keeps it."""
     from deepspeed import utils
 
@@ -243,7 +276,8 @@ def _set_full(parameter: torch.nn.Parameter, value: torch.Tensor, kind: str, ran
         else:
             utils.safe_set_full_optimizer_state(parameter, value, kind)
         return
-    # Under ZeRO-3 the library's own safe_set_full_* fails where the last worker's part is padded, so the part is cut here.
+    # Under ZeRO-3 the library's own safe_set_full_* fails where the last worker's part is padded, so the part
+    # is cut here.
     size = parameter.ds_tensor.numel()
     part = value.new_zeros(size)
     own = value.flatten()[rank * size : (rank + 1) * size]
@@ -258,11 +292,11 @@ def _state_folder(step: int) -> str:
     return f"state/step-{step:09d}"
 
 
-# --------------------------------------------------------------------------------------------------------------- common
+# ----------------------------------------------------------------------------------------------------- common
 
 
 def from_worker(source: int, worker: Worker, make: Callable[[], Any]) -> Any:
-    """make()'s result on one worker, handed to all; what it raises there stops them all with the same words."""
+    """make()'s result on one worker, handed to all; what it raises there stops them all, in the same words."""
     box: list[Any] = [None]
     failure: Exception | None = None
     if worker.rank == source:
@@ -290,25 +324,35 @@ def _write_tensors(
 ) -> tuple[list[dict[str, Any]], dict[str, tuple[str, ...]]]:
     """Write this worker's files; return the records of everybody's files, and the tensor names in each file.
 
-    `read(name, keep)` is called for every tensor on every worker in the same order, as it may gather; it gives the tensor, on the
-    CPU, to the one worker that keeps it.
+    `read(name, keep)` is called for every tensor on every worker in the same order, as it may gather; it
+    gives the tensor, on the CPU, to the one worker that keeps it.
     """
     shards = plan_shards(sizes, worker.world_size)
     records, names_of = [], {}
     for number, shard in enumerate(shards, 1):
-        name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else f"{stem}.safetensors"
+        name = (
+            f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+            if len(shards) > 1
+            else f"{stem}.safetensors"
+        )
         names_of[name] = shard.names
         own = shard.rank == worker.rank
-        held = {tensor: read(tensor, own) for tensor in shard.names}
+        tensors = ((tensor, read(tensor, own)) for tensor in shard.names)
+        held = {tensor: value for tensor, value in tensors if value is not None}
         if own:
-            records.append(_write(files, folder, name, safetensors.torch.save(held, metadata={"format": "pt"})))
+            records.append(
+                _write(files, folder, name, safetensors.torch.save(held, metadata={"format": "pt"}))
+            )
     everybody: list[Any] = [None] * worker.world_size
-    distributed.all_gather_object(everybody, records)  # also a barrier: every file is there before worker 0 says so
+    distributed.all_gather_object(
+        everybody, records
+    )  # also a barrier: every file is there before worker 0 says so
     return [record for part in everybody for record in part], names_of
 
 
 def _begin(files: Files, folder: str, keep: bool = False) -> bool:
-    """Clear what a killed attempt left in the folder, unless it is to be kept; whether it is to be written."""
+    """Clear what a killed attempt left in the folder, unless it is to be kept; whether it is to be
+    written."""
     if not keep and files.list(folder):
         files.delete(folder)
     return not keep
@@ -327,7 +371,9 @@ def _verified(files: Files, path: str, record: dict[str, Any]) -> bytes:
     if len(data) != record["bytes"]:
         raise _broken(path, f"{record['bytes']} bytes were written, {len(data)} came", folder)
     if hashlib.sha256(data).hexdigest() != record["sha256"]:
-        raise _broken(path, f"its content changed since it was written (sha256 {record['sha256']} was expected)", folder)
+        raise _broken(
+            path, f"its content changed since it was written (sha256 {record['sha256']} was expected)", folder
+        )
     return data
 
 
@@ -337,14 +383,16 @@ def _json_object(files: Files, path: str) -> dict[str, Any]:
     except ValueError as error:
         raise _broken(path, f"it is not JSON ({error})", path.rsplit("/", 1)[0]) from error
     if not isinstance(value, dict):
-        raise _broken(path, f"a JSON object was expected, a {type(value).__name__} came", path.rsplit("/", 1)[0])
+        raise _broken(
+            path, f"a JSON object was expected, a {type(value).__name__} came", path.rsplit("/", 1)[0]
+        )
     return value
 
 
 def _broken(path: str, what: str, folder: str) -> UserError:
     return UserError(
-        f"Resuming the training: {path} cannot be used: {what}. Delete the folder {folder} of this artifact to train without "
-        "it, from an older state or from the start."
+        f"Resuming the training: {path} cannot be used: {what}. Delete the folder {folder} of this artifact to "
+        "train without it, from an older state or from the start."
     )
 
 

@@ -21,20 +21,27 @@ from s2l_ray.stages.work import Work
 
 log = logging.getLogger("s2l_ray")
 NAMESPACE = "s2l_ray"
-READER_CPUS = (
-    0.25  # of one task that reads and tokenises; small, so that readers always find room beside the workers
-)
+# A little less than one, so that a task that makes a part fits beside the trial of a sweep.
+TASK_CPUS = 0.9
+# Of one task that reads and tokenises; small, so that readers always find room beside the workers.
+READER_CPUS = 0.25
 
 
 def connect(config: Config) -> None:
     """Join the Ray cluster this process belongs to, or start one on this machine. Says which."""
-    if ray.is_initialized():
-        return
-    options: dict[str, Any] = {
-        "log_to_driver": True,
-        "logging_level": logging.WARNING,
-        "configure_logging": True,
-    }
+    if not ray.is_initialized():
+        _join(config)
+    # Ray's libraries show progress of their own; ours stands in its place.
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _join(config: Config) -> None:
+    # Workers' own lines stay in Ray's log folder: what matters comes back as results, progress or errors.
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS") != "local":
         try:
             ray.init(address="auto", **options)
@@ -63,11 +70,6 @@ def connect(config: Config) -> None:
             **options,
         )
         log.info("started Ray on this machine: %s", _resources())
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    for name in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _resources() -> str:
@@ -259,7 +261,7 @@ def make_parts(
     context = part_context(work)
     scaling = work.config.scaling
     if make is not None:
-        parts = rows.map(_make_in_task, fn_args=(make, context), num_cpus=TASK_CPUS)
+        parts = rows.map(_make_in_task, fn_args=(make, context), num_cpus=TASK_CPUS)  # type: ignore[arg-type]
     else:
         fits = max(1, int(capacity()["CPU"] // actor_cpus(work.config, actors)))
         parts = rows.map(

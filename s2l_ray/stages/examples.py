@@ -44,7 +44,7 @@ def make(work: Work) -> Outcome:
         "files": list(dict.fromkeys(part.file.name for part in work.ranges)),
         "schema": schema_text(_unify(parts, work.ranges)),
         "columns": [
-            dict(pair) for pair in {tuple(sorted(p.stats["columns"]["names"].items())) for p in parts}
+            dict(pair) for pair in sorted({tuple(sorted(p.stats["columns"]["names"].items())) for p in parts})
         ],
     }
     return Outcome(parts, info=info)

@@ -78,7 +78,7 @@ def _curves(variants: dict[str, dict[str, Manifest]]) -> list[LossCurve]:
 
 
 def _clusterings(work: Work, variants: dict[str, dict[str, Manifest]]) -> list[Clustering]:
-    found = {}
+    found: dict[tuple[str, str], tuple[str, dict[str, Manifest]]] = {}
     for variant, stages in variants.items():
         if "clusters" in stages:
             key = (stages["clusters"].fingerprint, stages["subset"].fingerprint if "subset" in stages else "")

@@ -23,6 +23,7 @@ import ray.data
 import ray.train
 import ray.train.torch
 import torch
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from s2l_ray.config import Training
 from s2l_ray.core import order
@@ -198,7 +199,7 @@ def _run(
         try:
             _fit(work, stage, job, workers)
             return
-        except ray.train.v2.api.exceptions.TrainingFailedError as error:
+        except TrainingFailedError as error:
             found = find_user_error(error)
             if found is not None:
                 raise found from None
@@ -337,7 +338,7 @@ def _feed(job: _Job, rank: int, world_size: int, first_step: int) -> Iterator[li
         for group in _reads(order.windows(job.stream, first_step))
     ]
     rows = ray.data.from_items(reads, override_num_blocks=len(reads)).map_batches(
-        _encode_windows,
+        _encode_windows,  # type: ignore[arg-type]
         fn_args=(job, rank, world_size, first_step),
         batch_size=1,
         batch_format="pyarrow",

@@ -156,7 +156,7 @@ class Scorer:
         learned = np.array([[int(example.learned.sum()) for example in each] for each in encoded]).reshape(
             len(encoded), -1
         )
-        possible = (learned > 0).all(axis=0)
+        possible: np.ndarray = np.all(learned > 0, axis=0)
         scored_N = sampled_N.copy()
         scored_N[sampled_N] = possible
         losses = [
@@ -199,7 +199,7 @@ class Scorer:
         all_values[scored_N], all_initial[scored_N] = values, initial
         tokens = np.zeros(count, np.int32)
         tokens[scored_N] = num_tokens
-        reasons = np.where(scored_N, None, np.where(sampled_N, NO_LEARNED_TOKEN, NOT_SAMPLED))
+        reasons = np.where(sampled_N, NO_LEARNED_TOKEN, NOT_SAMPLED)
         return pa.table(
             {
                 "example_id": rows["example_id"],
@@ -207,7 +207,7 @@ class Scorer:
                 "num_tokens": pa.array(tokens, mask=~scored_N),
                 "losses": vector_column(scored_N, all_values),
                 "initial_losses": vector_column(scored_N, all_initial),
-                "reason": pa.array(reasons.tolist(), pa.string()),
+                "reason": pa.array(reasons.tolist(), pa.string(), mask=scored_N),
             },
             schema=trajectories_schema(values.shape[1], len(losses)),
         )

@@ -1,0 +1,77 @@
+"""The demo on three real hosts, submitted as a cluster's user would; each host has an empty home and no checkout."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray_hosts import RayHosts
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+REPO = Path(__file__).parents[2]
+RUN = [sys.executable, "-m", "s2l_ray.run"]
+# Short trainings: what they learn is not the question here, and the three hosts share the machine's cores.
+SHORT = ["--proxy.epochs=1", "--target.steps=20", "--evaluation.max_new_tokens=0"]
+
+
+def manifests(storage: Path) -> dict[str, list[dict[str, Any]]]:
+    found = defaultdict(list)
+    for path in sorted(storage.glob("*/*/manifest.json")):
+        found[path.parts[-3]].append(json.loads(path.read_text()))
+    return found
+
+
+def data_files(storage: Path, stage: str) -> set[tuple[str, bytes]]:
+    """Names and bytes of the stage's data files, all artifacts of the stage together."""
+    return {
+        (path.name, path.read_bytes())
+        for path in storage.glob(f"{stage}/*/*")
+        if path.name != "manifest.json"
+    }
+
+
+@pytest.fixture(scope="module")
+def storage(ray_hosts: RayHosts) -> Path:
+    """The storage of a demo that ran on all three hosts."""
+    folder = ray_hosts.hosts.shared / "storage"
+    wide = ["--scaling.scorers=3", "--scaling.shards=3"]
+    status, output = ray_hosts.submit([*RUN, f"--run.storage={folder}", *SHORT, *wide], REPO, timeout=1200)
+    assert status == 0, output
+    assert "3 node(s)" in output
+    return folder
+
+
+def test_every_host_made_parts(storage: Path, ray_hosts: RayHosts) -> None:
+    made_on = {
+        stage: {part["node"].rsplit("/")[-1] for manifest in found for part in manifest["parts"]}
+        for stage, found in manifests(storage).items()
+    }
+    everywhere = {ray_hosts.hosts.address(i) for i in (1, 2, 3)}
+    assert made_on["examples"] == everywhere
+    assert made_on["clusters"] == everywhere
+    assert set.union(*made_on.values()) == everywhere
+
+
+def test_one_node_chooses_the_same_bytes(storage: Path, tmp_path: Path) -> None:
+    for folder in ("demo", "index", "examples", "proxy", "trajectories"):
+        shutil.copytree(storage / folder, tmp_path / folder)
+    arguments = [f"--run.storage={tmp_path}", *SHORT, "--until=subset", "--scaling.shards=2"]
+    env = {**os.environ, "RAY_ADDRESS": "local"}
+    done = subprocess.run([*RUN, *arguments], cwd=REPO, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert len(manifests(tmp_path)["trajectories"]) == 1  # found again, not scored again
+    assert data_files(tmp_path, "clusters") == data_files(storage, "clusters")
+    assert data_files(tmp_path, "subset") == data_files(storage, "subset")
+
+
+def test_storage_that_is_not_shared_is_named(ray_hosts: RayHosts) -> None:
+    status, output = ray_hosts.submit([*RUN, "--run.storage=/var/tmp/alone", *SHORT], REPO, timeout=300)
+    assert status != 0
+    assert "error: checking the storage /var/tmp/alone" in output
+    assert any(ray_hosts.hosts.address(i) in output.split("error:")[1] for i in (2, 3))
+    assert "run.storage" in output.split("error:")[1]
