@@ -4,6 +4,7 @@ The text is tokenised as a whole and tokens are told apart by their character of
 and answer can shift the mask (reference bug 15). The end token closes every answer and is learned.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,9 @@ import pyarrow as pa
 from s2l_ray.errors import UserError
 
 BYTES = "bytes"
+ROWS_AT_ONCE = (
+    512  # given to the tokenizer; its results weigh hundreds of bytes a token until they are arrays
+)
 BYTE_END, BYTE_PAD = 256, 257
 NO_LEARNED_TOKEN = "no learned token within max_length"
 
@@ -88,27 +92,29 @@ class Encoder:
 
     def examples(self, rows: pa.Table) -> list[Encoded]:
         """One Encoded a row (columns example_id, instruction, input, output), cut on the right at `max_length` tokens."""
+        encoded: list[Encoded] = []
+        for first in range(0, rows.num_rows, ROWS_AT_ONCE):
+            encoded += self._examples(rows.slice(first, ROWS_AT_ONCE))
+        return encoded
+
+    def _examples(self, rows: pa.Table) -> list[Encoded]:
         prompts = self._prompts(rows)
-        outputs = rows["output"].to_pylist()
-        if not prompts:
-            return []
         batch = self.tokenizer(
-            [prompt + output for prompt, output in zip(prompts, outputs, strict=True)],
+            [prompt + output for prompt, output in zip(prompts, rows["output"].to_pylist(), strict=True)],
             add_special_tokens=False,
             split_special_tokens=True,  # the end token's name in a user's text is text and ends nothing
-            return_offsets_mapping=True,
+            truncation=True,
+            max_length=self.max_length,
             return_attention_mask=False,
             verbose=False,
         )
         encoded = []
-        for example_id, ids, offsets, prompt in zip(
-            rows["example_id"].to_pylist(), batch["input_ids"], batch["offset_mapping"], prompts, strict=True
+        for example_id, tokens, prompt in zip(
+            rows["example_id"].to_pylist(), batch.encodings, prompts, strict=True
         ):
-            learned = [end > len(prompt) for _, end in offsets]
-            all_ids = np.array([*self.start, *ids, self.end][: self.max_length], np.int32)
-            mask = np.array([*(False for _ in self.start), *learned, True][: self.max_length], bool)
-            mask[0] = False  # nothing comes before it that could predict it
-            encoded.append(Encoded(example_id, all_ids, mask))
+            ids = np.array([*self.start, *tokens.ids, self.end][: self.max_length], np.int32)
+            learned = np.arange(len(ids)) >= max(1, len(self.start) + _first_learned(tokens, len(prompt)))
+            encoded.append(Encoded(example_id, ids, learned))
         return encoded
 
     def prompts(self, rows: pa.Table) -> list[list[int]]:
@@ -136,6 +142,11 @@ class Encoder:
                 f"loading {what}: the tokenizer has {len(self.tokenizer)} tokens, but the model only {size} embeddings. "
                 "Name the tokenizer that belongs to the model, or raise vocab_size in model.config."
             )
+
+
+def _first_learned(tokens: Any, border: int) -> int:
+    """The first token that holds a character at or after `border`; the number of tokens where none does."""
+    return bisect_right(range(len(tokens.ids)), border, key=lambda number: tokens.token_to_chars(number)[1])
 
 
 def pad(batch: Sequence[Encoded], pad_id: int) -> tuple[np.ndarray, np.ndarray]:

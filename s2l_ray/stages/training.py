@@ -27,7 +27,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from s2l_ray.config import Training
 from s2l_ray.core import order
-from s2l_ray.core.encoding import Encoded
+from s2l_ray.core.encoding import ROWS_AT_ONCE, Encoded
 from s2l_ray.core.models import build, load_config, load_encoder, load_tokenizer, parameters, tensor_reader
 from s2l_ray.core.rawfiles import chosen_rows
 from s2l_ray.core.store import Artifact, FileEntry, Part
@@ -43,6 +43,7 @@ log = logging.getLogger("s2l_ray")
 ROWS_PER_READ = (
     8_192  # windows are read together until they have this many rows, so that a reader's start-up is worth it
 )
+BLOCK_BYTES = 1 << 20  # of tokenised rows; small, so that the first step does not wait for a whole window
 SECONDS_BETWEEN_METRICS = 5.0
 CURVE_POINTS = 2_000
 
@@ -114,7 +115,8 @@ class _Place:
         return self.artifact.read(self._path(path))
 
     def list(self, folder: str) -> Sequence[str]:
-        return self.artifact.list(self._path(folder))
+        """Names of the files and folders in a folder."""
+        return sorted({name.split("/")[0] for name in self.artifact.list(self._path(folder))})
 
     def delete(self, folder: str) -> None:
         self.artifact.delete(self._path(folder))
@@ -206,10 +208,10 @@ def _run(
             if attempt == scaling.max_failures:
                 raise
             log.warning(
-                "%s: lost a worker or node (%d of %d allowed); going on from the last state: %s",
+                "%s: attempt %d of %d failed; going on from the last state: %s",
                 stage,
                 attempt + 1,
-                scaling.max_failures,
+                scaling.max_failures + 1,
                 error,
             )
 
@@ -331,6 +333,7 @@ def _feed(job: _Job, rank: int, world_size: int, first_step: int) -> Iterator[li
     """This worker's examples of every step from `first_step` on, tokenised by a Ray Data pipeline of its own."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
+    context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     reads = [
@@ -369,19 +372,24 @@ def _reads(windows: Iterator[order.Window]) -> Iterator[list[order.Window]]:
         yield group
 
 
-def _encode_windows(batch: pa.Table, job: _Job, rank: int, world_size: int, first_step: int) -> pa.Table:
+def _encode_windows(
+    batch: pa.Table, job: _Job, rank: int, world_size: int, first_step: int
+) -> Iterator[pa.Table]:
     encoder = load_encoder(job.section)
-    encoded: list[Encoded] = []
     for raw in json.loads(batch["windows"][0].as_py()):
         window = order.Window(**{**raw, "parts": tuple(raw["parts"])})
         table = pa.concat_tables([_read(job, part_from(job.parts[part])) for part in window.parts])
         mine = order.shuffled(job.stream, window)[
             order.owned(job.stream, window, rank, world_size, first_step)
         ]
-        encoded += encoder.examples(table.take(pa.array(mine)))
+        for first in range(0, len(mine), ROWS_AT_ONCE):
+            yield _to_arrow(encoder.examples(table.take(pa.array(mine[first : first + ROWS_AT_ONCE]))))
+
+
+def _to_arrow(encoded: list[Encoded]) -> pa.Table:
     lengths = np.cumsum([0, *(len(example.input_ids) for example in encoded)])
-    ids = np.concatenate([example.input_ids for example in encoded]) if encoded else np.empty(0, np.int32)
-    learned = np.concatenate([example.learned for example in encoded]) if encoded else np.empty(0, bool)
+    ids = np.concatenate([example.input_ids for example in encoded])
+    learned = np.concatenate([example.learned for example in encoded])
     return pa.table(
         {
             "example_id": pa.array([example.example_id for example in encoded], pa.int64()),
