@@ -280,6 +280,7 @@ class Scaling(Section):
         description="CPUs of one training worker, scorer or evaluator; default: one, or what leaves room for reading",
     )
     threads: int = Field(1, ge=1, description="CPU threads of torch in a worker")
+    readers: int = Field(2, ge=1, description="tasks that read and tokenise for one training worker")
     scorers: int = Field(
         2, ge=1, description="actors that score, and that evaluate; fewer start when the cluster is smaller"
     )

@@ -170,6 +170,7 @@ class _Job:
     plan: TrainingPlan
     place: _Place
     threads: int
+    readers: int
 
 
 def _run(
@@ -195,6 +196,7 @@ def _run(
         plan=_plan(section, stream, steps, micro),
         place=place,
         threads=scaling.threads,
+        readers=scaling.readers,
     )
     load_encoder(section)  # a tokenizer that does not fit is told here, before workers start
     for attempt in itertools.count():
@@ -346,6 +348,7 @@ def _feed(job: _Job, rank: int, world_size: int, first_step: int) -> Iterator[li
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=READER_CPUS,
+        compute=ray.data.TaskPoolStrategy(size=job.readers),
     )
     waiting: list[Encoded] = []
     step = first_step

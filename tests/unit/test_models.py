@@ -1,0 +1,109 @@
+"""Models and tokenizers from folders the test saves: what identifies them, how weights are read, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from s2l_ray.config import Model, Training
+from s2l_ray.core import models
+from s2l_ray.core.encoding import byte_tokenizer
+from s2l_ray.errors import UserError
+from tests.tiny import LLAMA
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A Hugging Face folder with the weights in several shards, and a tokenizer."""
+    torch.manual_seed(1)
+    raw = dict(LLAMA)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(raw.pop("model_type"), **raw))
+    model.save_pretrained(tmp_path / "model", max_shard_size="60KB")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def training(folder: Path) -> Training:
+    return Training(model=Model(path=str(folder)), epochs=1, prompt="plain")
+
+
+def test_every_tensor_of_a_folder_is_read(folder: Path) -> None:
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    saved = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    read = models.tensor_reader(Model(path=str(folder)))
+    assert read is not None
+    for name, tensor in saved.items():
+        torch.testing.assert_close(read(name), tensor, rtol=0, atol=0)
+    with pytest.raises(UserError, match=r"no tensor 'model\.missing'"):
+        read("model.missing")
+
+
+def test_a_model_filled_from_a_folder_equals_the_saved_one(folder: Path) -> None:
+    built = models.build(models.load_config(Model(path=str(folder))))
+    weights = models.read_weights(
+        lambda name: (folder / name).read_bytes(), [p.name for p in folder.iterdir()], "it"
+    )
+    models.load_weights(built, weights, "it")
+    saved = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.arange(20)[None]
+    torch.testing.assert_close(built(ids).logits, saved(ids).logits, rtol=0, atol=0)
+
+
+def test_the_tokenizer_comes_with_the_model(folder: Path) -> None:
+    encoder = models.load_encoder(training(folder))
+    assert encoder.tokenizer("ab")["input_ids"] == [97, 98]
+
+
+def test_identity_follows_content_and_not_place(folder: Path, tmp_path: Path) -> None:
+    before = models.identity(Model(path=str(folder)), None)
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert models.identity(Model(path=str(moved)), None) == before
+    (moved / "README.md").write_text("prose")
+    assert models.identity(Model(path=str(moved)), None) == before
+    config = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    assert models.identity(Model(path=str(moved)), None) != before
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    gone = sorted(folder.glob("*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(UserError, match=gone.name):
+        models.tensor_reader(Model(path=str(folder)))
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="Only safetensors are"):
+        models.tensor_reader(Model(path=str(tmp_path)))
+
+
+def test_a_vocabulary_larger_than_the_model_is_refused(folder: Path) -> None:
+    section = Training(model=Model(config={**LLAMA, "vocab_size": 200}), tokenizer="bytes", epochs=1)
+    with pytest.raises(UserError, match="258 tokens, but the model only 200"):
+        models.load_encoder(section)
+
+
+def test_weights_of_another_model_are_refused(folder: Path) -> None:
+    wider = models.build(models.load_config(Model(config={**LLAMA, "num_hidden_layers": 3})))
+    weights = models.read_weights(
+        lambda name: (folder / name).read_bytes(), [p.name for p in folder.iterdir()], "it"
+    )
+    with pytest.raises(UserError, match="tensors are missing"):
+        models.load_weights(wider, weights, "it")
+
+
+@pytest.mark.parametrize("model", [{"path": "/nowhere"}, {"config": {"model_type": "no_such_family"}}])
+def test_a_model_that_is_not_there_is_named(model: dict) -> None:
+    with pytest.raises(UserError, match=r"nowhere|no_such_family"):
+        models.load_config(Model(**model))
+
+
+def test_parameters_are_counted_without_making_them() -> None:
+    built = models.build(models.load_config(Model(config=LLAMA)))
+    assert models.parameters(Model(config=LLAMA)) == sum(p.numel() for p in built.parameters())
+    assert models.parameters(Model(hub="org/name", parameters=7)) == 7
+    assert models.parameters(Model(hub="org/name")) is None
