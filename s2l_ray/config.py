@@ -361,7 +361,8 @@ def load(path: str | None, overrides: list[str], base: dict[str, Any] | None = N
 
     Args:
         path: YAML file, or None to use `base`.
-        overrides: `section.field=value`, values in YAML; `variants.NAME.section.field=value` changes one variant only.
+        overrides: `section.field=value`, values in YAML, changes the job below its variants, so what a variant sets itself stays;
+            `variants.NAME.section.field=value` changes one variant.
 
     Raises:
         UserError: listing every unknown key, wrong type and impossible combination.
@@ -380,7 +381,7 @@ def load(path: str | None, overrides: list[str], base: dict[str, Any] | None = N
     for name, changes in variants.items():
         tree = raw
         try:
-            for dotted, value in [*(changes or {}).items(), *common, *by_variant.get(name, [])]:
+            for dotted, value in [*common, *(changes or {}).items(), *by_variant.get(name, [])]:
                 tree = merge(tree, _nest(str(dotted), value))
             resolved[name] = Config.model_validate(tree)
         except ValidationError as error:

@@ -141,6 +141,10 @@ def plan(job: Job, until: str = "report", assume: bool = False) -> Plan:
         )
         rows[variant] = sum(part.rows for part in ranges) or config.examples.expected_rows or 0
         text_bytes[variant] = sum(raw.indexes[uri].text_bytes for uri in {part.file.uri for part in ranges})
+        if not ranges and not assume:
+            raise UserError(
+                "planning the run: examples.files names no file. Name files, a folder or a glob; --dry-run goes without."
+            )
         _check_sizes(config, rows[variant])
         own: dict[str, Node] = {}
         for stage in STAGES[:-1]:
@@ -225,6 +229,17 @@ def _check_sizes(config: Config, rows: int) -> None:
         return
     if isinstance(config.subset.budget, int):
         budget_rows(config.subset.budget, rows)
+    for section in config.proxy.each():
+        steps = (
+            -(-rows * section.epochs // section.global_batch)
+            if section.epochs is not None
+            else int(section.steps or 0)
+        )
+        if section.checkpoints > steps:
+            raise UserError(
+                f"planning the proxy: proxy.checkpoints = {section.checkpoints}, but {rows} rows in batches of "
+                f"{section.global_batch} make only {steps} steps. Lower proxy.checkpoints or proxy.global_batch, or train longer."
+            )
     if _by_cluster(config) and config.clusters.k > rows:
         raise UserError(
             f"planning clusters: clusters.k = {config.clusters.k}, but the data have only {rows} rows. Lower clusters.k."
@@ -265,7 +280,7 @@ class _RawFiles:
         try:
             raw = json.loads(self.store.read(path))
             return FileIndex(raw["sha256"], raw["rows"], raw["text_bytes"], [tuple(r) for r in raw["ranges"]])
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             index = index_file(file, rows_per_part)
             self.store.write(path, json.dumps(asdict(index)).encode())
             return index

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2l_ray import config, pipeline
-from s2l_ray.core.store import Store
+from s2l_ray.core.store import Store, join_uri
 from s2l_ray.errors import UserError
 
 log = logging.getLogger("s2l_ray")
@@ -78,8 +78,8 @@ def load_job(path: str | None, overrides: list[str]) -> config.Job:
 
     def at(folder: str) -> config.Job:
         files = {
-            "examples": {"files": [f"{folder}/train.jsonl"]},
-            "evaluation": {"files": [f"{folder}/heldout.jsonl"]},
+            "examples": {"files": [join_uri(folder, "train.jsonl")]},
+            "evaluation": {"files": [join_uri(folder, "heldout.jsonl")]},
         }
         return config.load(None, overrides, config.merge(demo.CONFIG, files))
 
@@ -88,7 +88,7 @@ def load_job(path: str | None, overrides: list[str]) -> config.Job:
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
         if not store.exists(f"demo/{name}") or store.read(f"demo/{name}") != data:
             store.write(f"demo/{name}", data)
-    return at(f"{store.uri}/demo")
+    return at(store.uri_of("demo"))
 
 
 def set_up_logging() -> None:
@@ -128,7 +128,7 @@ def print_results(job: config.Job, done: list[pipeline.Done]) -> None:
         if result.node.stage.name == "subset":
             print(f"subset ({', '.join(result.node.variants)}): {result.node.artifact.uri}")
     if done and done[-1].node.stage.name == "report":
-        print(f"report: {done[-1].node.artifact.store.uri}/runs/{job.first.run.name}/report.html")
+        print(f"report: {done[-1].node.artifact.store.uri_of(f'runs/{job.first.run.name}/report.html')}")
 
 
 def comparison(evaluated: dict[str, dict]) -> Table:

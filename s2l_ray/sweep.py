@@ -109,7 +109,7 @@ def _tune(base: config.Config, tree: dict[str, Any], grid: Grid, until: str) -> 
         tune.with_resources(tune.with_parameters(_trial, tree=tree, until=until), {"CPU": 0.01}),
         param_space={field: tune.grid_search(values) for field, values in grid.items()},
         tune_config=tune.TuneConfig(max_concurrent_trials=1),  # a trial spreads over the whole cluster itself
-        run_config=tune.RunConfig(name=name, storage_path=f"{store.uri}/scratch", verbose=0),
+        run_config=tune.RunConfig(name=name, storage_path=store.uri_of("scratch"), verbose=0),
     )
     try:
         results = tuner.fit()

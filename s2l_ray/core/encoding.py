@@ -82,6 +82,7 @@ class Encoder:
             raise UserError(
                 "loading the tokenizer: it has no end token, so no answer could end. Set eos_token in its files."
             )
+        tokenizer.truncation_side = "right"  # whatever its files say
         self.tokenizer, self.prompt, self.max_length = tokenizer, prompt, max_length
         self.end: int = tokenizer.eos_token_id
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end

@@ -266,8 +266,8 @@ def read_part(part: PartRange, columns: Columns, on_bad_row: str = "stop") -> Pa
         if on_bad_row == "stop":
             place = f"line {row + 1}" if part.file.name.endswith(JSON_SUFFIXES) else f"row {row + 1}"
             raise UserError(
-                f"reading {part.file.uri}, {place}: {reason}{detail}. Correct the row, or set examples.on_bad_row: reject to leave "
-                "out and list such rows."
+                f"reading {part.file.uri}, {place}: {reason}{detail}. Correct the row, or leave it out (with "
+                "examples.on_bad_row: reject such rows are left out and listed)."
             ) from None
         rejects.append({"file": part.file.name, "row": row, "reason": reason, "text": text[:500]})
 

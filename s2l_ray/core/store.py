@@ -166,6 +166,10 @@ class Store:
                 os.unlink(temporary)
             raise
 
+    def uri_of(self, path: str) -> str:
+        """The URI of a path below the root, for people and for libraries that open URIs themselves."""
+        return join_uri(self.uri, path)
+
     def exists(self, path: str) -> bool:
         return self.fs.get_file_info(self._full(path)).type != pafs.FileType.NotFound
 
@@ -200,7 +204,7 @@ class Artifact:
 
     @property
     def uri(self) -> str:
-        return join_uri(self.store.uri, self.path)
+        return self.store.uri_of(self.path)
 
     def uri_of(self, name: str) -> str:
         return join_uri(self.uri, name)

@@ -87,7 +87,6 @@ def open_parquet(source: bytes | pa.NativeFile, what: str) -> pq.ParquetFile:
                 f"reading {what}: a column has an Arrow extension type, which may run code while it is read. "
                 "Expected plain types only; rewrite the file with the storage type of that column."
             )
-        handle.seek(0)
         return pq.ParquetFile(handle, arrow_extensions_enabled=False)
     except (pa.ArrowException, OSError) as error:
         raise UserError(

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from s2l_ray.core.encoding import prompt_text
-from s2l_ray.core.report import (
+from s2l_ray.core.report import render
+from s2l_ray.core.report_data import (
     ClusterExample,
     Clustering,
     Evaluation,
@@ -15,7 +16,6 @@ from s2l_ray.core.report import (
     ReportData,
     StageCost,
     Subset,
-    render,
 )
 from s2l_ray.core.store import Artifact, Manifest
 from s2l_ray.stages.work import Outcome, Work

@@ -251,7 +251,7 @@ def _fit(work: Work, stage: str, job: _Job, workers: int) -> None:
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=resources
         ),
-        run_config=ray.train.RunConfig(name=name, storage_path=f"{work.artifact.store.uri}/scratch"),
+        run_config=ray.train.RunConfig(name=name, storage_path=work.artifact.store.uri_of("scratch")),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if scaling.gpus_per_worker else "gloo"),
     )
     try:

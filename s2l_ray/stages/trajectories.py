@@ -95,7 +95,7 @@ def load_checkpoint(
         path = f"{folder}/{name}"
         if path not in files:
             raise UserError(
-                f"loading {artifact.uri}/{folder}: the manifest lists no {name}. Remove {artifact.uri} and run again."
+                f"loading {artifact.uri_of(folder)}: the manifest lists no {name}. Remove {artifact.uri} and run again."
             )
         return artifact.read_file(FileEntry(path, *files[path]))
 

@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from s2l_ray.core.report import (
+from s2l_ray.core.report import render
+from s2l_ray.core.report_data import (
     ClusterExample,
     Clustering,
     Evaluation,
@@ -19,7 +20,6 @@ from s2l_ray.core.report import (
     ReportData,
     StageCost,
     Subset,
-    render,
 )
 
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/a.png> & $\\frac{1}$ \x00\x1b\u4e2d\u6587'

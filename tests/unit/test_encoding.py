@@ -1,0 +1,321 @@
+"""Which tokens a row becomes, and which of them are learned."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s2l_ray.core.encoding import (
+    ALPACA,
+    BYTE_END,
+    BYTE_PAD,
+    Encoded,
+    Encoder,
+    byte_tokenizer,
+    pad,
+    prompt_text,
+    token_batches,
+)
+from s2l_ray.errors import UserError
+
+SPECIALS = ["<s>", "</s>", "<|end|>", "<|pad|>"]
+texts = st.text(st.characters(codec="utf-8"), max_size=15)
+tricky = st.lists(
+    st.one_of(texts, st.sampled_from([*SPECIALS, "answer", "\n", " the ", "é", "🎉"])), max_size=4
+).map("".join)
+
+
+def rows(*triples: tuple[str, str | None, str]) -> pa.Table:
+    instructions, inputs, outputs = zip(*triples, strict=True) if triples else ((), (), ())
+    return pa.table(
+        {
+            "example_id": pa.array(range(len(triples)), pa.int64()),
+            "instruction": pa.array(instructions, pa.string()),
+            "input": pa.array(inputs, pa.string()),
+            "output": pa.array(outputs, pa.string()),
+        }
+    )
+
+
+@cache
+def bytes_encoder(prompt: str = "plain", max_length: int = 1000) -> Encoder:
+    return Encoder(byte_tokenizer(), prompt, max_length)
+
+
+@cache
+def bpe_tokenizer(add_bos: bool = False) -> Any:
+    """A small byte-level BPE whose merges cross line ends and spaces, so also the border of prompt and answer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        ["copy\nanswer", "Response:answer", "sum\n the 12", "say\nanswer"] * 20, trainer
+    )
+    if add_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+@cache
+def symbols() -> dict[str, int]:
+    """Symbol of the byte-level alphabet -> byte."""
+    return {symbol: byte for symbol, byte in byte_tokenizer().get_vocab().items() if byte < 256}
+
+
+def spelled(tokenizer: Any, ids: Any) -> bytes:
+    """The bytes that ordinary tokens stand for; a KeyError where one is special."""
+    tokens = tokenizer.convert_ids_to_tokens([int(one) for one in ids])
+    return bytes(symbols()[symbol] for token in tokens for symbol in token)
+
+
+# ---- prompts
+
+
+def test_the_papers_prompt_with_and_without_input() -> None:
+    head = "Below is an instruction that describes a task"
+    write = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+    assert (
+        prompt_text("alpaca", "Add.", "")
+        == prompt_text("alpaca", "Add.", None)
+        == f"{head}. {write}Add.\n\n### Response:"
+    )
+    assert prompt_text("alpaca", "Add.", "1 2") == (
+        f"{head}, paired with an input that provides further context. {write}Add.\n\n### Input:\n1 2\n\n### Response:"
+    )
+    assert prompt_text("plain", "Add.", "1 2") == "Add.\n1 2\n"
+    assert prompt_text("plain", "Add.", None) == prompt_text("plain", "Add.", "") == "Add.\n"
+
+
+@pytest.mark.parametrize("instruction", ["use {input} and {instruction}", "{", "{}", "{0}", "{{x}}", "%s"])
+def test_braces_in_a_row_are_text(instruction: str) -> None:
+    assert f"### Instruction:\n{instruction}\n\n### Input:\n{{instruction}}\n" in prompt_text(
+        "alpaca", instruction, "{instruction}"
+    )
+    assert f"### Instruction:\n{instruction}\n\n### Response:" in prompt_text("alpaca", instruction, None)
+
+
+# ---- what is learned
+
+
+def test_bytes_span_by_span() -> None:
+    (short, accent) = bytes_encoder().examples(rows(("ab", None, "cd"), ("é", "x", "ñ\n")))
+    assert short.input_ids.tolist() == [*b"ab\ncd", BYTE_END]
+    assert short.learned.tolist() == [False] * 3 + [True] * 3
+    assert accent.input_ids.tolist() == [*"é\nx\nñ\n".encode(), BYTE_END]
+    assert accent.learned.tolist() == [False] * 5 + [True] * 4
+    assert (short.example_id, accent.example_id) == (0, 1)
+    assert (short.input_ids.dtype, short.learned.dtype) == (np.int32, bool)
+
+
+@pytest.mark.parametrize("input", [None, "", "an input\n"])
+def test_alpaca_span_by_span(input: str | None) -> None:
+    (made,) = bytes_encoder("alpaca").examples(rows(("Add.", input, "3")))
+    prompt = prompt_text("alpaca", "Add.", input).encode()
+    assert made.input_ids.tolist() == [*prompt, *b"3", BYTE_END]
+    assert made.learned.tolist() == [False] * len(prompt) + [True, True]
+    assert len(ALPACA) > 100
+
+
+def test_a_token_across_the_border_is_learned_whole() -> None:
+    tokenizer = bpe_tokenizer()
+    (made,) = Encoder(tokenizer, "plain", 100).examples(rows(("please copy", None, "answer")))
+    across = [
+        n
+        for n, token in enumerate(tokenizer.convert_ids_to_tokens(made.input_ids.tolist()))
+        if "Ċ" in token and "a" in token
+    ]
+    assert across, "the trained merges were to cross the line end"
+    first = across[0]
+    assert made.learned.tolist() == [False] * first + [True] * (len(made.learned) - first)
+    assert b"\na" in spelled(tokenizer, made.input_ids[first : first + 1])
+    assert spelled(tokenizer, made.input_ids[:first]).startswith(b"please")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    instruction=tricky,
+    input=st.none() | tricky,
+    output=tricky,
+    kind=st.sampled_from(["bytes", "bpe", "bos"]),
+    style=st.sampled_from(["plain", "alpaca"]),
+)
+def test_learned_is_every_token_with_a_byte_of_the_answer_and_the_end(
+    instruction: str, input: str | None, output: str, kind: str, style: str
+) -> None:
+    tokenizer = byte_tokenizer() if kind == "bytes" else bpe_tokenizer(kind == "bos")
+    encoder = Encoder(tokenizer, style, 10_000)
+    (made,) = encoder.examples(rows((instruction, input, output)))
+    ids, learned = made.input_ids.tolist(), made.learned.tolist()
+    start = [tokenizer.bos_token_id] if kind == "bos" else []
+    assert ids[: len(start)] == start
+    assert ids[-1] == encoder.end
+    body = ids[len(start) : -1]
+    prompt = prompt_text(style, instruction, input).encode()
+    assert spelled(tokenizer, body) == prompt + output.encode()
+    reached, expected = 0, [False] * len(start)
+    for token in body:
+        reached += len(spelled(tokenizer, [token]))
+        expected.append(reached > len(prompt))
+    expected.append(True)
+    expected[0] = False
+    assert learned == expected
+
+
+@pytest.mark.parametrize("special", SPECIALS)
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_the_name_of_a_special_token_in_a_row_ends_nothing(special: str, kind: str) -> None:
+    tokenizer = byte_tokenizer() if kind == "bytes" else bpe_tokenizer()
+    encoder = Encoder(tokenizer, "plain", 1000)
+    table = rows((f"say {special}", f"{special}", f"a{special}b{special}"))
+    (made,) = encoder.examples(table)
+    assert made.input_ids.tolist().count(encoder.end) == 1
+    assert made.input_ids[-1] == encoder.end
+    assert not set(made.input_ids[:-1].tolist()) & set(tokenizer.all_special_ids)
+    (prompt,) = encoder.prompts(table)
+    assert not set(prompt) & set(tokenizer.all_special_ids)
+    assert tokenizer.decode(made.input_ids[made.learned].tolist(), skip_special_tokens=True).endswith(
+        f"a{special}b{special}"
+    )
+
+
+@pytest.mark.parametrize("max_length", range(2, 9))
+def test_longer_rows_are_cut_on_the_right(max_length: int) -> None:
+    (whole,) = bytes_encoder().examples(rows(("ab", None, "cde")))
+    (cut,) = bytes_encoder(max_length=max_length).examples(rows(("ab", None, "cde")))
+    assert cut.input_ids.tolist() == whole.input_ids.tolist()[:max_length]
+    assert cut.learned.tolist() == whole.learned.tolist()[:max_length]
+    assert cut.learned.any() == (max_length > 3)
+    assert (cut.input_ids[-1] == BYTE_END) == (max_length >= 7)
+
+
+def test_a_tokenizer_that_cuts_on_the_left_cuts_on_the_right_here() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.truncation_side = "left"
+    (cut,) = Encoder(tokenizer, "plain", 4).examples(rows(("ab", None, "cde")))
+    assert cut.input_ids.tolist() == [*b"ab\nc"]
+    assert cut.learned.tolist() == [False, False, False, True]
+
+
+def test_cutting_leaves_prompts_whole() -> None:
+    encoder = Encoder(byte_tokenizer(), "plain", 4)
+    table = rows(("abcdef", None, "x"))
+    before = encoder.prompts(table)
+    encoder.examples(table)
+    assert encoder.prompts(table) == before == [[*b"abcdef\n"]]
+
+
+def test_more_rows_than_are_tokenised_at_once() -> None:
+    made = bytes_encoder().examples(rows(*((str(n), None, "x") for n in range(1100))))
+    assert [example.example_id for example in made] == list(range(1100))
+    assert made[1050].input_ids.tolist() == [*b"1050\nx", BYTE_END]
+
+
+def test_the_first_token_is_never_learned() -> None:
+    (made,) = Encoder(bpe_tokenizer(), "plain", 100).examples(rows(("copy", None, "answer")))
+    assert len(made.input_ids) == 2, "the whole row was to be one token"
+    assert made.learned.tolist() == [False, True]
+
+
+def test_a_start_token_comes_first_only_where_the_tokenizer_sets_one() -> None:
+    table = rows(("ab", None, "cd"))
+    assert Encoder(bpe_tokenizer(True), "plain", 100).start == [0]
+    assert Encoder(bpe_tokenizer(False), "plain", 100).start == []
+    with_start, without = (Encoder(bpe_tokenizer(bos), "plain", 100) for bos in (True, False))
+    (a,), (b,) = with_start.examples(table), without.examples(table)
+    assert a.input_ids.tolist() == [0, *b.input_ids.tolist()]
+    assert a.learned.tolist() == [False, *b.learned.tolist()]
+    assert with_start.prompts(table) == [[0, *without.prompts(table)[0]]]
+
+
+def test_prompts_are_the_masked_text_alone() -> None:
+    assert bytes_encoder().prompts(rows(("ab", "x", "cd"), ("é", None, "d"))) == [
+        [*b"ab\nx\n"],
+        [*"é\n".encode()],
+    ]
+
+
+def test_no_rows_give_nothing() -> None:
+    assert bytes_encoder().examples(rows()) == []
+    assert bytes_encoder().prompts(rows()) == []
+
+
+def test_rows_do_not_influence_each_other() -> None:
+    triples = [("a" * n, None, "b" * (20 - n)) for n in range(1, 20)]
+    encoder = Encoder(bpe_tokenizer(), "plain", 12)
+    together = encoder.examples(rows(*triples))
+    for number, triple in enumerate(triples):
+        (alone,) = encoder.examples(rows(triple))
+        assert alone.input_ids.tolist() == together[number].input_ids.tolist()
+        assert alone.learned.tolist() == together[number].learned.tolist()
+
+
+def test_every_byte_is_its_own_token_and_comes_back() -> None:
+    tokenizer = byte_tokenizer()
+    assert len(tokenizer) == 258
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (BYTE_END, BYTE_PAD)
+    text = "".join(map(chr, range(0x250))) + "🎉\ufffe"
+    ids = tokenizer(text)["input_ids"]
+    assert bytes(ids) == text.encode()
+    assert tokenizer.decode(ids) == text
+
+
+def test_unfit_tokenizers_are_refused() -> None:
+    encoder = bytes_encoder()
+    encoder.check_vocabulary(258, "x")
+    with pytest.raises(UserError, match=r"the tokenizer has 258 tokens, but the model only 257 embeddings"):
+        encoder.check_vocabulary(257, "x")
+    endless = byte_tokenizer()
+    endless.eos_token = None
+    with pytest.raises(UserError, match="no end token"):
+        Encoder(endless, "plain", 10)
+    with pytest.raises(UserError, match=r"expected a fast one \(tokenizer.json\)"):
+        Encoder(object(), "plain", 10)
+
+
+# ---- batches
+
+
+def example(length: int, learned: int = 1) -> Encoded:
+    return Encoded(0, np.arange(length, dtype=np.int32), np.arange(length) >= length - learned)
+
+
+def test_padding_is_on_the_right_and_never_learned() -> None:
+    ids_BL, learned_BL = pad([example(2), example(4, 2), example(3)], 99)
+    assert ids_BL.tolist() == [[0, 1, 99, 99], [0, 1, 2, 3], [0, 1, 2, 99]]
+    assert learned_BL.tolist() == [
+        [False, True, False, False],
+        [False, False, True, True],
+        [False, False, True, False],
+    ]
+    assert (ids_BL.dtype, learned_BL.dtype) == (np.int64, bool)
+    nothing, unlearned = pad([], 7)
+    assert nothing.tolist() == [[7, 7]]
+    assert not unlearned.any()
+
+
+@given(lengths=st.lists(st.integers(0, 50), max_size=60), limit=st.integers(1, 200))
+def test_batches_hold_every_row_once_within_the_limit(lengths: list[int], limit: int) -> None:
+    batches = token_batches(lengths, limit)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        padded = len(batch) * max(lengths[row] for row in batch)
+        assert padded <= limit or len(batch) == 1
+    order = [lengths[row] for batch in batches for row in batch]
+    assert order == sorted(order, reverse=True)
+    for batch, following in zip(batches, batches[1:], strict=False):
+        longest = max(lengths[row] for row in batch)
+        assert (len(batch) + 1) * max(1, longest) > limit, "one more row would have fitted"
+        assert following
