@@ -26,8 +26,14 @@ def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
         source = draw.choices(["copy", "upper", "sum"], [6, 3, 1])[0]
         word = "".join(draw.choices("abcdefgh", k=draw.randint(1, 8)))
         a, b = draw.randint(0, 9), draw.randint(0, 9)
-        text, answer = {"copy": (f"copy {word}", word), "upper": (f"upper {word}", word.upper()), "sum": (f"sum {a} {b}", str(a + b))}[source]
-        made.append({"id": f"row-{number}", "source": source, "instruction": text, "input": "", "output": answer})
+        text, answer = {
+            "copy": (f"copy {word}", word),
+            "upper": (f"upper {word}", word.upper()),
+            "sum": (f"sum {a} {b}", str(a + b)),
+        }[source]
+        made.append(
+            {"id": f"row-{number}", "source": source, "instruction": text, "input": "", "output": answer}
+        )
     return made
 
 
@@ -63,7 +69,13 @@ def job(folder: Path, count: int = 300, **sections: Any) -> dict[str, Any]:
         "subset": {"budget": 60, "rows_per_file": 25},
         "target": {**training, "steps": 6, "zero_stage": 2},
         "evaluation": {"files": [str(folder / "heldout")], "max_new_tokens": 8},
-        "scaling": {"proxy_micro_batch": 8, "target_micro_batch": 8, "scorers": 1, "local_cpus": 2, "local_object_store": 100_000_000},
+        "scaling": {
+            "proxy_micro_batch": 8,
+            "target_micro_batch": 8,
+            "scorers": 1,
+            "local_cpus": 2,
+            "local_object_store": 100_000_000,
+        },
     }
     for section, changes in sections.items():
         base[section] = changes if changes is None else {**base.get(section, {}), **changes}

@@ -55,7 +55,7 @@ def render(data: ReportData) -> str:
         "clip": clip,
     }
     variants = _variants(data)
-    metrics = _metrics(data.evaluations)
+    metrics, evaluated = _metrics(data.evaluations), [e.variant for e in data.evaluations]
     with drawing():
         page = env.get_template("report.html.j2").render(
             data=data,
@@ -66,7 +66,7 @@ def render(data: ReportData) -> str:
             source_picture=draw_sources(data, variants) if _has_sources(data) else None,
             source_rows=_source_rows(data),
             metrics=metrics,
-            evaluation_picture=draw_evaluations(metrics, data.evaluations, variants) if metrics else None,
+            evaluation_picture=draw_evaluations(metrics, evaluated, variants) if metrics else None,
             stage_picture=draw_stages(data.stages) if any(c.seconds for c in data.stages) else None,
         )
     return FORBIDDEN.sub("\ufffd", page)

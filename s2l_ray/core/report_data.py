@@ -14,9 +14,9 @@ import numpy as np
 
 # Shapes: T steps, K clusters, S sources.
 MAX_TEXT = 600  # characters shown of a prompt or completion
-FORBIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]"
-)  # not allowed in XML or UTF-8
+MAX_LABEL = 28  # characters shown of a source or variant in a picture
+# Characters not allowed in XML or UTF-8.
+FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -181,3 +181,8 @@ def clip(text: str, limit: int = MAX_TEXT) -> str:
     """The text without space around it, cut to `limit` characters, the last of them an ellipsis where any are lost."""
     text = text.replace("\r\n", "\n").strip()
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "\u2026"
+
+
+def label_of(text: str) -> str:
+    """Text for a picture: one line, short, and only characters that XML allows."""
+    return FORBIDDEN.sub("\ufffd", clip(" ".join(text.split()), MAX_LABEL)) or "(no name)"

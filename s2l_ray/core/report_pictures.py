@@ -21,22 +21,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from s2l_ray.core.report_data import (
-    FORBIDDEN,
     Cell,
     Clustering,
-    Evaluation,
     LossCurve,
     Metric,
     ReportData,
     StageCost,
-    clip,
     duration,
+    label_of,
 )
 
 MAX_PANELS = 36  # small multiples; beyond, panels are too small to read and the heat map takes over
 MAX_PICTURED = 40  # sources or stages in one picture; the tables have all
 MAX_NUMBERED = 60  # clusters whose numbers fit below their columns
-MAX_LABEL = 28  # characters shown of a source or variant in a picture
 MAX_CURVE = 500  # points drawn per loss curve
 WIDTH = 10.6  # inches of a full-width picture, 72 points each; the page is laid out for it
 
@@ -63,14 +60,10 @@ _STYLE: dict[Any, Any] = {
     "grid.color": "#e8ecf0",
     "grid.linewidth": 0.7,
     "text.color": INK,
-    "xtick.color": "#9aa5b1",
-    "ytick.color": "#9aa5b1",
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
+    **dict.fromkeys(("xtick.color", "ytick.color"), "#9aa5b1"),
+    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), MUTED),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 3),
+    **dict.fromkeys(("xtick.major.width", "ytick.major.width"), 0.7),
     "lines.linewidth": 1.6,
     "legend.frameon": False,
     "figure.facecolor": "white",
@@ -96,11 +89,6 @@ def drawing() -> Iterator[None]:
 def color_of(index: int) -> str:
     """The colour of the variant or curve at this place; they repeat after seven."""
     return COLORS[index % len(COLORS)]
-
-
-def _label(text: str) -> str:
-    """Text for a picture: one line, short, and only characters that XML allows."""
-    return FORBIDDEN.sub("\ufffd", clip(" ".join(text.split()), MAX_LABEL)) or "(no name)"
 
 
 def _picture(figure: Figure, alt: str) -> Picture:
@@ -140,14 +128,8 @@ def draw_proxies(curves: Sequence[LossCurve]) -> Picture:
             np.add.reduceat(np.asarray(v, dtype=float), starts) / counts if len(starts) else np.zeros(0)
             for v in (curve.steps, curve.losses)
         )
-        axes.plot(
-            steps,
-            losses,
-            color=color_of(i),
-            label=_label(curve.label),
-            marker="o" if len(starts) < 30 else "",
-            markersize=3,
-        )
+        marker = "o" if len(starts) < 30 else ""
+        axes.plot(steps, losses, color=color_of(i), label=label_of(curve.label), marker=marker, markersize=3)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.set(xlabel="optimiser step", ylabel="training loss (nats per token)")
     axes.margins(x=0.01)
@@ -203,12 +185,9 @@ def draw_overview(clustering: Clustering) -> Picture:
     sizes = np.asarray(clustering.sizes)
     order = np.argsort(sizes, kind="stable")
     has_sources = clustering.source_sizes is not None and len(clustering.sources) > 0
-    num_sources = min(len(clustering.sources), MAX_PICTURED) if has_sources else 0
-    heights = [
-        1.9,
-        max(1.1, min(0.16 * len(clustering.steps), 2.4)),
-        *([max(0.7, 0.17 * num_sources)] if has_sources else []),
-    ]
+    heights = [1.9, max(1.1, min(0.16 * len(clustering.steps), 2.4))]
+    if has_sources:
+        heights.append(max(0.7, 0.17 * min(len(clustering.sources), MAX_PICTURED)))
     figure = Figure(
         figsize=(WIDTH, sum(heights) + 0.75 + 0.3 * len(heights)), layout=ConstrainedLayoutEngine(h_pad=0.07)
     )
@@ -218,35 +197,10 @@ def draw_overview(clustering: Clustering) -> Picture:
     image = grid[1, 0].imshow(
         clustering.mean[order].T, aspect="auto", cmap="viridis", interpolation="nearest"
     )
-    _style_heat(
-        grid[1, 0], grid[1, 1], image, "Mean loss by proxy step", [f"{s:,}" for s in clustering.steps]
-    )
+    steps = [f"{s:,}" for s in clustering.steps]
+    _style_heat(grid[1, 0], grid[1, 1], image, "Mean loss by proxy step", steps)
     if has_sources:
-        counts = np.asarray(clustering.source_sizes, dtype=float)
-        top = np.sort(np.argsort(-counts.sum(axis=1), kind="stable")[:num_sources])
-        top = top[np.argsort(-counts[top].sum(axis=1), kind="stable")]
-        within = 100 * counts[top] / np.maximum(counts[top].sum(axis=1, keepdims=True), 1)
-        positive = within[within > 0]
-        norm = (
-            LogNorm(max(float(positive.max()) / 1000, float(positive.min())) * 0.999, float(positive.max()))
-            if len(positive)
-            else None
-        )
-        image = grid[2, 0].imshow(
-            np.ma.masked_less_equal(within[:, order], 0),
-            aspect="auto",
-            cmap="YlGnBu",
-            norm=norm,
-            interpolation="nearest",
-        )
-        labels = [_label(clustering.sources[s]) for s in top]
-        _style_heat(
-            grid[2, 0],
-            grid[2, 1],
-            image,
-            "Where each source lies: its examples by cluster, in percent",
-            labels,
-        )
+        _draw_places(grid[2, 0], grid[2, 1], clustering, order)
     for axes in grid[:, 0]:
         axes.set_xlim(-0.5, len(sizes) - 0.5)
         axes.set_xticks([])
@@ -277,6 +231,22 @@ def _draw_sizes(axes: Axes, clustering: Clustering, order: np.ndarray) -> None:
     axes.grid(axis="x", visible=False)
     axes.set_title("Cluster sizes and quotas, log scale", loc="left")
     axes.legend(loc="upper left", ncols=2)
+
+
+def _draw_places(axes: Axes, bar: Axes, clustering: Clustering, order: np.ndarray) -> None:
+    """Heat map of the largest sources over the clusters, each source's row in percent of its own examples."""
+    counts = np.asarray(clustering.source_sizes, dtype=float)
+    top = np.sort(np.argsort(-counts.sum(axis=1), kind="stable")[:MAX_PICTURED])
+    top = top[np.argsort(-counts[top].sum(axis=1), kind="stable")]
+    within = 100 * counts[top] / np.maximum(counts[top].sum(axis=1, keepdims=True), 1)
+    positive, norm = within[within > 0], None
+    if len(positive):
+        least, most = float(positive.min()), float(positive.max())
+        norm = LogNorm(max(most / 1000, least) * 0.999, most)
+    shares = np.ma.masked_less_equal(within[:, order], 0)
+    image = axes.imshow(shares, aspect="auto", cmap="YlGnBu", norm=norm, interpolation="nearest")
+    labels = [label_of(clustering.sources[s]) for s in top]
+    _style_heat(axes, bar, image, "Where each source lies: its examples by cluster, in percent", labels)
 
 
 def _style_heat(axes: Axes, bar: Axes, image: AxesImage, title: str, labels: list[str]) -> None:
@@ -317,9 +287,8 @@ def draw_sources(data: ReportData, variants: list[str]) -> Picture:
     marks = [("all data", INK, "|", sizes)]
     for subset in data.subsets:
         counts = np.asarray(subset.source_sizes, dtype=float)
-        if subset.source_sizes is not None and not np.array_equal(
-            counts, sizes
-        ):  # all rows: the same mark again
+        # A subset of all rows would be the same mark again.
+        if subset.source_sizes is not None and not np.array_equal(counts, sizes):
             i = variants.index(subset.variant)
             marks.append((subset.variant, color_of(i), MARKERS[i % len(MARKERS)], counts))
     shares = np.stack([100 * counts[order] / max(counts.sum(), 1) for *_, counts in marks])
@@ -335,7 +304,7 @@ def draw_sources(data: ReportData, variants: list[str]) -> Picture:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # powers of ten alone may all lie outside
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     axes.minorticks_off()
-    axes.set_yticks(range(len(order)), [_label(data.sources[s]) for s in order])
+    axes.set_yticks(range(len(order)), [label_of(data.sources[s]) for s in order])
     axes.set_ylim(-0.7, len(order) - 0.3)
     axes.set_xlabel("share, log scale" + (" (hollow: none)" if (shares == 0).any() else ""))
     _legend_above(figure, [(name, color, marker) for name, color, marker, _ in marks])
@@ -363,21 +332,22 @@ def _legend_above(figure: Figure, entries: list[tuple[str, str, str]]) -> None:
             color=color,
             markersize=9 if marker == "|" else 5.5,
             markeredgewidth=2 if marker == "|" else 1,
-            label=_label(name),
+            label=label_of(name),
         )
         for name, color, marker in entries
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 6), handletextpad=0.2)
 
 
-def draw_evaluations(
-    metrics: Sequence[Metric], evaluations: Sequence[Evaluation], variants: list[str]
-) -> Picture:
-    """One panel a metric, one line a source with a marker per variant, the macro mean on top."""
+def draw_evaluations(metrics: Sequence[Metric], evaluated: list[str], variants: list[str]) -> Picture:
+    """One panel a metric, one line a source with a marker per variant, the macro mean on top.
+
+    `evaluated` names the variant of each cell of a row; its place in `variants` gives it colour and marker.
+    """
     names = list(dict.fromkeys(name for metric in metrics for name, _ in metric.rows))[: MAX_PICTURED - 1]
     figure = Figure(figsize=(WIDTH, 0.21 * (len(names) + 1) + 1.0), layout="constrained")
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-    index = [variants.index(e.variant) for e in evaluations]
+    index = [variants.index(name) for name in evaluated]
     places = {name: len(names) - 1 - i for i, name in enumerate(names)}
     for panel, metric in zip(panels, metrics, strict=True):
         rows = [(places[name], cells) for name, cells in metric.rows if name in places]
@@ -387,7 +357,7 @@ def draw_evaluations(
         panel.axhline(len(names) - 0.5, color="#9aa5b1", linewidth=0.7)
         panel.set_title(metric.title, loc="left")
         panel.margins(x=0.04)
-    panels[0].set_yticks([*places.values(), len(names)], [*map(_label, names), "macro mean"])
+    panels[0].set_yticks([*places.values(), len(names)], [*map(label_of, names), "macro mean"])
     panels[0].set_ylim(-0.7, len(names) + 0.6)
     _legend_above(figure, [(variants[i], color_of(i), MARKERS[i % len(MARKERS)]) for i in index])
     return _picture(figure, "Held-out results of the variants by source")
@@ -410,16 +380,11 @@ def draw_stages(stages: Sequence[StageCost]) -> Picture:
     figure, axes = _axes(WIDTH, 0.23 * len(shown) + 0.9)
     for y, (cost, seconds) in enumerate(shown):
         axes.barh(y, seconds, height=0.68, color=OLD if cost.reused else COLORS[0])
+        text = duration(seconds)
         axes.annotate(
-            duration(seconds),
-            (seconds, y),
-            (5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=MUTED,
+            text, (seconds, y), (5, 0), textcoords="offset points", va="center", fontsize=8, color=MUTED
         )
-    labels = [_label(" \u00b7 ".join(filter(None, (cost.stage, cost.variant)))) for cost, _ in shown]
+    labels = [label_of(" \u00b7 ".join(filter(None, (cost.stage, cost.variant)))) for cost, _ in shown]
     axes.set_yticks(range(len(shown)), labels)
     axes.set_ylim(-0.6, len(shown) - 0.4)
     axes.set_xlim(0, 1.12 * max(seconds for _, seconds in shown))
