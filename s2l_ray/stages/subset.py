@@ -5,6 +5,7 @@ have a fixed number of rows, so their bytes do not depend on who made them.
 """
 
 import base64
+import functools
 import json
 import math
 from collections import Counter
@@ -73,8 +74,10 @@ def make(work: Work) -> Outcome:
     counts = dict(
         pair for answer in bounded(_count, [(context, draw, chunk) for chunk in chunks]) for pair in answer
     )
-    jobs = _file_jobs(work, counts, draw)
-    parts = make_parts(work, jobs, make=_make_part)
+    schema = examples.info["schema"]
+    parts = make_parts(
+        work, _file_jobs(work, counts), make=functools.partial(_make_part, draw=draw, schema=schema)
+    )
     before, after = Counter(trajectories.info["sources"]), Counter[str]()
     for part in parts:
         after.update(part.stats["sources"])
@@ -145,16 +148,14 @@ def _count(context: PartContext, draw: dict[str, Any], chunk: list[dict[str, Any
     return [(raw["index"], int(_chosen(context, draw, part_from(raw))[0].sum())) for raw in chunk]
 
 
-def _file_jobs(work: Work, counts: dict[int, int], draw: dict[str, Any]) -> dict[int, dict[str, Any]]:
+def _file_jobs(work: Work, counts: dict[int, int]) -> dict[int, dict[str, Any]]:
     """Which parts each output file takes its rows from: file f holds the chosen rows f*R to (f+1)*R."""
     size = work.config.subset.rows_per_file
     total = sum(counts.values())
     jobs: dict[int, dict[str, Any]] = {
         number: {
-            "draw": draw,
             "parts": [],
             "rows": min(size, total - number * size),
-            "schema": work.manifests["examples"].info["schema"],
         }
         for number in range(math.ceil(total / size))
     }
@@ -171,10 +172,10 @@ def _file_jobs(work: Work, counts: dict[int, int], draw: dict[str, Any]) -> dict
     return jobs
 
 
-def _make_part(context: PartContext, job: dict[str, Any]) -> Part:
-    schema = schema_from_text(job["schema"], "examples")
+def _make_part(context: PartContext, job: dict[str, Any], draw: dict[str, Any], schema: str) -> Part:
+    original = schema_from_text(schema, "examples")
     tables = [
-        _chosen_rows(context, job["draw"], part_from(e), part_from(g), columns, schema)
+        _chosen_rows(context, draw, part_from(e), part_from(g), columns, original)
         for e, g, columns in job["parts"]
     ]
     table = pa.concat_tables(tables).slice(job["skip"], job["rows"]).combine_chunks()
