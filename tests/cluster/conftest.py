@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hosts import Hosts, why_not
-from ray_hosts import RayHosts
+
+from tests.cluster.hosts import Hosts, why_not
+from tests.cluster.ray_hosts import RayHosts
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import GIB, Hosts
+
+from tests.cluster.hosts import GIB, Hosts
 
 _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 _OBJECT_STORE = 256 * 1024**2

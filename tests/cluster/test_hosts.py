@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hosts import CHECKOUT, GIB, Hosts
-from ray_hosts import RayHosts
+
+from tests.cluster.hosts import CHECKOUT, GIB, Hosts
+from tests.cluster.ray_hosts import RayHosts
 
 pytestmark = pytest.mark.cluster
 MIB = 1024**2

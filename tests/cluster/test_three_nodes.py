@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_hosts import RayHosts
+
+from tests.cluster.ray_hosts import RayHosts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 REPO = Path(__file__).parents[2]

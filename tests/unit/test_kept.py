@@ -1,0 +1,90 @@
+"""A kept hash of what each stage makes of a tiny input: who changes it must give the stage a new version number.
+
+Otherwise storages would mix artifacts that have one name and two contents (design, section 3, "Identity").
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from s2l_ray.config import Columns
+from s2l_ray.core import kmeans, order, selection
+from s2l_ray.core.encoding import Encoder, byte_tokenizer
+from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.rawfiles import find_files, index_file, part_ranges, read_part
+from s2l_ray.pipeline import STAGES
+from tests import tiny
+
+# (stage, version) -> hash of what it made when that version was released. Add a line; do not change one.
+KEPT = {
+    ("examples", 1): "6a8e0928f6dfcc085dccea392c778342ed36a1d51d62f082627fb63cbb061dbf",
+    ("proxy", 1): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
+    ("target", 1): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
+    ("clusters", 1): "19d6e55c881469e7451614054011557d6730ddfd9bed61d553d2745d8a73c1e6",
+    ("subset", 1): "018440c0f9e9afbd87f852b7deff88548ba6b45afe664df25b323c3dd4a63e28",
+}
+
+
+def rows(folder: Path) -> Any:
+    files = find_files([str(tiny.write_jsonl(folder / "a.jsonl", tiny.rows(40)))], None)
+    (part,) = part_ranges(files, [index_file(file, 64) for file in files])
+    return read_part(part, Columns()).table
+
+
+def examples(folder: Path) -> Any:
+    return rows(folder).to_pylist()
+
+
+def training(folder: Path) -> Any:
+    """What the loop is fed: the order of the data, and the tokens with what is learned of them."""
+    plan = order.stream([40, 7, 64], window=2, seed=3, global_batch=16, epochs=2)
+    windows = [
+        (w.epoch, w.number, w.parts, w.first, order.shuffled(plan, w).tolist()) for w in order.windows(plan)
+    ]
+    encoded = Encoder(byte_tokenizer(), "alpaca", 200).examples(rows(folder))
+    return [windows, [(e.example_id, e.input_ids.tolist(), e.learned.tolist()) for e in encoded]]
+
+
+def clusters(folder: Path) -> Any:
+    """On small whole numbers, where every sum is exact on every kind of CPU."""
+    losses = np.random.Generator(np.random.PCG64(5)).integers(0, 6, (300, 4)).astype(np.float32)
+    shard = kmeans.Shard([(np.arange(300), losses)])
+    found = kmeans.fit(
+        lambda method, args: [getattr(shard, method)(*args)], k=6, seed=1, max_rounds=3, tolerance=0.0
+    )
+    return shard.labels(0, found.centroids)[0].tolist()
+
+
+def subset(folder: Path) -> Any:
+    ids = np.arange(500, dtype=np.int64) << 3
+    groups, keys = np.arange(500) ** 2 % 7, keyed_hash(11, ids)
+    histogram = selection.leading_histogram(groups, keys, num_groups=7)
+    quotas = selection.quotas(histogram.sum(axis=1), 123)
+    where = selection.boundary(histogram, quotas)
+    last = selection.thresholds(*selection.boundary_keys(groups, keys, where), where)
+    return ids[selection.chosen(groups, keys, quotas=quotas, thresholds=last)].tolist()
+
+
+@pytest.mark.parametrize(
+    ("stage", "make"),
+    [
+        ("examples", examples),
+        ("proxy", training),
+        ("target", training),
+        ("clusters", clusters),
+        ("subset", subset),
+    ],
+)
+def test_what_a_stage_makes_changes_only_with_its_version(
+    stage: str, make: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    version = next(s.version for s in STAGES if s.name == stage)
+    made = hashlib.sha256(json.dumps(make(tmp_path)).encode()).hexdigest()
+    assert KEPT.get((stage, version)) == made, (
+        f"{stage} makes something else than version {version} did: raise its version in STAGES"
+    )
