@@ -27,6 +27,10 @@ def identity(model: Model, tokenizer: str | None) -> dict[str, Any]:
     """
     if model.path is not None:
         weights: Any = {"files": folder_hashes(model.path)}
+        if "config.json" not in weights["files"]:
+            raise UserError(
+                f"reading the model folder {model.path}: it has no config.json. Name a Hugging Face model folder."
+            )
     elif model.hub is not None:
         weights = {"commit": _hub_commit(model.hub)}
     else:
@@ -38,20 +42,20 @@ def identity(model: Model, tokenizer: str | None) -> dict[str, Any]:
 
 
 def folder_hashes(uri: str) -> dict[str, str]:
-    """Relative name -> SHA-256 of the files of a model or tokenizer folder that can matter (no pickles, no prose)."""
+    """Relative name -> SHA-256 of the files of a model or tokenizer folder that can matter: at its top, no pickles, no prose."""
     filesystem_, path = filesystem(uri)
     if filesystem_.get_file_info(path).type != pafs.FileType.Directory:
         raise UserError(
             f"reading the model folder {uri}: there is no such folder. Correct model.path or tokenizer."
         )
-    infos = filesystem_.get_file_info(pafs.FileSelector(path, recursive=True))
+    infos = filesystem_.get_file_info(pafs.FileSelector(path))
     hashes = {}
     for info in infos:
         name = info.path[len(path.rstrip("/")) + 1 :]
         if info.type != pafs.FileType.File or name.startswith(".") or name.endswith(NOT_IDENTITY):
             continue
         digest = hashlib.sha256()
-        with filesystem_.open_input_stream(info.path) as stream:
+        with filesystem_.open_input_stream(info.path, compression=None) as stream:
             while chunk := stream.read(1 << 24):
                 digest.update(chunk)
         hashes[name] = digest.hexdigest()

@@ -67,6 +67,12 @@ def test_identity_follows_content_and_not_place(folder: Path, tmp_path: Path) ->
     assert models.identity(Model(path=str(moved)), None) != before
 
 
+def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.gz").write_bytes(b"not gzip")
+    with pytest.raises(UserError, match=r"no config\.json"):
+        models.identity(Model(path=str(tmp_path)), None)
+
+
 def test_a_missing_shard_is_named(folder: Path) -> None:
     gone = sorted(folder.glob("*.safetensors"))[1]
     gone.unlink()
