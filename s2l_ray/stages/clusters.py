@@ -21,8 +21,7 @@ from s2l_ray.core.tables import CLUSTERS, parquet_bytes, vectors
 from s2l_ray.errors import UserError
 from s2l_ray.progress import track
 from s2l_ray.stages.edge import PartContext, capacity, part_context, reraise_user_errors
-from s2l_ray.stages.trajectories import part_dict, part_from
-from s2l_ray.stages.work import Outcome, Work
+from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
 log = logging.getLogger("s2l_ray")
 STATE = "rounds/latest.json"

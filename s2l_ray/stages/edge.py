@@ -36,7 +36,7 @@ def connect(config: Config) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails comes here as an exception
 
 
 def _join(config: Config) -> None:
@@ -220,7 +220,7 @@ MakePart = Callable[[PartContext, dict[str, Any]], Part]
 
 
 def _make_in_task(row: dict[str, str], make: MakePart, context: PartContext) -> dict[str, str]:
-    return {"part": json.dumps(asdict(make(context, json.loads(row["job"]))))}
+    return _answer(lambda: make(context, json.loads(row["job"])))
 
 
 class _ActorPart:
@@ -229,10 +229,24 @@ class _ActorPart:
     def __init__(
         self, load: Callable[[PartContext], Callable[[dict[str, Any]], Part]], context: PartContext
     ) -> None:
-        self.make = load(context)
+        self.load, self.context = load, context
+        self.make: Callable[[dict[str, Any]], Part] | None = None
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        return {"part": json.dumps(asdict(self.make(json.loads(row["job"]))))}
+        return _answer(lambda: self._make(json.loads(row["job"])))
+
+    def _make(self, job: dict[str, Any]) -> Part:
+        if self.make is None:
+            self.make = self.load(self.context)
+        return self.make(job)
+
+
+def _answer(make: Callable[[], Part]) -> dict[str, str]:
+    """A part, or the words of a UserError: Ray Data wraps exceptions, and the cause is lost when they are pickled."""
+    try:
+        return {"part": json.dumps(asdict(make())), "error": ""}
+    except UserError as error:
+        return {"part": "", "error": str(error)}
 
 
 def make_parts(
@@ -273,6 +287,8 @@ def make_parts(
         )
     with track(work.label, len(jobs), "parts", len(done)) as tracker, reraise_user_errors():
         for row in parts.iter_rows():
+            if row["error"]:
+                raise UserError(row["error"])
             part = Part.from_dict(json.loads(row["part"]))
             done[part.index] = part
             tracker.advance()
@@ -307,7 +323,7 @@ def find_user_error(error: BaseException | None, depth: int = 0) -> UserError | 
     if error is None or depth > 8:
         return None
     if type(error) is UserError:
-        return error
+        return UserError(str(error).split("\nFailed to apply UDF")[0])  # Ray Data adds words of its own
     failures = getattr(error, "worker_failures", None)
     nested = list(failures.values()) if isinstance(failures, dict) else []
     for cause in (

@@ -31,8 +31,7 @@ from s2l_ray.core.selection import (
 from s2l_ray.core.store import Part
 from s2l_ray.core.tables import parquet_bytes, schema_from_text
 from s2l_ray.stages.edge import PartContext, bounded, make_parts, part_context
-from s2l_ray.stages.trajectories import part_dict, part_from
-from s2l_ray.stages.work import Outcome, Work
+from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
 PARTS_PER_TASK = 32
 

@@ -36,8 +36,7 @@ from s2l_ray.core.training_state import checkpoint_files, checkpoint_folder
 from s2l_ray.errors import UserError
 from s2l_ray.progress import track
 from s2l_ray.stages.edge import READER_CPUS, find_user_error, worker_cpus
-from s2l_ray.stages.trajectories import part_dict, part_from
-from s2l_ray.stages.work import Outcome, Work
+from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
 log = logging.getLogger("s2l_ray")
 ROWS_PER_READ = (
@@ -268,7 +267,7 @@ def _work(settings: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.threads)
     config = load_config(job.section.model)
-    with _Metrics(job.place) as metrics:
+    with _Metrics(job.place, job.plan.state_every) as metrics:
         train(
             lambda: build(config),
             tensor_reader(job.section.model),
@@ -283,10 +282,13 @@ def _work(settings: dict[str, Any]) -> None:
 
 
 class _Metrics:
-    """Collects what the loop says of each step and stores it every few seconds; only rank 0 is told of steps."""
+    """Collects what the loop says of each step and stores it every few seconds; only rank 0 is told of steps.
 
-    def __init__(self, place: _Place) -> None:
-        self.place = place
+    It is stored before each training state too, so that a training that goes on from a state knows of every step before it.
+    """
+
+    def __init__(self, place: _Place, state_every: int) -> None:
+        self.place, self.state_every = place, state_every
         self.entries: list[dict[str, float]] = []
         self.stored = time.monotonic()
 
@@ -298,7 +300,8 @@ class _Metrics:
 
     def step(self, entry: dict[str, float]) -> None:
         self.entries.append(entry)
-        if time.monotonic() - self.stored > SECONDS_BETWEEN_METRICS:
+        late = time.monotonic() - self.stored > SECONDS_BETWEEN_METRICS
+        if late or entry["step"] % self.state_every == 0:
             self._store()
 
     def _store(self) -> None:
@@ -338,6 +341,7 @@ def _feed(job: _Job, rank: int, world_size: int, first_step: int) -> Iterator[li
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # wrapped, a UserError would lose its cause on its way here
     reads = [
         {"windows": json.dumps([w.__dict__ for w in group])}
         for group in _reads(order.windows(job.stream, first_step))

@@ -22,7 +22,7 @@ from s2l_ray.core.store import Artifact, FileEntry, Manifest, Part
 from s2l_ray.core.tables import parquet_bytes, trajectories_schema, vector_column
 from s2l_ray.errors import UserError
 from s2l_ray.stages.edge import PartContext, make_parts
-from s2l_ray.stages.work import Outcome, Work
+from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
 NOT_SAMPLED = "not in trajectories.sample"
 
@@ -68,21 +68,6 @@ def make(work: Work) -> Outcome:
         "learned_tokens": sum(part.stats["learned_tokens"] for part in parts),
     }
     return Outcome(parts, info=info)
-
-
-def part_dict(part: Part) -> dict[str, Any]:
-    """What a task needs of an input part: enough to read it and check it."""
-    entry = part.files["data"]
-    return {
-        "index": part.index,
-        "rows": part.rows,
-        "files": {"data": [entry.name, entry.bytes, entry.sha256]},
-    }
-
-
-def part_from(raw: dict[str, Any]) -> Part:
-    """The inverse of `part_dict`."""
-    return Part(raw["index"], raw["rows"], {role: FileEntry(*entry) for role, entry in raw["files"].items()})
 
 
 def load_checkpoint(

@@ -32,3 +32,18 @@ class Outcome:
     parts: list[Part] = field(default_factory=list)
     files: list[FileEntry] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
+
+
+def part_dict(part: Part) -> dict[str, Any]:
+    """What a task needs of an input part: enough to read it and check it."""
+    entry = part.files["data"]
+    return {
+        "index": part.index,
+        "rows": part.rows,
+        "files": {"data": [entry.name, entry.bytes, entry.sha256]},
+    }
+
+
+def part_from(raw: dict[str, Any]) -> Part:
+    """The inverse of `part_dict`."""
+    return Part(raw["index"], raw["rows"], {role: FileEntry(*entry) for role, entry in raw["files"].items()})

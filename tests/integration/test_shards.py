@@ -1,0 +1,408 @@
+"""`clusters` and `subset` on real shard actors: the same bytes however the parts are spread, in whatever order, whoever dies."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from s2l_ray.config import Config
+from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.rawfiles import find_files, index_file, part_ranges
+from s2l_ray.core.store import FORMAT, Artifact, Manifest, Part, Store
+from s2l_ray.core.tables import parquet_bytes, trajectories_schema, vector_column
+from s2l_ray.errors import UserError
+from s2l_ray.stages import clusters, examples, subset
+from s2l_ray.stages.work import Outcome, Work
+from tests import tiny
+
+K, STEPS = 12, 5
+FILE_ROWS = (
+    1000,
+    700,
+    1,
+    512,
+    300,
+    519,
+)  # parts of 256 rows: sixteen of unequal size, one of 1 row, the last of 7
+NO_LOSS = "no learned token within max_length"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=100_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+def config_for(folder: Path, **sections: Any) -> Config:
+    base: dict[str, Any] = {
+        "run": {"storage": str(folder / "storage")},
+        "examples": {"files": [str(folder / "raw")], "rows_per_part": 256},
+        "proxy": {"model": {"config": tiny.LLAMA}, "tokenizer": "bytes", "epochs": 1},
+        "clusters": {"k": K, "tolerance": 0.0, "max_rounds": 25},
+        "subset": {"budget": 333, "rows_per_file": 100},
+    }
+    return Config.model_validate(
+        {name: {**base.get(name, {}), **sections.get(name, {})} for name in {**base, **sections}}
+    )
+
+
+def commit(artifact: Artifact, outcome: Outcome) -> Manifest:
+    manifest = Manifest(
+        FORMAT,
+        artifact.stage,
+        artifact.fingerprint,
+        {},
+        {},
+        outcome.parts,
+        outcome.files,
+        outcome.info,
+        0,
+        "run",
+        "",
+        {},
+        {},
+    )
+    artifact.commit(manifest)
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Manifest]:
+    """Committed examples of real rows, and trajectories of the same parts with losses drawn around a few shapes."""
+    folder = tmp_path_factory.mktemp("shards")
+    for number, rows in enumerate(FILE_ROWS):
+        made = [
+            {**row, "grade": number + 0.5, "tags": ["a", row["source"]]}
+            for row in tiny.rows(rows, seed=number)
+        ]
+        tiny.write_jsonl(folder / "raw" / f"{number}.jsonl", made)
+    config = config_for(folder)
+    files = find_files(config.examples.files, None)
+    ranges = part_ranges(files, [index_file(file, 256) for file in files])
+    artifact = Artifact(Store(config.run.storage), "examples", "e")
+    manifest = commit(artifact, examples.make(Work(config, artifact, {}, {}, "run", ranges)))
+    return {"examples": manifest, "trajectories": make_trajectories(artifact, manifest)}
+
+
+def make_trajectories(source: Artifact, manifest: Manifest) -> Manifest:
+    artifact = Artifact(source.store, "trajectories", "t")
+    numbers = np.random.default_rng(1)
+    shapes = numbers.uniform(1, 6, (9, STEPS)).cumsum(axis=1)[:, ::-1] / 3
+    parts, sources = [], Counter[str]()
+    for part in manifest.parts:
+        rows = source.read_part(part, ["example_id", "source"])
+        scored = numbers.random(part.rows) < 0.93
+        if part.rows == 1:
+            scored[:] = False  # a part without any trajectory
+        losses = shapes[numbers.choice(9, part.rows, p=np.arange(1, 10) / 45)] + numbers.normal(
+            0, 0.2, (part.rows, STEPS)
+        )
+        reasons = np.where(scored, None, NO_LOSS)
+        columns = {
+            "example_id": rows["example_id"],
+            "source": rows["source"],
+            "num_tokens": pa.array(np.full(part.rows, 9, np.int32), mask=~scored),
+            "losses": vector_column(scored, losses),
+            "initial_losses": vector_column(scored, losses[:, :1]),
+            "reason": pa.array(reasons.tolist(), pa.string()),
+        }
+        data = parquet_bytes(pa.table(columns, schema=trajectories_schema(STEPS, 1)))
+        parts.append(
+            artifact.write_part(part.index, part.rows, {"data": (".parquet", data)}, "node", "run", {})
+        )
+        sources.update(rows.filter(pa.array(scored))["source"].to_pylist())
+    info = {
+        "scored": sum(sources.values()),
+        "sources": dict(sources),
+        "steps": [[0, step] for step in range(STEPS)],
+    }
+    return commit(artifact, Outcome(parts, info=info))
+
+
+def artifact_of(source: dict[str, Manifest], stage: str, config: Config) -> Artifact:
+    return Artifact(Store(config.run.storage), stage, source[stage].fingerprint)
+
+
+@pytest.fixture
+def config(source: dict[str, Manifest], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return config_for(next(tmp_path_factory.getbasetemp().glob("shards*")))
+
+
+def cluster(
+    source: dict[str, Manifest], config: Config, name: str, shards: int = 2, parts: list[Part] | None = None
+) -> Manifest:
+    """Make clusters under a name of their own, handing the parts over in the given order."""
+    config = config.model_copy(update={"scaling": config.scaling.model_copy(update={"shards": shards})})
+    trajectories = replace(source["trajectories"], parts=parts or source["trajectories"].parts)
+    artifact = Artifact(Store(config.run.storage), "clusters", name)
+    inputs = {"trajectories": artifact_of(source, "trajectories", config)}
+    return commit(
+        artifact, clusters.make(Work(config, artifact, inputs, {"trajectories": trajectories}, "run"))
+    )
+
+
+def choose(
+    source: dict[str, Manifest], config: Config, name: str, grouped: Manifest | None = None
+) -> Manifest:
+    """Make a subset under a name of its own."""
+    manifests = {**source} if grouped is None else {**source, "clusters": grouped}
+    inputs = {
+        stage: Artifact(Store(config.run.storage), stage, m.fingerprint) for stage, m in manifests.items()
+    }
+    artifact = Artifact(Store(config.run.storage), "subset", name)
+    return commit(artifact, subset.make(Work(config, artifact, inputs, manifests, "run")))
+
+
+def contents(manifest: Manifest, config: Config) -> dict[str, bytes]:
+    """Name -> bytes of all data files of the parts."""
+    artifact = Artifact(Store(config.run.storage), manifest.stage, manifest.fingerprint)
+    return {entry.name: artifact.read(entry.name) for part in manifest.parts for entry in part.files.values()}
+
+
+@pytest.fixture(scope="module")
+def alone(source: dict[str, Manifest], tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Manifest]:
+    """Clusters and subset by one shard, never disturbed."""
+    config = config_for(next(tmp_path_factory.getbasetemp().glob("shards*")))
+    grouped = cluster(source, config, "alone", shards=1)
+    return grouped, choose(source, config, "alone", grouped)
+
+
+def assert_same(config: Config, alone: tuple[Manifest, Manifest], *others: Manifest) -> None:
+    for manifest, other in zip(alone, others, strict=False):
+        assert contents(other, config) == contents(manifest, config)
+    facts = ("centroids", "sizes", "objective", "objectives", "moves", "reseeded", "converged")
+    assert {name: others[0].info[name] for name in facts} == {name: alone[0].info[name] for name in facts}
+
+
+# --------------------------------------------------------------------------------------------- the same bytes, always
+
+
+def test_the_data_are_as_told(source: dict[str, Manifest], alone: tuple[Manifest, Manifest]) -> None:
+    rows = [part.rows for part in source["trajectories"].parts]
+    assert len(rows) == 15
+    assert rows[-1] == 7
+    assert len(set(rows)) > 5
+    grouped = alone[0].info
+    assert len(grouped["objectives"]) > 8, "too few rounds to interrupt"
+    assert sum(grouped["sizes"]) == source["trajectories"].info["scored"] < sum(rows)
+    assert min(grouped["sizes"]) > 0
+
+
+@pytest.mark.parametrize("shards", [2, 5, 13])
+def test_any_number_of_shards_gives_the_same_bytes(
+    source: dict[str, Manifest],
+    config: Config,
+    alone: tuple[Manifest, Manifest],
+    shards: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[int] = []
+    enter = clusters._Shards.__enter__
+    monkeypatch.setattr(
+        clusters._Shards, "__enter__", lambda self: started.append(len(self.actors)) or enter(self)
+    )
+    grouped = cluster(source, config, f"shards-{shards}", shards)
+    assert started == [shards]
+    assert_same(config, alone, grouped, choose(source, config, f"shards-{shards}", grouped))
+
+
+def test_parts_in_any_order_give_the_same_bytes(
+    source: dict[str, Manifest], config: Config, alone: tuple[Manifest, Manifest]
+) -> None:
+    parts = source["trajectories"].parts
+    shuffled = [parts[number] for number in np.random.default_rng(0).permutation(len(parts))]
+    grouped = cluster(source, config, "shuffled", shards=3, parts=shuffled)
+    assert_same(config, alone, grouped, choose(source, config, "shuffled", grouped))
+
+
+class Interrupted(Exception):
+    """Stands for the death of the driver."""
+
+
+def counted_calls(monkeypatch: pytest.MonkeyPatch, at: int, act: Any) -> list[str]:
+    """Methods asked of all shards, in order; at the given number of `step` calls, `act(shards)` happens first."""
+    calls: list[str] = []
+    call = clusters._Shards.call
+
+    def counting(self: Any, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
+        calls.append(method)
+        if method == "step" and calls.count("step") == at:
+            act(self)
+        return call(self, method, args)
+
+    monkeypatch.setattr(clusters._Shards, "call", counting)
+    return calls
+
+
+def test_a_shard_that_dies_between_rounds_changes_nothing(
+    source: dict[str, Manifest],
+    config: Config,
+    alone: tuple[Manifest, Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = counted_calls(monkeypatch, 5, lambda shards: ray.kill(shards.actors[1], no_restart=False))
+    grouped = cluster(source, config, "killed", shards=3)
+    assert calls.count("step") > 5
+    assert_same(config, alone, grouped)
+
+
+def test_kmeans_goes_on_after_the_last_stored_round(
+    source: dict[str, Manifest],
+    config: Config,
+    alone: tuple[Manifest, Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def die(_: Any) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as first:
+        counted_calls(first, 6, die)
+        with pytest.raises(Interrupted):
+            cluster(source, config, "resumed", shards=2)
+    state = json.loads(Artifact(Store(config.run.storage), "clusters", "resumed").read(clusters.STATE))
+    assert len(state["history"]) == 5
+    calls = counted_calls(monkeypatch, -1, None)
+    grouped = cluster(source, config, "resumed", shards=5)
+    rounds = len(alone[0].info["objectives"])
+    assert calls.count("step") == rounds - 5 + 1  # the last one assigns all rows to the final centroids
+    assert "sample" not in calls
+    assert_same(config, alone, grouped)
+
+
+def test_parts_written_before_a_death_are_kept(
+    source: dict[str, Manifest],
+    config: Config,
+    alone: tuple[Manifest, Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    come = clusters._as_they_come
+
+    def die_after_four(calls: list[Any]) -> Iterator[Any]:
+        for number, answer in enumerate(come(calls)):
+            if isinstance(answer, Part) and number == 4:
+                raise Interrupted
+            yield answer
+
+    with monkeypatch.context() as first:
+        first.setattr(clusters, "_as_they_come", die_after_four)
+        with pytest.raises(Interrupted):
+            cluster(source, config, "half", shards=2)
+    place = Path(config.run.storage) / "clusters" / "half"
+    finished = [path.stem for path in (place / "receipts").iterdir()]  # a part counts once it has its receipt
+    times = {path: path.stat().st_mtime_ns for stem in finished for path in place.glob(f"{stem}-*")}
+    assert len(times) >= 4
+    grouped = cluster(source, config, "half", shards=2)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert_same(config, alone, grouped)
+
+
+# -------------------------------------------------------------------------------------------- which rows, and how many
+
+
+def rows_of(manifest: Manifest, config: Config) -> pa.Table:
+    artifact = Artifact(Store(config.run.storage), manifest.stage, manifest.fingerprint)
+    return pa.concat_tables([artifact.read_part(part) for part in manifest.parts])
+
+
+def expected_ids(groups: np.ndarray, ids: np.ndarray, budget: int, seed: int) -> list[int]:
+    """The paper's rule in a loop: smallest group first, an equal share of what is left, by keyed hash inside a group."""
+    names = sorted(set(groups.tolist()) - {-1}, key=lambda name: ((groups == name).sum(), name))
+    chosen: list[int] = []
+    for done, name in enumerate(names):
+        members = ids[groups == name]
+        share = (budget - len(chosen)) // (len(names) - done)
+        chosen += members[np.argsort(keyed_hash(seed, members))][:share].tolist()
+    return sorted(chosen)
+
+
+@pytest.mark.parametrize("rule", ["s2l", "random", "source_balanced"])
+@pytest.mark.parametrize("budget", [1, 200, 1234, 0.29, 1.0], ids=str)
+def test_the_budget_is_spent_exactly_on_the_rows_of_the_rule(
+    source: dict[str, Manifest], config: Config, alone: tuple[Manifest, Manifest], rule: str, budget: float
+) -> None:
+    changed = config.model_copy(
+        update={
+            "subset": config.subset.model_copy(
+                update={"rule": rule, "budget": budget, "seed": 4, "rows_per_file": 77}
+            )
+        }
+    )
+    grouped = alone[0] if rule == "s2l" else None
+    manifest = choose(source, changed, f"{rule}-{budget}", grouped)
+    table = rows_of(manifest, config)
+    trajectories = rows_of(source["trajectories"], config)
+    scored = trajectories["reason"].is_null().to_numpy()
+    eligible = int(scored.sum())
+    assert table.num_rows == (budget if isinstance(budget, int) else int(Fraction(str(budget)) * eligible))
+    groups = {
+        "s2l": rows_of(alone[0], config)["cluster"].fill_null(-1).to_numpy(),
+        "random": np.zeros(len(scored), int),
+        "source_balanced": np.unique(trajectories["source"].to_pylist(), return_inverse=True)[1],
+    }[rule]
+    expected = expected_ids(
+        np.where(scored, groups, -1), trajectories["example_id"].to_numpy(), table.num_rows, 4
+    )
+    assert table["example_id"].to_pylist() == expected
+    assert [part.rows for part in manifest.parts[:-1]] == [77] * (len(manifest.parts) - 1)
+    cluster_of = dict(zip(trajectories["example_id"].to_pylist(), groups.tolist(), strict=True))
+    wanted = [cluster_of[i] if rule == "s2l" else None for i in expected]
+    assert table["cluster"].to_pylist() == wanted
+
+
+def test_rows_are_whole_and_jsonl_says_the_same(
+    source: dict[str, Manifest], config: Config, alone: tuple[Manifest, Manifest]
+) -> None:
+    artifact = Artifact(Store(config.run.storage), "subset", "alone")
+    raw = {}
+    for number, file in enumerate(find_files(config.examples.files, None)):
+        raw.update(
+            {
+                (number << 40) + n: json.loads(line)
+                for n, line in enumerate(Path(file.uri).read_text().splitlines())
+            }
+        )
+    for part in alone[1].parts:
+        rows = artifact.read_part(part).to_pylist()
+        lines = artifact.read_file(part.files["jsonl"]).decode().splitlines()
+        assert [json.loads(line) for line in lines] == rows
+        for row in rows:
+            added = {name: row.pop(name) for name in ("example_id", "cluster")}
+            assert row == raw[added["example_id"]]
+    info = alone[1].info
+    assert sum(after for _, after in info["sources"].values()) == 333
+    assert sum(info["quotas"]) == info["budget"] == 333
+
+
+def test_a_budget_above_the_scored_rows_is_refused(
+    source: dict[str, Manifest], config: Config, alone: tuple[Manifest, Manifest]
+) -> None:
+    rows = sum(part.rows for part in source["trajectories"].parts)
+    greedy = config.model_copy(update={"subset": config.subset.model_copy(update={"budget": rows})})
+    with pytest.raises(UserError, match=r"only \d+ can be chosen"):
+        choose(source, greedy, "greedy", alone[0])
+
+
+def test_more_clusters_than_distinct_trajectories_are_refused(
+    source: dict[str, Manifest], config: Config
+) -> None:
+    scored = source["trajectories"].info["scored"]
+    many = config.model_copy(update={"clusters": config.clusters.model_copy(update={"k": scored + 1})})
+    with pytest.raises(UserError, match="Lower k"):
+        cluster(source, many, "many")

@@ -1,0 +1,51 @@
+"""The sweep: Ray Tune trials over clusters.k that share every earlier artifact."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.integration.conftest import Finished
+
+
+def test_trials_share_what_they_do_not_touch(finished: Finished) -> None:
+    command = [sys.executable, "-m", "s2l_ray.sweep", "--config", str(finished.job), "--until", "subset"]
+    storage = finished.folder / "storage"
+    before = {
+        stage: len(list((storage / stage).iterdir())) for stage in ("examples", "proxy", "trajectories")
+    }
+    done = subprocess.run(
+        [*command, "--over", "clusters.k=[2, 4, 8]"],
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((storage / "runs" / "tiny" / "sweep.json").read_text())
+    assert [row["clusters.k"] for row in rows] == [2, 4, 8]
+    assert rows[0]["objective"] > rows[1]["objective"] > rows[2]["objective"] > 0
+    assert {stage: len(list((storage / stage).iterdir())) for stage in before} == before
+    assert all(f"{row['objective']:.6g}" in done.stdout for row in rows)
+    assert not list((storage / "scratch").glob("sweep-*"))
+
+
+def test_a_wrong_field_is_refused_before_any_trial(finished: Finished) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "s2l_ray.sweep",
+        "--config",
+        str(finished.job),
+        "--over",
+        "clusters.kk=[2, 4]",
+    ]
+    env = {**os.environ, "RAY_ADDRESS": "local"}
+    done = subprocess.run(
+        command, env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 1
+    assert "clusters.kk: unknown key" in done.stderr
+    assert "Ray" not in done.stderr
