@@ -7,6 +7,7 @@ Everything that can be known to be wrong from the config alone is refused here, 
 import difflib
 import math
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -523,7 +524,8 @@ def budget_rows(budget: int | float, eligible: int) -> int:
     Raises:
         UserError: a count larger than what there is.
     """
-    rows = budget if isinstance(budget, int) else max(1, math.floor(budget * eligible))
+    # As written: 0.29 of 100 is 29, though the nearest binary fraction is a little less.
+    rows = budget if isinstance(budget, int) else max(1, math.floor(Fraction(str(budget)) * eligible))
     if rows > eligible:
         raise UserError(
             f"choosing the subset: subset.budget asks for {rows} rows, but only {eligible} can be chosen (scored rows). "

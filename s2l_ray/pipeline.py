@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from s2l_ray.config import Config, Job, Training, budget_rows
-from s2l_ray.core.models import identity
+from s2l_ray.core.models import identity, load_encoder
 from s2l_ray.core.rawfiles import FileIndex, PartRange, RawFile, find_files, index_file, part_ranges
 from s2l_ray.core.selection import RULES
 from s2l_ray.core.store import FORMAT, IO_THREADS, Artifact, Manifest, Store, fingerprint
@@ -295,10 +295,13 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
     nodes = [node for node in made_plan.nodes if only is None or node.label in only]
     run_id = uuid.uuid4().hex[:12]
     committed = {node.label: node.artifact.committed() for node in nodes}
-    if any(committed[node.label] is None and node.stage.name != "report" for node in nodes):
+    missing = [node for node in nodes if committed[node.label] is None and node.stage.name != "report"]
+    if missing:
+        _check_models(missing)
         from s2l_ray.stages import edge
 
         edge.connect(made_plan.job.first)
+        edge.check_placement(made_plan.job.first, {node.stage.name for node in missing})
         edge.check_storage(made_plan.store)
     done: list[Done] = []
     manifests: dict[str, Manifest] = {}
@@ -314,6 +317,16 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
     if only is None:
         _record(made_plan, done)
     return done
+
+
+def _check_models(missing: list[Node]) -> None:
+    """Load the config and tokenizer of every model that will be trained, so that a wrong one is told before any work."""
+    for node in missing:
+        sections: list[Training] = list(node.config.proxy.each()) if node.stage.name == "proxy" else []
+        if node.stage.name == "target" and node.config.target is not None:
+            sections.append(node.config.target)
+        for section in sections:
+            load_encoder(section)
 
 
 def _make(node: Node, manifests: dict[str, Manifest], run_id: str) -> Done:

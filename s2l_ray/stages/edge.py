@@ -104,7 +104,7 @@ def check_storage(store: Store) -> None:
     if len(nodes) < 2:
         return
     token = uuid.uuid4().hex
-    name = f"tokens/{token}"
+    name = f"tokens/{token}/token"
     store.write(name, token.encode())
     answers = {
         f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})": _read_token.options(
@@ -113,7 +113,7 @@ def check_storage(store: Store) -> None:
         for node in nodes
     }
     seen = {node: ray.get(answer) for node, answer in answers.items()}
-    store.delete("tokens")
+    store.delete(f"tokens/{token}")
     blind = {node: answer for node, answer in seen.items() if answer != token}
     if blind:
         node, answer = next(iter(blind.items()))
@@ -300,10 +300,29 @@ def make_parts(
 
 
 def actor_cpus(config: Config, actors: int) -> float:
-    """CPUs of one scoring actor: as asked for, or whole where they fit and an equal share where they do not."""
-    if config.scaling.cpus_per_worker is not None:
-        return config.scaling.cpus_per_worker
-    return max(0.1, min(1.0, int(100 * capacity()["CPU"] / actors) / 100))
+    """CPUs of one scoring actor: as asked for, or those of a task where they fit and an equal share where they do not.
+
+    Raises:
+        UserError: not even one actor fits, so that its stage would wait for ever.
+    """
+    have, scaling = capacity(), config.scaling
+    cpus = scaling.cpus_per_worker or max(0.1, min(TASK_CPUS, int(90 * have["CPU"] / actors) / 100))
+    if cpus > have["CPU"] or scaling.gpus_per_worker > have["GPU"]:
+        raise UserError(
+            f"placing scorers: one needs {cpus:g} CPUs and {scaling.gpus_per_worker:g} GPUs, but the cluster has {have['CPU']:g} and "
+            f"{have['GPU']:g}. Lower scaling.cpus_per_worker or scaling.gpus_per_worker, or add nodes."
+        )
+    return cpus
+
+
+def check_placement(config: Config, stages: set[str]) -> None:
+    """Refuse a request that the cluster cannot hold before the first stage starts, not hours later when its own stage does."""
+    if "proxy" in stages:
+        worker_cpus(config, config.scaling.proxy_workers, "proxy")
+    if "target" in stages:
+        worker_cpus(config, config.scaling.target_workers, "target")
+    if stages & {"trajectories", "evaluation"}:
+        actor_cpus(config, config.scaling.scorers)
 
 
 @contextlib.contextmanager

@@ -364,3 +364,11 @@ def test_help_explains_every_field_with_its_default() -> None:
     assert "  clusters.k = 100\n" in text
     assert "  proxy.checkpoints = 12\n" in text
     assert "  examples.files = []\n" in text
+
+
+@pytest.mark.parametrize(
+    ("budget", "eligible", "rows"),
+    [(0.29, 100, 29), (0.57, 100, 57), (0.58, 100, 58), (0.001, 10, 1), (1.0, 7, 7), (5, 7, 5)],
+)
+def test_a_share_of_the_rows_is_that_of_its_digits(budget: float, eligible: int, rows: int) -> None:
+    assert config.budget_rows(budget, eligible) == rows
