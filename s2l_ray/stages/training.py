@@ -197,7 +197,6 @@ def _run(
         threads=scaling.threads,
         readers=scaling.readers,
     )
-    load_encoder(section)  # a tokenizer that does not fit is told here, before workers start
     for attempt in itertools.count():
         try:
             _fit(work, stage, job, workers)
