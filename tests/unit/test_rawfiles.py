@@ -319,7 +319,7 @@ def test_a_bad_line_stops_the_run_or_is_listed(tmp_path: Path, bad: bytes, reaso
     assert f"{path}, line 3: " in message
     assert reason in message
     assert detail in message
-    assert "Correct the row, or set examples.on_bad_row: reject" in message
+    assert "with examples.on_bad_row: reject" in message
 
     made = read(path, "reject")
     assert made.table["example_id"].to_pylist() == [0, 3]
