@@ -98,7 +98,6 @@ def set_up_logging() -> None:
     )
     log.setLevel(logging.INFO)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def print_results(job: config.Job, done: list[pipeline.Done]) -> None:

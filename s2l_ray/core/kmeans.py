@@ -252,6 +252,14 @@ class Shard:
             return labels, np.empty(0, dtype=np.float32)
         return labels, np.sqrt(squared_distances(rows, centroids, labels)).astype(np.float32)
 
+    def spread(self, centroids: np.ndarray) -> np.ndarray:
+        """Sums of squared deviations of each cluster's members at every step, float64 [K, T]; for pictures, not exact."""
+        total = np.zeros(centroids.shape)
+        for rows, labels in zip(self._rows, self._labels(centroids), strict=True):
+            if len(rows):
+                np.add.at(total, labels, (rows - centroids[labels]) ** 2)
+        return total
+
     def _labels(self, centroids: np.ndarray) -> list[np.ndarray]:
         """Labels of all parts; those of the last centroids asked for are kept."""
         key = centroids.tobytes()

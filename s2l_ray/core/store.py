@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -104,6 +104,7 @@ class Manifest:
         return sum(part.rows for part in self.parts)
 
     def parts_made_by(self, run: str) -> int:
+        """How many parts a run made itself; the others were found from runs before it."""
         return sum(part.run == run for part in self.parts)
 
     def to_bytes(self) -> bytes:
@@ -336,12 +337,3 @@ class Artifact:
         self.write("manifest.json", manifest.to_bytes())
         for scratch in ("receipts", "state", "rounds"):
             self.delete(scratch)
-
-
-def total_bytes(manifest: Manifest) -> int:
-    """Size of an artifact's data files in bytes."""
-    entries: Iterable[FileEntry] = [
-        *manifest.files,
-        *(entry for part in manifest.parts for entry in part.files.values()),
-    ]
-    return sum(entry.bytes for entry in entries)

@@ -112,17 +112,7 @@ class ShardActor:
         return self.shard
 
     def call(self, method: str, args: tuple[Any, ...]) -> Any:
-        if method == "spread":
-            return self._squares(*args)
         return getattr(self._loaded(), method)(*args)
-
-    def _squares(self, centroids: np.ndarray) -> np.ndarray:
-        total = np.zeros(centroids.shape)
-        for number, raw in enumerate(self.parts):
-            rows_NT = _read(self.context.inputs["trajectories"], raw)[2]
-            labels, _ = self._loaded().labels(number, centroids)
-            np.add.at(total, labels, (rows_NT - centroids[labels]) ** 2)
-        return total
 
     def write(self, number: int, centroids: np.ndarray) -> Part:
         """Write the assignments of one of this shard's parts; rows without a trajectory get nulls."""

@@ -44,6 +44,7 @@ ROWS_PER_READ = (
 )
 BLOCK_BYTES = 1 << 20  # of tokenised rows; small, so that the first step does not wait for a whole window
 SECONDS_BETWEEN_METRICS = 5.0
+STEPS_PER_FILE = 1_000
 CURVE_POINTS = 2_000
 
 
@@ -136,6 +137,11 @@ class _Place:
         for name in self.list("metrics"):
             by_step.update({int(entry["step"]): entry for entry in json.loads(self.read(f"metrics/{name}"))})
         return [by_step[step] for step in sorted(by_step)]
+
+    def latest(self) -> dict[str, float]:
+        """The last step that was told of, step 0 before any."""
+        names = self.list("metrics")
+        return json.loads(self.read(f"metrics/{names[-1]}"))[-1] if names else {"step": 0}
 
 
 def _told(place: _Place, section: Training, plan: order.Stream) -> dict[str, Any]:
@@ -309,6 +315,10 @@ class _Metrics:
             self.place.write(
                 f"metrics/from-{int(self.entries[0]['step']):08d}.json", json.dumps(self.entries).encode()
             )
+        if (
+            len(self.entries) >= STEPS_PER_FILE
+        ):  # what is written every few seconds must not grow with the training
+            self.entries = []
 
 
 @contextlib.contextmanager
@@ -317,12 +327,12 @@ def _watched(job: _Job, stage: str) -> Iterator[None]:
     ended = threading.Event()
 
     def watch() -> None:
-        metrics = job.place.metrics()
-        with track(stage, job.plan.total_steps, "steps", len(metrics)) as tracker:
+        latest = job.place.latest()
+        with track(stage, job.plan.total_steps, "steps", int(latest["step"])) as tracker:
             while not ended.wait(SECONDS_BETWEEN_METRICS):
-                metrics = job.place.metrics()
-                if metrics:
-                    tracker.advance(len(metrics) - tracker.done, f"loss {metrics[-1]['loss']:.4f}")
+                latest = job.place.latest()
+                if latest["step"]:
+                    tracker.advance(int(latest["step"]) - tracker.done, f"loss {latest['loss']:.4f}")
 
     watcher = threading.Thread(target=watch, name="progress", daemon=True)
     watcher.start()
