@@ -63,6 +63,20 @@ class Columns(Section):
     instruction: str | None = Field(None, description="column with the text that is masked")
     input: str | None = Field(None, description="column with further masked text, may be empty in a row")
     output: str | None = Field(None, description="column with the text that is learned")
+    messages: str | None = Field(
+        None, description="column with whole conversations: a list of turns, OpenAI messages or ShareGPT"
+    )
+    system: str | None = Field(None, description="column with the system turn, may be empty in a row")
+    tools: str | None = Field(
+        None, description="column with the tools' JSON schemas, a list or its JSON text"
+    )
+    role: str | None = Field(None, description="key of a turn's role, where it is neither role nor from")
+    content: str | None = Field(
+        None, description="key of a turn's text, where it is neither content nor value"
+    )
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field(
+        default_factory=dict, description="what further names of roles mean, as {bot: assistant}"
+    )
     source: str | None = Field(
         None, description="column that says where a row is from; without one, the file's name is the source"
     )
@@ -70,11 +84,21 @@ class Columns(Section):
 
 class Examples(Section):
     files: list[str] = Field(
-        default_factory=list, description="raw files, folders or globs (JSONL and Parquet); paths or URIs"
+        default_factory=list,
+        description="raw files, folders or globs (JSONL, JSON, CSV, Parquet, Arrow; .gz and .zst); paths or URIs",
     )
     root: str | None = Field(
         None, description="folder that file names are relative to; default: the deepest common folder"
     )
+    dataset: str | None = Field(
+        None,
+        description="in place of files: a data set on the Hugging Face Hub, as org/name or org/name@revision, or a folder "
+        "that save_to_disk wrote",
+    )
+    dataset_config: str | None = Field(
+        None, description="configuration of that data set, where it has several"
+    )
+    split: str = Field("train", description="split of that data set")
     columns: Columns = Field(
         default_factory=Columns, description="columns by meaning, when their names do not tell"
     )
@@ -83,6 +107,14 @@ class Examples(Section):
     )
     rows_per_part: int = Field(
         16_384, ge=1, le=MAX_ROWS_PER_PART, description="rows of a part, the unit of work and of resume"
+    )
+    extends: str | None = Field(
+        None,
+        description="URI of a committed examples artifact, whose files keep their numbers; new files come after",
+    )
+    on_changed_file: Literal["stop", "drop"] = Field(
+        "stop",
+        description="with extends: stop at a file that is gone or has other content, or leave its old rows out",
     )
     expected_rows: int | None = Field(
         None, ge=1, description="rows, for --dry-run where the files are not at hand"
@@ -131,10 +163,19 @@ class Training(Section):
         None,
         description="tokenizer folder or Hub name, or `bytes` for the built-in byte-level one; default: the model's own",
     )
-    prompt: Literal["alpaca", "plain"] = Field(
-        "alpaca", description="how a row becomes text: the paper's prompt, or just its columns"
+    prompt: Literal["alpaca", "plain", "chat"] = Field(
+        "alpaca",
+        description="how a row becomes text: the paper's prompt, just its columns, or the tokenizer's chat template",
     )
-    max_length: int = Field(512, ge=2, description="tokens of an example; longer ones are cut on the right")
+    template: str | None = Field(
+        None,
+        description="file with a Jinja chat template, in place of the tokenizer's own; with prompt: chat",
+    )
+    learn: Literal["all", "last", "everything"] = Field(
+        "all", description="what is learned: every assistant turn, the last one alone, or every token"
+    )
+    max_length: int = Field(512, ge=2, description="tokens of an example; longer ones are cut")
+    truncation: Literal["right", "left"] = Field("right", description="the side on which longer ones are cut")
     epochs: int | None = Field(
         None, ge=1, description="passes over the data; exactly one of epochs and steps"
     )
@@ -165,6 +206,12 @@ class Training(Section):
     seed: int = Field(0, ge=0, description="seed of initial weights and of the order of the data")
 
     @model_validator(mode="after")
+    def _template_is_used(self) -> "Training":
+        if self.template is not None and self.prompt != "chat":
+            raise ValueError(f"template is only used with prompt: chat; got prompt: {self.prompt}")
+        return self
+
+    @model_validator(mode="after")
     def _exactly_one_length(self) -> "Training":
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
@@ -178,6 +225,9 @@ class Training(Section):
 
 
 class Proxy(Training):
+    use: str | None = Field(
+        None, description="URI of a committed proxy artifact, taken instead of training one"
+    )
     checkpoints: int = Field(
         12, ge=1, description="T: points of training, evenly spaced, at which every example's loss is taken"
     )
@@ -201,7 +251,15 @@ class Proxy(Training):
         return self
 
 
+Statistic = Literal["mean_probability", "min_probability", "el2n", "grand", "answer_loss"]
+
+
 class Trajectories(Section):
+    statistics: list[Statistic] = Field(
+        default_factory=list,
+        description="what else is stored of every example at every step: mean and lowest probability of the learned tokens, "
+        "EL2N, GraNd of the output layer, the answer's loss without its prompt (a second forward pass)",
+    )
     tokens_per_batch: int = Field(16_384, ge=1, description="padded tokens of one forward pass")
     dtype: Literal["bf16", "fp32"] = Field(
         "bf16", description="precision of the forward pass; the cross-entropy is always fp32"
@@ -210,13 +268,41 @@ class Trajectories(Section):
         1.0, gt=0, le=1, description="share of the rows to score, drawn by a keyed hash of their ids"
     )
     seed: int = Field(0, ge=0, description="seed of that draw")
-    use_initial: bool = Field(
-        False, description="let trajectories begin with the loss before training (step 0)"
-    )
 
 
 class Clusters(Section):
-    k: int = Field(100, ge=1, le=MAX_ROWS_PER_PART, description="number of k-means groups")
+    k: int = Field(
+        100,
+        ge=1,
+        le=MAX_ROWS_PER_PART,
+        description="number of k-means groups, of each source with within: source",
+    )
+    within: Literal["all", "source"] = Field(
+        "all", description="cluster all rows together, or those of each source by themselves"
+    )
+    features: Literal["raw", "centred", "differences", "zscored", "relative"] = Field(
+        "raw",
+        description="what of a trajectory is clustered: its losses, these less their mean, their differences, centred and divided "
+        "by their standard deviation, or divided by the first loss",
+    )
+    steps: int | list[int] | None = Field(
+        None,
+        description="which steps make the trajectory: exactly so many, evenly spaced and with the last, or these; default: all",
+    )
+    initial: bool = Field(False, description="let trajectories begin with the loss before training (step 0)")
+    weights: list[float] | None = Field(
+        None, description="weight of each of the trajectory's steps (features are multiplied by its root)"
+    )
+    points_per_centroid: int | None = Field(
+        None, ge=1, description="find the centroids on at most k times so many rows; default: on all"
+    )
+    use: str | None = Field(
+        None,
+        description="URI of a committed clusters artifact, whose centroids are taken instead of new ones",
+    )
+    refine: bool = Field(
+        False, description="with use: go on from these centroids; otherwise they are kept as they are"
+    )
     max_rounds: int = Field(100, ge=1, description="most rounds of k-means")
     tolerance: float = Field(
         1e-4, ge=0, description="stop when no centroid moves further than this, relative to the data's spread"
@@ -224,12 +310,33 @@ class Clusters(Section):
     seed: int = Field(0, ge=0, description="seed of the start (k-means++)")
 
 
+class Rule(Section):
+    """A selection rule: which rows share a quota, and which of them come first. Expressions over the stored columns."""
+
+    group: str = Field(
+        "all", description="all, source, cluster, or source / cluster (shares of sources first)"
+    )
+    score: str = Field("hash", description="what is smallest is chosen first, ties by hash: an expression")
+    take: Literal["smallest", "middle"] = Field(
+        "smallest", description="the smallest scores of each group, or those in the middle"
+    )
+
+
 class Subset(Section):
     budget: int | float = Field(
         0.11,
         description="rows to choose: a count (an integer) or a share of the scored rows (a decimal number up to 1.0)",
     )
-    rule: Literal["s2l", "random", "source_balanced"] = Field("s2l", description="how rows are chosen")
+    rule: str | Rule = Field(
+        "s2l", description="how rows are chosen: the name of a rule, or {group, score, take}"
+    )
+    at: Literal["early", "late"] | int = Field(
+        "late",
+        description="the step that one-shot rules look at: the first or last one stored after step 0, or a step's number",
+    )
+    small_last: int = Field(
+        0, ge=0, description="groups of at most so many rows are only used when all others are exhausted"
+    )
     seed: int = Field(0, ge=0, description="seed of the draw inside groups")
     rows_per_file: int = Field(16_384, ge=1, le=MAX_ROWS_PER_PART, description="rows of one output file")
 

@@ -42,25 +42,25 @@ class Stage:
 
 
 STAGES = (
-    Stage("examples", 1, "examples", lambda config: ()),
-    Stage("proxy", 1, "training", lambda config: ("examples",)),
-    Stage("trajectories", 1, "trajectories", lambda config: ("examples", "proxy")),
-    Stage("clusters", 1, "clusters", lambda config: ("trajectories",), lambda config: _by_cluster(config)),
+    Stage("examples", 2, "examples", lambda config: ()),
+    Stage("proxy", 2, "training", lambda config: ("examples",)),
+    Stage("trajectories", 2, "trajectories", lambda config: ("examples", "proxy")),
+    Stage("clusters", 2, "clusters", lambda config: ("trajectories",), lambda config: _by_cluster(config)),
     Stage(
         "subset",
-        1,
+        2,
         "subset",
         lambda config: ("examples", "trajectories") + (("clusters",) if _by_cluster(config) else ()),
     ),
-    Stage("target", 1, "training", lambda config: ("subset",), lambda config: config.target is not None),
+    Stage("target", 2, "training", lambda config: ("subset",), lambda config: config.target is not None),
     Stage(
         "evaluation",
-        1,
+        2,
         "evaluation",
         lambda config: ("target",),
         lambda config: config.evaluation is not None,
     ),
-    Stage("report", 1, "report", lambda config: ()),
+    Stage("report", 2, "report", lambda config: ()),
 )
 NAMES = tuple(stage.name for stage in STAGES)
 
