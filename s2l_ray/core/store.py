@@ -50,6 +50,12 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         ) from None
 
 
+def is_folder(uri: str) -> bool:
+    """Whether a folder lies at a URI or local path."""
+    files, path = filesystem(uri)
+    return bool(files.get_file_info(path).type == pafs.FileType.Directory)
+
+
 def join_uri(uri: str, path: str) -> str:
     """The place below a folder: the query of a URI (endpoint, region) stays at the end, local paths have none."""
     place, question, query = uri.partition("?") if "://" in uri else (uri, "", "")
