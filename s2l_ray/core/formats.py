@@ -22,12 +22,14 @@ from s2l_ray.core.tables import (
     open_arrow_stream,
     open_parquet,
     parquet_bytes,
+    plain_column,
     plain_type,
     schema_text,
 )
 from s2l_ray.errors import UserError
 
 CHUNK = 1 << 20
+PEEK = 1 << 16  # bytes of a file that are looked at to tell what it is
 LARGEST_FIELD = (
     1 << 28
 )  # bytes of one CSV field; a quote that is never closed would take the rest of the file
@@ -95,7 +97,7 @@ class Source:
         plain = (
             self.hashing if codec is None else pa.CompressedInputStream(pa.PythonFile(self.hashing), codec)
         )
-        self.forward = io.BufferedReader(plain, CHUNK)
+        self.forward = io.BufferedReader(plain, PEEK)
         self.compressed = codec is not None
         self.position = 0
 
@@ -352,7 +354,10 @@ def _objects(pieces: list[bytes], first_row: int, needed: bool, bad: BadRow) -> 
             numbers.append(number)
             rows.append(row)
     # A span of nothing but blank lines and bad rows has no columns: no row tells which there are.
-    present = dict.fromkeys(name for row in rows for name in row)
+    present: dict[str, None] = {}
+    for row in rows:
+        if not row.keys() <= present.keys():
+            present |= dict.fromkeys(row)
     return Rows(np.array(numbers, np.int64), {name: [row.get(name) for row in rows] for name in present})
 
 
@@ -482,7 +487,8 @@ def _schema_of(source: Source, schema: pa.Schema) -> str:
     _check_metadata(source, schema.metadata or {})
     for column in schema:
         try:
-            parquet_bytes(pa.schema([(column.name, plain_type(column.type))]).empty_table())
+            plain = plain_column(pa.chunked_array([pa.nulls(1, column.type)]))
+            parquet_bytes(pa.table({column.name: plain}))
         except pa.ArrowException as error:
             raise UserError(
                 f"reading {source.uri}, field {column.name!r}: a column of type {column.type} cannot be kept ({error}). "

@@ -184,7 +184,15 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """The column in its `plain_type`."""
     kind = plain_type(column.type)
-    return column if column.type == kind else column.cast(kind)
+    if column.type == kind:
+        return column
+    if pa.types.is_dictionary(column.type):  # whose values may be views, which a cast of the whole does not take
+        return pa.chunked_array([_decoded(chunk, kind) for chunk in column.chunks], kind)
+    return column.cast(kind)
+
+
+def _decoded(chunk: pa.DictionaryArray, kind: pa.DataType) -> pa.Array:
+    return chunk.dictionary.cast(kind).take(chunk.indices)
 
 
 def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
