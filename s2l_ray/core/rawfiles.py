@@ -18,14 +18,15 @@ from pyarrow import fs as pafs
 
 from s2l_ray.config import Columns
 from s2l_ray.core import formats
-from s2l_ray.core.conversations import Column, column_names, conversations, is_text
+from s2l_ray.core.conversations import Column, column_names, conversations, is_text, to_json
 from s2l_ray.core.formats import FileIndex, Rows, Source, Span
 from s2l_ray.core.hub import saved_files
 from s2l_ray.core.store import filesystem
-from s2l_ray.core.tables import EXAMPLES_FIXED, plain_column, schema_from_text, unify
+from s2l_ray.core.tables import EXAMPLES_FIXED, is_json, json_field, plain_column, schema_from_text, unify
 from s2l_ray.errors import UserError
 
 ID_BITS = 40  # rows of one file; the bits above hold the file's number (design, section 3)
+MAX_LEAVES = 256  # keys in objects, over all rows, beyond which a column is kept as JSON text
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -367,33 +368,53 @@ def _value(column: Column, position: int) -> Any:
 def _original(rows: Rows, good_N: np.ndarray, part: PartRange) -> pa.StructArray:
     """All columns of the good rows as they were, in one struct."""
     good, every = np.flatnonzero(good_N), bool(good_N.all())
-    arrays = []
+    fields, arrays = [], []
     for name, column in rows.columns.items():
         if isinstance(column, list):
             values = column if every else [column[row] for row in good]
-            arrays.append(_column(name, values, rows.numbers[good], part))
+            kept, array = _typed(name, values, rows.numbers[good], part)
         else:
-            arrays.append((column if every else column.filter(pa.array(good_N))).combine_chunks())
-    return pa.StructArray.from_arrays(arrays, names=list(rows.columns))
+            array = (column if every else column.filter(pa.array(good_N))).combine_chunks()
+            kept = pa.field(name, array.type)
+        fields.append(kept)
+        arrays.append(array)
+    return pa.StructArray.from_arrays(arrays, fields=fields)
 
 
-def _column(name: str, values: list[Any], numbers: np.ndarray, part: PartRange) -> pa.Array:
-    """The values as an array of whatever type they all have."""
+def _typed(name: str, values: list[Any], numbers: np.ndarray, part: PartRange) -> tuple[pa.Field, pa.Array]:
+    """The values as an array of whatever type they all have; lists and objects that have none as JSON text."""
     try:
-        made = pa.array(values)
-        return made if _storable(made.type) else pa.array([_without_empty(value) for value in values])
+        array = pa.array(values)
+        if not _storable(array.type):
+            array = pa.array([_without_empty(value) for value in values])
+        if _leaves(array.type) <= MAX_LEAVES:
+            return pa.field(name, array.type), array
     except (pa.ArrowException, OverflowError) as error:
-        kinds = {
-            type(value).__name__: number
-            for value, number in zip(reversed(values), reversed(numbers.tolist()), strict=True)
-            if value is not None
-        }
-        place = "line" if part.kind == "lines" else "row"
-        where = ", ".join(f"{kind} in {place} {number + 1}" for kind, number in kinds.items())
-        raise UserError(
-            f"reading {part.file.uri}, field {name!r}: expected one type in all rows, got {where} ({error}). "
-            "Make the field's type the same everywhere, or remove the field."
-        ) from None
+        if not all(isinstance(value, dict | list | None) for value in values):
+            raise _several_types(name, values, numbers, part, error) from None
+    text = [None if value is None else to_json(value) for value in values]
+    return json_field(name), pa.array(text, pa.string())
+
+
+def _several_types(
+    name: str, values: list[Any], numbers: np.ndarray, part: PartRange, error: Exception
+) -> UserError:
+    kinds = {
+        type(value).__name__: number
+        for value, number in zip(reversed(values), reversed(numbers.tolist()), strict=True)
+        if value is not None
+    }
+    place = "line" if part.kind == "lines" else "row"
+    where = ", ".join(f"{kind} in {place} {number + 1}" for kind, number in kinds.items())
+    return UserError(
+        f"reading {part.file.uri}, field {name!r}: expected one type in all rows, got {where} ({error}). "
+        "Make the field's type the same everywhere, or remove the field."
+    )
+
+
+def _leaves(kind: pa.DataType) -> int:
+    """How many columns Parquet makes of the type."""
+    return sum(_leaves(kind.field(number).type) for number in range(kind.num_fields)) or 1
 
 
 def _storable(kind: pa.DataType) -> bool:
@@ -447,8 +468,18 @@ def _not_utf8(name: str, column: pa.ChunkedArray, uri: str) -> dict[int, str]:
     return {}
 
 
-def original_rows(table: pa.Table) -> pa.Table:
-    """The original columns, in their order, of rows in the columns of `examples`."""
-    if "original" not in table.column_names:
-        return pa.table({})
-    return pa.Table.from_struct_array(table["original"].combine_chunks())
+def original_rows(table: pa.Table, schema: pa.Schema | None = None) -> pa.Table:
+    """The original columns, in their order, of rows in the columns of `examples`; with `schema`, the one that all files share, in its
+    columns and types."""
+    rows = (
+        pa.Table.from_struct_array(table["original"].combine_chunks())
+        if "original" in table.column_names
+        else pa.table({})
+    )
+    if schema is None:
+        return rows
+    for number, column in enumerate(rows.schema):
+        if is_json(schema.field(column.name)) and not is_json(column):
+            text = [None if value is None else to_json(value) for value in rows[number].to_pylist()]
+            rows = rows.set_column(number, json_field(column.name), [text])
+    return pa.concat_tables([schema.empty_table(), rows], promote_options="permissive")

@@ -20,6 +20,7 @@ EXTENSION_TRACES = [
     base64.b64encode(bytes(shift) + EXTENSION_KEY)[first : (shift + len(EXTENSION_KEY)) * 4 // 3]
     for shift, first in ((0, 0), (1, 2), (2, 3))
 ]
+JSON_KEY = b"s2l_ray"  # of the metadata of a column of JSON text
 CONTINUATION = b"\xff" * 4  # begins every message of an Arrow stream
 
 # A conversation: turns by system, user, assistant or tool. `content` is never null ("" where a turn only calls tools); `input` is the
@@ -186,7 +187,9 @@ def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = plain_type(column.type)
     if column.type == kind:
         return column
-    if pa.types.is_dictionary(column.type):  # whose values may be views, which a cast of the whole does not take
+    if pa.types.is_dictionary(
+        column.type
+    ):  # whose values may be views, which a cast of the whole does not take
         return pa.chunked_array([_decoded(chunk, kind) for chunk in column.chunks], kind)
     return column.cast(kind)
 
@@ -195,8 +198,19 @@ def _decoded(chunk: pa.DictionaryArray, kind: pa.DataType) -> pa.Array:
     return chunk.dictionary.cast(kind).take(chunk.indices)
 
 
+def json_field(name: str) -> pa.Field:
+    """A column of JSON text: objects and lists whose values have no one type in all rows are kept as that."""
+    return pa.field(name, pa.string(), metadata={JSON_KEY: b"json"})
+
+
+def is_json(field: pa.Field) -> bool:
+    """Whether a column's text stands for the values it was written from; exports as JSON write these."""
+    return JSON_KEY in (field.metadata or {})
+
+
 def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
-    """One schema for the columns of several files; missing columns become nulls, integers may become floats.
+    """One schema for the columns of several files: missing columns become nulls, integers may become floats, lists and objects that
+    do not fit become JSON text.
 
     Args:
         schemas: file name and schema.
@@ -204,26 +218,47 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
     Raises:
         UserError: two files that do not fit, by their names.
     """
-    unified, seen = pa.schema([]), dict[pa.Schema, str]()
+    fields: dict[str, pa.Field] = {}
+    seen: dict[pa.Schema, str] = {}
     for name, schema in schemas:
         if schema in seen:
             continue
-        try:
-            unified = pa.unify_schemas([unified, schema], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            other = next((n for s, n in seen.items() if not _fit(s, schema)), "the files before it")
-            raise UserError(
-                f"unifying the columns of all files: those of {name} do not fit those of {other} ({error}). Make the field's type the "
-                "same in all files, or remove the field."
-            ) from None
+        for column in schema:
+            try:
+                fields[column.name] = _fitting(fields.get(column.name), column)
+            except pa.ArrowException as error:
+                other = next((n for s, n in seen.items() if not _fit(s, column)), "the files before it")
+                raise UserError(
+                    f"unifying the columns of all files: field {column.name!r} of {name} does not fit that of {other} ({error}). Make "
+                    "the field's type the same in all files, or remove the field."
+                ) from None
         seen[schema] = name
-    return unified
+    return pa.schema(list(fields.values()))
 
 
-def _fit(one: pa.Schema, other: pa.Schema) -> bool:
+def _fitting(one: pa.Field | None, other: pa.Field) -> pa.Field:
+    """The column that holds the values of both."""
+    if one is None or pa.types.is_null(one.type):
+        return other
+    if pa.types.is_null(other.type):
+        return one
+    as_json = all(is_json(field) or pa.types.is_nested(field.type) for field in (one, other))
+    if as_json and (is_json(one) or is_json(other)):
+        return json_field(one.name)
     try:
-        pa.unify_schemas([one, other], promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        if is_json(one) or is_json(other):
+            raise pa.ArrowTypeError(f"Unable to merge: lists or objects vs {one.type} and {other.type}")
+        return pa.unify_schemas([pa.schema([one]), pa.schema([other])], promote_options="permissive").field(0)
+    except pa.ArrowException:
+        if as_json:
+            return json_field(one.name)
+        raise
+
+
+def _fit(schema: pa.Schema, column: pa.Field) -> bool:
+    try:
+        _fitting(schema.field(column.name) if column.name in schema.names else None, column)
+    except pa.ArrowException:
         return False
     return True
 

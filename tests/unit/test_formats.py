@@ -112,7 +112,9 @@ def facts(table: pa.Table) -> tuple[list[Any], ...]:
 
 
 words = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), max_size=9).map("x".__add__)
-odd = st.sampled_from(['say "a", b', "two\nlines", "back\\slash\\", '\\"', "[{,]}", "tab\there", "ü\u2028é", "'"])
+odd = st.sampled_from(
+    ['say "a", b', "two\nlines", "back\\slash\\", '\\"', "[{,]}", "tab\there", "ü\u2028é", "'"]
+)
 text = st.one_of(words, odd)
 plain_rows = st.lists(
     st.fixed_dictionaries({"instruction": text, "input": st.one_of(st.just(""), text), "output": text}),
@@ -124,9 +126,7 @@ plain_rows = st.lists(
 @pytest.mark.parametrize("name", list(WRITERS))
 @settings(max_examples=25, deadline=None)
 @given(rows=plain_rows, every=st.integers(1, 5), chunk=st.integers(1, 60), together=st.booleans())
-@example(
-    rows=[{"instruction": '\\"', "input": "", "output": "\\"}] * 5, every=2, chunk=7, together=True
-)
+@example(rows=[{"instruction": '\\"', "input": "", "output": "\\"}] * 5, every=2, chunk=7, together=True)
 def test_rows_of_text_are_the_same_in_every_format(
     name: str, rows: list[Row], every: int, chunk: int, together: bool
 ) -> None:
@@ -140,7 +140,12 @@ def test_rows_of_text_are_the_same_in_every_format(
     assert original == rows
     assert tools == [None] * len(rows)
     for row, (user, assistant) in zip(rows, messages, strict=True):
-        assert user == {"role": "user", "content": row["instruction"], "input": row["input"] or None, "extra": None}
+        assert user == {
+            "role": "user",
+            "content": row["instruction"],
+            "input": row["input"] or None,
+            "extra": None,
+        }
         assert assistant == {"role": "assistant", "content": row["output"], "input": None, "extra": None}
 
 
@@ -189,15 +194,20 @@ def test_conversations_are_the_same_in_every_format(
             (turn["role"], turn["content"] or "") for turn in row["messages"]
         ]
         extra = [json.loads(turn["extra"]) if turn["extra"] else {} for turn in messages]
-        assert extra == [{k: v for k, v in turn.items() if k not in ("role", "content")} for turn in row["messages"]]
+        assert extra == [
+            {k: v for k, v in turn.items() if k not in ("role", "content")} for turn in row["messages"]
+        ]
         assert text_of_tools == (json.dumps([tool], separators=(",", ":")) if row.get("tools") else None)
     assert [row["id"] for row in original_rows(made).to_pylist()] == list(range(len(rows)))
 
 
 def test_a_conversation_as_json_text_in_a_csv_is_the_one_it_stands_for(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "a, \"b\"\nc"}, {"role": "assistant", "content": "d"}]
+    turns = [{"role": "user", "content": 'a, "b"\nc'}, {"role": "assistant", "content": "d"}]
     tools = [{"name": "t"}]
-    rows = [{"messages": json.dumps(turns), "tools": json.dumps(tools)}, {"messages": json.dumps(turns), "tools": ""}]
+    rows = [
+        {"messages": json.dumps(turns), "tools": json.dumps(tools)},
+        {"messages": json.dumps(turns), "tools": ""},
+    ]
     made = read_all(parts_of(tmp_path, "a.csv", as_csv(rows), 9), Columns(), True)
     lines = read_all(parts_of(tmp_path, "a.jsonl", as_lines([{"messages": turns}] * 2), 9), Columns(), True)
     assert made["messages"].to_pylist() == lines["messages"].to_pylist()
@@ -268,7 +278,9 @@ def test_arrow_of_other_libraries_is_read(tmp_path: Path) -> None:
 
 
 def test_numbers_keep_their_types_where_the_format_has_any(tmp_path: Path) -> None:
-    rows = [{"prompt": "q", "completion": "a", "n": n, "f": n / 2, "t": n > 1, "none": None} for n in range(3)]
+    rows = [
+        {"prompt": "q", "completion": "a", "n": n, "f": n / 2, "t": n > 1, "none": None} for n in range(3)
+    ]
     for name in ("a.jsonl", "a.json", "a.parquet", "file.arrow", "stream.arrow", "a.json.gz"):
         made = read_all(parts_of(tmp_path, name, WRITERS[name](rows), 2), Columns(), True)
         assert original_rows(made).to_pylist() == rows
@@ -290,7 +302,9 @@ def test_csv_of_quoted_lines_blank_lines_and_any_line_end(tmp_path: Path) -> Non
         ]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "file.arrow", "stream.arrow", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "file.arrow", "stream.arrow", "a.jsonl.gz"]
+)
 def test_rows_of_five_megabytes(tmp_path: Path, name: str) -> None:
     big = "ä" * 2_500_000
     rows = [{"prompt": f"{n} {big}", "completion": "a" * 5_000_000} for n in range(3)]
