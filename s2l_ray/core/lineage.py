@@ -56,7 +56,8 @@ def file_numbers(
             f"extending {where}: {_listed('gone', gone)}{_listed('changed', changed)}. Put them back as they were (new rows belong into "
             "new files), or leave their old rows out with examples.on_changed_file: drop."
         )
-    numbers, new = [], []
+    numbers: list[int] = []
+    new: list[str] = []
     for name, _, _ in files:
         if name in known and name not in changed:
             numbers.append(known[name].number)
