@@ -316,9 +316,9 @@ def committed(tmp_path: Path, stage: str, **fields: Any) -> Artifact:
     """An artifact of another storage, as far as the plan looks at it."""
     artifact = Artifact(Store(str(tmp_path / "elsewhere")), stage, "0123456789abcdef01234567")
     plain: dict[str, Any] = {
-        **dict.fromkeys(("inputs", "section", "info", "scaling", "versions"), {}),
+        **{key: {} for key in ("inputs", "section", "info", "scaling", "versions")},
         **dict.fromkeys(("run", "made_at"), ""),
-        **dict.fromkeys(("parts", "files"), []),
+        **{key: [] for key in ("parts", "files")},
     }
     named = {"format": FORMAT, "stage": stage, "fingerprint": artifact.fingerprint, "seconds": 0.0}
     artifact.commit(Manifest(**{**plain, **named, **fields}))
