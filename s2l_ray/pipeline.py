@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from s2l_ray.config import Config, Job, Training, budget_rows
-from s2l_ray.core.models import identity, load_encoder
+from s2l_ray.core.models import check_weights, identity, load_encoder
 from s2l_ray.core.rawfiles import FileIndex, PartRange, RawFile, find_files, index_file, part_ranges
 from s2l_ray.core.selection import RULES
 from s2l_ray.core.store import FORMAT, IO_THREADS, Artifact, Manifest, Store, fingerprint
@@ -367,6 +367,8 @@ def _check_models(missing: list[Node]) -> None:
             sections.append(node.config.target)
         for section in sections:
             load_encoder(section)
+            if section.trained:
+                check_weights(section.model)
 
 
 def _make(node: Node, manifests: dict[str, Manifest], run_id: str) -> Done:
