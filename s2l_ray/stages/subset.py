@@ -88,7 +88,6 @@ def make(work: Work) -> Outcome:
         "sizes": sizes.tolist(),
         "quotas": wanted.tolist(),
         "sources": {source: [before[source], after[source]] for source in sorted(before)},
-        "columns": examples.info["columns"],
     }
     return Outcome(parts, info=info)
 
@@ -166,17 +165,14 @@ def _file_jobs(work: Work, counts: dict[int, int]) -> dict[int, dict[str, Any]]:
         for number in range(first // size, math.ceil(end / size)) if end > first else ():
             job = jobs[number]
             job.setdefault("skip", number * size - first)
-            job["parts"].append([part_dict(example), part_dict(group), example.stats["columns"]])
+            job["parts"].append([part_dict(example), part_dict(group)])
         first = end
     return jobs
 
 
 def _make_part(context: PartContext, job: dict[str, Any], draw: dict[str, Any], schema: str) -> Part:
     original = schema_from_text(schema, "examples")
-    tables = [
-        _chosen_rows(context, draw, part_from(e), part_from(g), columns, original)
-        for e, g, columns in job["parts"]
-    ]
+    tables = [_chosen_rows(context, draw, part_from(e), part_from(g), original) for e, g in job["parts"]]
     table = pa.concat_tables(tables).slice(job["skip"], job["rows"]).combine_chunks()
     files = {"data": (".parquet", parquet_bytes(table)), "jsonl": (".jsonl", _jsonl(table))}
     return context.write(
@@ -189,14 +185,11 @@ def _chosen_rows(
     draw: dict[str, Any],
     part: Part,
     group_part: Part,
-    columns: dict[str, Any],
     schema: pa.Schema,
 ) -> pa.Table:
     keep, groups = _chosen(context, draw, group_part)
     rows = context.inputs["examples"].read_part(part).filter(pa.array(keep))
-    original = pa.concat_tables(
-        [schema.empty_table(), original_rows(rows, columns)], promote_options="permissive"
-    )
+    original = pa.concat_tables([schema.empty_table(), original_rows(rows)], promote_options="permissive")
     by_cluster = RULES[context.config.subset.rule].group == "cluster"
     cluster = pa.array(groups[keep].astype(np.int32), mask=np.full(int(keep.sum()), not by_cluster))
     arrays = {"example_id": rows["example_id"], "source": rows["source"], "cluster": cluster}
