@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from s2l_ray.config import Config, Job, Training, budget_rows
+from s2l_ray.core import selection
 from s2l_ray.core.models import check_weights, identity, load_encoder
 from s2l_ray.core.rawfiles import FileIndex, PartRange, RawFile, find_files, index_file, part_ranges
-from s2l_ray.core.selection import RULES
 from s2l_ray.core.store import FORMAT, IO_THREADS, Artifact, Manifest, Store, fingerprint
 from s2l_ray.errors import UserError
 from s2l_ray.stages.work import Outcome, Work
@@ -80,7 +80,7 @@ NAMES = tuple(stage.name for stage in STAGES)
 
 
 def _by_cluster(config: Config) -> bool:
-    return RULES[config.subset.rule].group == "cluster"
+    return bool(selection.needs(config.subset) & {"cluster", "distance"})
 
 
 def _label(artifact: Artifact) -> str:
@@ -248,6 +248,8 @@ def _section(stage: str, config: Config, assume: bool) -> dict[str, Any]:
         assert config.target is not None
         return _training(config.target, assume)
     dumped: dict[str, Any] = getattr(config, stage).model_dump(mode="json")
+    if stage == "subset" and not selection.uses_at(config.subset):
+        del dumped["at"]  # a job that sets it for one rule does not make the others' subsets again
     for where in NO_CONTENT:
         dumped.pop(where, None)
     return dumped

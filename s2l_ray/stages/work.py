@@ -36,12 +36,8 @@ class Outcome:
 
 def part_dict(part: Part) -> dict[str, Any]:
     """What a task needs of an input part: enough to read it and check it."""
-    entry = part.files["data"]
-    return {
-        "index": part.index,
-        "rows": part.rows,
-        "files": {"data": [entry.name, entry.bytes, entry.sha256]},
-    }
+    files = {role: [entry.name, entry.bytes, entry.sha256] for role, entry in part.files.items()}
+    return {"index": part.index, "rows": part.rows, "files": files}
 
 
 def part_from(raw: dict[str, Any]) -> Part:
