@@ -21,6 +21,18 @@ EXTENSION_TRACES = [
     for shift, first in ((0, 0), (1, 2), (2, 3))
 ]
 
+# A conversation: turns by system, user, assistant or tool. `content` is never null ("" where a turn only calls tools); `input` is the
+# paper's separate input text of a user turn, or null; `extra` is null, or JSON of whatever else a chat template may want of the turn.
+MESSAGES = pa.list_(
+    pa.struct(
+        [("role", pa.string()), ("content", pa.string()), ("input", pa.string()), ("extra", pa.string())]
+    )
+)
+# The columns of `examples` that all files share; the struct `original` follows, with each file's own columns as they were.
+# `tools` is null, or JSON text of a list of tool schemas.
+EXAMPLES_FIXED = pa.schema(
+    [("example_id", pa.int64()), ("source", pa.string()), ("messages", MESSAGES), ("tools", pa.string())]
+)
 CLUSTERS = pa.schema([("example_id", pa.int64()), ("cluster", pa.int32()), ("distance", pa.float32())])
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from s2l_ray.core.encoding import Encoded, Encoder
 from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.lineage import scored_parts
 from s2l_ray.core.models import load_encoder
 from s2l_ray.core.scoring import (
     checkpoint_labels,
@@ -27,7 +28,7 @@ from s2l_ray.core.scoring import (
 from s2l_ray.core.store import Part
 from s2l_ray.core.tables import parquet_bytes, trajectories_schema, vector_column
 from s2l_ray.errors import UserError
-from s2l_ray.stages.edge import PartContext, make_parts
+from s2l_ray.stages.edge import PartContext, adopt_parts, make_parts
 from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
 NOT_SAMPLED = "not in trajectories.sample"
@@ -51,6 +52,10 @@ def make(work: Work) -> Outcome:
     def load(context: PartContext) -> Callable[[dict[str, Any]], Part]:
         return Scorer(context, members, files).make_part
 
+    digests = [(part.index, part.files["data"].sha256) for part in examples.parts]
+    proxy_name = work.inputs["proxy"].fingerprint
+    scored_before = scored_parts(work.artifact.store, work.version, work.section, proxy_name, digests)
+    adopt_parts(work, scored_before)
     parts = make_parts(work, jobs, load=load, actors=work.config.scaling.scorers)
     sums: dict[str, Counter[str]] = {"reasons": Counter(), "sources": Counter()}
     for part in parts:
@@ -123,6 +128,7 @@ class Scorer:
         made = [self._score(member, each) for member, each in zip(self.members, kept, strict=True)]
         table = _table(rows, scored_N, reasons, kept[0], made, self.section.statistics)
         stats = {
+            "examples": part.files["data"].sha256,
             "reasons": dict(Counter(reason for reason in reasons.tolist() if reason is not None)),
             "sources": dict(Counter(rows.filter(pa.array(scored_N))["source"].to_pylist())),
             "tokens": sum(len(example.input_ids) for each in kept for example in each),
