@@ -217,6 +217,11 @@ class Training(Section):
     state_every: int = Field(500, ge=1, description="optimiser steps between saves of the training state")
     seed: int = Field(0, ge=0, description="seed of initial weights and of the order of the data")
 
+    @property
+    def trained(self) -> bool:
+        """Whether the job trains this model itself."""
+        return True
+
     @model_validator(mode="after")
     def _template_is_used(self) -> "Training":
         if self.template is not None and self.prompt != "chat":
@@ -225,7 +230,7 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _exactly_one_length(self) -> "Training":
-        if (self.epochs is None) == (self.steps is None):
+        if self.trained and (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 f"expected exactly one of epochs and steps; got epochs={self.epochs}, steps={self.steps}"
             )
@@ -247,6 +252,10 @@ class Proxy(Training):
         default_factory=list,
         description="an ensemble: one proxy an entry, each with its own values of fields of this section",
     )
+
+    @property
+    def trained(self) -> bool:
+        return self.use is None
 
     def each(self) -> list["Proxy"]:
         """The proxies to train, fully resolved; one when `members` is empty."""
@@ -542,7 +551,7 @@ def _rule_problem(subset: Subset, trajectories: Trajectories) -> list[str]:
 
 
 def _batch_problem(section: str, training: Training, workers: int, micro_batch: int) -> list[str]:
-    if training.global_batch % (workers * micro_batch) == 0:
+    if not training.trained or training.global_batch % (workers * micro_batch) == 0:
         return []
     return [
         f"{section}.global_batch: expected a multiple of scaling.{section}_workers x scaling.{section}_micro_batch = "

@@ -29,7 +29,6 @@ from s2l_ray.config import Training
 from s2l_ray.core import order
 from s2l_ray.core.encoding import ROWS_AT_ONCE, Encoded
 from s2l_ray.core.models import build, load_config, load_encoder, load_tokenizer, parameters, tensor_reader
-from s2l_ray.core.rawfiles import chosen_rows
 from s2l_ray.core.store import Artifact, FileEntry, Part
 from s2l_ray.core.training import TrainingPlan, checkpoint_steps, train
 from s2l_ray.core.training_state import checkpoint_files, checkpoint_folder
@@ -170,7 +169,7 @@ class _Job:
     section: Training
     data: Artifact
     parts: list[dict[str, Any]]
-    columns: list[dict[str, str]] | None
+    role: str  # of the files to read
     stream: order.Stream
     plan: TrainingPlan
     place: _Place
@@ -196,7 +195,7 @@ def _run(
         section=section,
         data=work.inputs[data],
         parts=[part_dict(part) for part in work.manifests[data].parts],
-        columns=work.manifests[data].info["columns"] if stage == "target" else None,
+        role="messages" if stage == "target" else "data",
         stream=stream,
         plan=_plan(section, stream, steps, micro),
         place=place,
@@ -416,9 +415,7 @@ def _to_arrow(encoded: list[Encoded]) -> pa.Table:
 
 
 def _read(job: _Job, part: Part) -> pa.Table:
-    if job.columns is None:
-        return job.data.read_part(part, ["example_id", "instruction", "input", "output"])
-    return chosen_rows(job.data.read_part(part), job.columns)
+    return job.data.read_part(part, ["example_id", "messages", "tools"], job.role)
 
 
 def _from_arrow(block: pa.Table) -> Iterator[Encoded]:

@@ -10,8 +10,8 @@ from s2l_ray.core.store import Artifact, FileEntry, Manifest, Part
 
 @dataclass(frozen=True)
 class Work:
-    """One artifact to make: its place, the config it follows, the committed artifacts it is made from, this run's id, and the
-    parts of raw files for the stages that read them."""
+    """One artifact to make: its place, the config it follows, the committed artifacts it is made from, this run's id, the parts of
+    raw files for the stages that read them, and the section and stage version that name it."""
 
     config: Config
     artifact: Artifact
@@ -19,6 +19,8 @@ class Work:
     manifests: dict[str, Manifest]
     run: str
     ranges: list[PartRange] = field(default_factory=list)
+    section: dict[str, Any] = field(default_factory=dict)
+    version: int = 0
 
     @property
     def label(self) -> str:

@@ -120,10 +120,9 @@ def make_trajectories(source: Artifact, manifest: Manifest) -> Manifest:
             "source": rows["source"],
             "num_tokens": pa.array(np.full(part.rows, 9, np.int32), mask=~scored),
             "losses": vector_column(scored, losses),
-            "initial_losses": vector_column(scored, losses[:, :1]),
             "reason": pa.array(reasons.tolist(), pa.string()),
         }
-        data = parquet_bytes(pa.table(columns, schema=trajectories_schema(STEPS, 1)))
+        data = parquet_bytes(pa.table(columns, schema=trajectories_schema(STEPS)))
         parts.append(
             artifact.write_part(part.index, part.rows, {"data": (".parquet", data)}, "node", "run", {})
         )
