@@ -727,13 +727,13 @@ def describe() -> str:
 def _describe(section: type[BaseModel], prefix: str, lines: list[str]) -> None:
     for name, info in section.model_fields.items():
         inner = _section_of(info)
+        if inner is None or isinstance(info.default, str):  # a rule is a name or a section
+            default = info.get_default(call_default_factory=True) if not info.is_required() else "required"
+            lines.append(f"  {prefix}{name} = {_short(default)}\n      {info.description}")
+        elif info.description:
+            lines.append(f"  {prefix}{name}: {info.description}")
         if inner is not None:
-            if info.description:
-                lines.append(f"  {prefix}{name}: {info.description}")
             _describe(inner, f"{prefix}{name}.", lines)
-            continue
-        default = info.get_default(call_default_factory=True) if not info.is_required() else "required"
-        lines.append(f"  {prefix}{name} = {_short(default)}\n      {info.description}")
 
 
 def budget_rows(budget: int | float, eligible: int) -> int:
