@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from s2l_ray.config import Config, Job, Training, budget_rows
-from s2l_ray.core.models import check_weights, identity, load_encoder
+from s2l_ray.core.models import check_weights, identity, load_encoder, template_text
 from s2l_ray.core.rawfiles import FileIndex, PartRange, RawFile, find_files, index_file, part_ranges
 from s2l_ray.core.selection import RULES
 from s2l_ray.core.store import FORMAT, IO_THREADS, Artifact, Manifest, Store, fingerprint
@@ -256,6 +256,8 @@ def _section(stage: str, config: Config, assume: bool) -> dict[str, Any]:
 def _training(section: Training, assume: bool) -> dict[str, Any]:
     dumped = section.model_dump(mode="json", exclude={"model", "tokenizer", "state_every", "members", "use"})
     try:
+        template = template_text(section)
+        dumped["template"] = template and fingerprint(template)
         return {**dumped, **identity(section.model, section.tokenizer)}
     except UserError:
         if not assume:
