@@ -19,9 +19,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from s2l_ray.config import Config, Job, Training, budget_rows
+from s2l_ray.core import selection
+from s2l_ray.core.lineage import file_numbers, listing, renumbered
 from s2l_ray.core.models import check_weights, identity, load_encoder, template_text
 from s2l_ray.core.rawfiles import FileIndex, PartRange, RawFile, find_files, index_file, part_ranges
-from s2l_ray.core.selection import RULES
 from s2l_ray.core.store import FORMAT, IO_THREADS, Artifact, Manifest, Store, fingerprint
 from s2l_ray.errors import UserError
 from s2l_ray.stages.work import Outcome, Work
@@ -80,7 +81,7 @@ NAMES = tuple(stage.name for stage in STAGES)
 
 
 def _by_cluster(config: Config) -> bool:
-    return RULES[config.subset.rule].group == "cluster"
+    return bool(selection.needs(config.subset) & {"cluster", "distance"})
 
 
 def _label(artifact: Artifact) -> str:
@@ -159,6 +160,8 @@ def plan(job: Job, until: str = "report", assume: bool = False) -> Plan:
             raise UserError(
                 "planning the run: examples.files names no file. Name files, a folder or a glob; --dry-run goes without."
             )
+        if config.examples.extends is not None:
+            ranges = _extended(config, ranges)
         _check_sizes(config, rows[variant])
         own: dict[str, Node] = {}
         for stage in STAGES[:-1]:
@@ -188,6 +191,8 @@ def _node(
         _check_used_proxy(section, _section("proxy", config, assume))
         return Node(stage, used, config, section, {})
     inputs = {name: own[name].artifact for name in stage.inputs(config)}
+    if stage.name == "examples" and config.examples.extends is not None:
+        inputs["base"] = Artifact.at(config.examples.extends, "examples", "examples.extends")
     if stage.name == "clusters" and config.clusters.use is not None:
         inputs["base"] = Artifact.at(config.clusters.use, "clusters", "clusters.use")
     own_ranges = ranges if stage.name == "examples" else []
@@ -197,6 +202,20 @@ def _node(
     section = _section(stage.name, config, assume)
     artifact = Artifact(raw.store, stage.name, _name(stage, section, inputs, raw.identity(own_ranges)))
     return Node(stage, artifact, config, section, inputs, own_ranges)
+
+
+def _extended(config: Config, ranges: list[PartRange]) -> list[PartRange]:
+    """The parts under the file numbers that examples.extends began; its rows must have been cut and read in the same way."""
+    section, uri = config.examples, str(config.examples.extends)
+    base = Artifact.at(uri, "examples", "examples.extends").manifest()
+    ours = _section("examples", config, assume=False)
+    wrong = [name for name in ours if base.section.get(name) != ours[name]]
+    if wrong:
+        raise UserError(
+            f"extending {uri}: it was made with examples.{wrong[0]} = {base.section.get(wrong[0])}, but the config says "
+            f"{ours[wrong[0]]}. Set it as it was then; ids and parts would not fit otherwise."
+        )
+    return renumbered(ranges, file_numbers(listing(ranges), base, section.on_changed_file, uri).numbers)
 
 
 def _check_used_proxy(used: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -248,6 +267,8 @@ def _section(stage: str, config: Config, assume: bool) -> dict[str, Any]:
         assert config.target is not None
         return _training(config.target, assume)
     dumped: dict[str, Any] = getattr(config, stage).model_dump(mode="json")
+    if stage == "subset" and not selection.uses_at(config.subset):
+        del dumped["at"]  # a job that sets it for one rule does not make the others' subsets again
     for where in NO_CONTENT:
         dumped.pop(where, None)
     return dumped
@@ -281,7 +302,7 @@ def _check_sizes(config: Config, rows: int) -> None:
                 f"planning the proxy: proxy.checkpoints = {section.checkpoints}, but {rows} rows in batches of "
                 f"{section.global_batch} make only {steps} steps. Lower proxy.checkpoints or proxy.global_batch, or train longer."
             )
-    if _by_cluster(config) and config.clusters.k > rows:
+    if _by_cluster(config) and config.clusters.within == "all" and config.clusters.k > rows:
         raise UserError(
             f"planning clusters: clusters.k = {config.clusters.k}, but the data have only {rows} rows. Lower clusters.k."
         )
@@ -314,7 +335,7 @@ class _RawFiles:
 
     def identity(self, ranges: list[PartRange]) -> list[Any]:
         files = {part.file_number: part.file for part in ranges}
-        return [[file.name, file.bytes, self.indexes[file.uri].sha256] for _, file in sorted(files.items())]
+        return [[number, file.name, file.bytes, file.sha256] for number, file in sorted(files.items())]
 
     def _index(self, file: RawFile, rows_per_part: int) -> FileIndex:
         path = f"index/{fingerprint([file.uri, file.bytes, file.mtime_ns, rows_per_part])}.json"
@@ -384,7 +405,16 @@ def _make(node: Node, manifests: dict[str, Manifest], run_id: str) -> Done:
             name: manifests.get(_label(artifact)) or artifact.manifest()  # made elsewhere: not in the plan
             for name, artifact in node.inputs.items()
         }
-        work = Work(node.config, node.artifact, node.inputs, inputs, run_id, node.ranges)
+        work = Work(
+            config=node.config,
+            artifact=node.artifact,
+            inputs=node.inputs,
+            manifests=inputs,
+            run=run_id,
+            ranges=node.ranges,
+            section=node.section,
+            version=node.stage.version,
+        )
         outcome: Outcome = importlib.import_module(f"s2l_ray.stages.{node.stage.module}").make(work)
         manifest = Manifest(
             format=FORMAT,

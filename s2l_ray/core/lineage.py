@@ -4,10 +4,12 @@ An example's id holds its file's number (design, section 3, "Identity"), so a fi
 same examples, the same examples part by part, and the same losses under the same proxy.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from s2l_ray.core.rawfiles import PartRange
 from s2l_ray.core.store import Artifact, Manifest, Part, Store
 from s2l_ray.errors import UserError
 
@@ -79,14 +81,41 @@ def files_of(examples: Manifest) -> list[Numbered]:
     return sorted((Numbered(**file) for file in examples.info["files"]), key=lambda file: file.number)
 
 
+def listing(ranges: Iterable[PartRange]) -> list[tuple[str, int, str]]:
+    """Name, bytes and SHA-256 of each raw file of a data set, in the order of its parts."""
+    return list(dict.fromkeys((part.file.name, part.file.bytes, part.file.sha256) for part in ranges))
+
+
+def renumbered(ranges: Sequence[PartRange], numbers: Sequence[int]) -> list[PartRange]:
+    """The parts of a data set whose files (as `listing` has them) get these numbers; files come in the order of their numbers."""
+    by_file = [list(parts) for _, parts in itertools.groupby(ranges, key=lambda part: part.file.name)]
+    ordered = sorted(zip(numbers, by_file, strict=True), key=lambda pair: pair[0])
+    parts = [replace(part, file_number=number) for number, parts in ordered for part in parts]
+    return [replace(part, index=index) for index, part in enumerate(parts)]
+
+
+def kept_parts(base: Manifest, ranges: Iterable[PartRange]) -> dict[int, Part]:
+    """Parts of the base's examples that the extended data set has as they are: part number -> the base's part."""
+    kept = {(file.number, file.name, file.sha256) for file in files_of(base)}
+    theirs: dict[str, list[Part]] = {}
+    for part in base.parts:
+        theirs.setdefault(part.stats["file"], []).append(part)
+    found: dict[int, Part] = {}
+    for name, own in itertools.groupby(ranges, key=lambda part: part.file.name):
+        mine = list(own)
+        if (mine[0].file_number, name, mine[0].file.sha256) in kept:
+            found.update({a.index: b for a, b in zip(mine, theirs[name], strict=True)})
+    return found
+
+
 def scored_parts(
-    store: Store, like: Manifest, wanted: Iterable[tuple[int, str]]
+    store: Store, version: int, section: dict[str, Any], proxy: str, wanted: Iterable[tuple[int, str]]
 ) -> dict[int, tuple[Artifact, Part]]:
-    """Where parts lie that an earlier `trajectories` artifact of the storage holds: those of the same stage version, section and proxy.
+    """Where parts lie that earlier `trajectories` of the storage hold: made by the same stage version, section and proxy.
 
     Args:
-        like: what the artifact to be made will be: `version`, `section` and inputs["proxy"] are compared.
-        wanted: (part number, SHA-256 of the examples part).
+        proxy: fingerprint of the proxy artifact.
+        wanted: (part number, SHA-256 of the examples part); equal bytes have equal ids and texts, and so equal losses.
     """
     numbers: dict[str, list[int]] = {}
     for number, sha256 in wanted:
@@ -95,13 +124,11 @@ def scored_parts(
     for name in store.folders("trajectories"):
         artifact = Artifact(store, "trajectories", name)
         manifest = artifact.committed()
-        if manifest is None or _identity(manifest) != _identity(like):
+        if manifest is None:
+            continue
+        if (manifest.version, manifest.section, manifest.inputs.get("proxy")) != (version, section, proxy):
             continue
         for part in manifest.parts:
             for number in numbers.pop(part.stats["examples"], ()):
                 found[number] = artifact, part
     return found
-
-
-def _identity(manifest: Manifest) -> tuple[Any, ...]:
-    return manifest.version, manifest.section, manifest.inputs.get("proxy")

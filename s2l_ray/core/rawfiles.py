@@ -1,46 +1,43 @@
 """Raw files to rows: finding them, cutting them into parts, and reading one part into the columns every later stage knows.
 
-A row becomes instruction, input (may be null) and output; every other column is kept beside them in the struct `other`, so the
-original row can be written out again as it was. Bad rows are named by file, row and field.
+A row becomes a conversation; all its columns are kept beside it in the struct `original`, so that it can be written out again as
+it was. Bad rows are named by file, row and field.
 """
 
 import fnmatch
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from s2l_ray.config import Columns
+from s2l_ray.core.conversations import Column, column_names, conversations, is_text
 from s2l_ray.core.store import filesystem
-from s2l_ray.core.tables import open_parquet
+from s2l_ray.core.tables import EXAMPLES_FIXED, open_parquet
 from s2l_ray.errors import UserError
 
 ID_BITS = 40  # rows of one file; the bits above hold the file's number (design, section 3)
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 SUFFIXES = (*JSON_SUFFIXES, ".parquet")
 CHUNK = 1 << 22
-RESERVED = ("example_id", "cluster")
-KNOWN_COLUMNS = (
-    {"instruction": "instruction", "input": "input", "output": "output"},
-    {"instruction": "prompt", "output": "completion"},
-)
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """A file as found: where it is, its name relative to the root (which is what identifies it), size and time of change."""
+    """A file as found: where it is, its name relative to the root (which is what identifies it), size and time of change; and, once
+    it was read, the hash of its content."""
 
     uri: str
     name: str
     bytes: int
     mtime_ns: int
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,11 +65,10 @@ class PartRange:
 
 @dataclass
 class PartRows:
-    """The rows of a part: a table (example_id, source, instruction, input, output, other?), what was rejected, and the names."""
+    """The rows of a part: the columns of `examples` (tables.EXAMPLES_FIXED, then `original`), and what was rejected."""
 
     table: pa.Table
     rejects: list[dict[str, Any]] = field(default_factory=list)
-    columns: dict[str, Any] = field(default_factory=dict)
 
 
 def find_files(patterns: list[str], root: str | None, section: str = "examples") -> list[RawFile]:
@@ -245,8 +241,9 @@ def part_ranges(files: list[RawFile], indexes: list[FileIndex]) -> list[PartRang
     """The parts of a data set, in file order; every row-wise artifact has these parts."""
     parts: list[PartRange] = []
     for number, (file, index) in enumerate(zip(files, indexes, strict=True)):
+        read = replace(file, sha256=index.sha256)
         for first_row, rows, first_byte, end_byte in index.ranges:
-            parts.append(PartRange(len(parts), number, file, first_row, rows, first_byte, end_byte))
+            parts.append(PartRange(len(parts), number, read, first_row, rows, first_byte, end_byte))
     return parts
 
 
@@ -261,35 +258,76 @@ def read_part(part: PartRange, columns: Columns, on_bad_row: str = "stop") -> Pa
         UserError: naming file, row, field and remedy.
     """
     rejects: list[dict[str, Any]] = []
+    is_json = part.file.name.endswith(JSON_SUFFIXES)
 
     def bad(row: int, reason: str, text: str, detail: str = "") -> None:
         if on_bad_row == "stop":
-            place = f"line {row + 1}" if part.file.name.endswith(JSON_SUFFIXES) else f"row {row + 1}"
+            place = f"line {row + 1}" if is_json else f"row {row + 1}"
             raise UserError(
                 f"reading {part.file.uri}, {place}: {reason}{detail}. Correct the row, or leave it out (with "
                 "examples.on_bad_row: reject such rows are left out and listed)."
             ) from None
         rejects.append({"file": part.file.name, "row": row, "reason": reason, "text": text[:500]})
 
-    if part.file.name.endswith(JSON_SUFFIXES):
-        numbers, rows = _json_rows(part, bad)
-        present = list(dict.fromkeys(name for row in rows for name in row))
-        if not rows:  # nothing but blank lines and rejected rows: no row tells which columns there are
-            return PartRows(_canonical(pa.table({}), {}, numbers, part), rejects, {"names": {}, "order": []})
-        names = _column_names(present, columns, part.file.uri)
-        numbers, rows = _text_rows(rows, numbers, names, bad)
-        arrays = [_column(name, [row.get(name) for row in rows], numbers, part) for name in present]
-        table = pa.table(dict(zip(present, arrays, strict=True)))
-    else:
-        numbers, table = _read_parquet(part)
-        names = _column_names(table.column_names, columns, part.file.uri)
-    good_N = _check(table, names, numbers, part.file.uri, bad)
-    table = table.filter(pa.array(good_N))
-    return PartRows(
-        _canonical(table, names, numbers[good_N], part),
-        rejects,
-        {"names": names, "order": table.column_names},
-    )
+    rows = _json_rows(part, bad) if is_json else _parquet_rows(part)
+    return PartRows(_examples(rows, part, columns, bad), rejects)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows as a format gives them: their numbers in the file, int64 [N], and the values of each column."""
+
+    numbers: np.ndarray
+    columns: dict[str, Column]
+
+
+def _examples(rows: Rows, part: PartRange, columns: Columns, bad: Callable[..., None]) -> pa.Table:
+    """The good rows in the columns of `examples`."""
+    rows = _in_utf8(rows, part.file.uri, bad)
+    numbers, good_N = rows.numbers, np.ones(len(rows.numbers), bool)
+
+    def bad_row(position: int, reason: str, detail: str) -> None:
+        if good_N[position]:
+            good_N[position] = False
+            whole = {name: _value(column, position) for name, column in rows.columns.items()}
+            bad(int(numbers[position]), reason, str(whole), detail)
+
+    made: dict[str, pa.Array] = {}
+    if rows.columns:
+        names = column_names(list(rows.columns), columns, part.file.uri)
+        made = conversations(rows.columns, len(numbers), names, columns, part.file.uri, bad_row)
+    stem = pa.array([_stem(part.file.name)] * len(numbers), pa.string())
+    nothing = EXAMPLES_FIXED.empty_table()
+    table = pa.table(
+        [
+            pa.array(numbers + (part.file_number << ID_BITS)),
+            made.get("source", stem),
+            made.get("messages", nothing["messages"]),
+            made.get("tools", nothing["tools"]),
+        ],
+        schema=EXAMPLES_FIXED,
+    ).filter(pa.array(good_N))
+    if rows.columns:
+        table = table.append_column("original", _original(rows, good_N, part))
+    return table
+
+
+def _value(column: Column, position: int) -> Any:
+    return column[position] if isinstance(column, list) else column[position].as_py()
+
+
+def _original(rows: Rows, good_N: np.ndarray, part: PartRange) -> pa.StructArray:
+    """All columns of the good rows as they were, in one struct."""
+    every = bool(good_N.all())
+    good = np.flatnonzero(good_N)
+    arrays = []
+    for name, column in rows.columns.items():
+        if isinstance(column, list):
+            values = column if every else [column[row] for row in good]
+            arrays.append(_column(name, values, rows.numbers[good], part))
+        else:
+            arrays.append((column if every else column.filter(pa.array(good_N))).combine_chunks())
+    return pa.StructArray.from_arrays(arrays, names=list(rows.columns))
 
 
 def _open(part: PartRange) -> pa.NativeFile:
@@ -309,60 +347,51 @@ def _open(part: PartRange) -> pa.NativeFile:
     return stream
 
 
-def _json_rows(part: PartRange, bad: Callable[..., None]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def _json_rows(part: PartRange, bad: Callable[..., None]) -> Rows:
     with _open(part) as stream:
         data = stream.read_at(part.end_byte - part.first_byte, part.first_byte)
     numbers, rows = [], []
     for number, line in enumerate(data.split(b"\n"), part.first_row):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig" if number == 0 else "utf-8"), parse_constant=_not_json)
-            if b"\\u" in line:
-                json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeDecodeError as error:
-            where = f", got byte 0x{error.object[error.start]:02x} at position {error.start}"
-            bad(number, "expected UTF-8", repr(line), where)
-        except UnicodeEncodeError as error:
-            surrogate = ascii(error.object[error.start])
-            bad(
-                number,
-                "expected text, got half a surrogate pair",
-                line.decode(errors="replace"),
-                f", {surrogate}",
-            )
-        except json.JSONDecodeError as error:
-            where = f", in column {error.colno}"
-            bad(number, f"expected a JSON object, but {error.msg}", line.decode(errors="replace"), where)
-        except (ValueError, RecursionError) as error:
-            bad(number, f"expected a JSON object, but {error}", line.decode(errors="replace"))
-        else:
-            if isinstance(row, dict):
+        if line.strip():
+            row = _json_row(number, line, bad)
+            if row is not None:
                 numbers.append(number)
                 rows.append(row)
-            else:
-                kind = type(row).__name__
-                bad(number, f"expected a JSON object, got {kind}", line.decode(errors="replace"))
-    return np.array(numbers, np.int64), rows
+    # A part of nothing but blank lines and bad rows has no columns: no row tells which there are.
+    present = dict.fromkeys(name for row in rows for name in row)
+    return Rows(np.array(numbers, np.int64), {name: [row.get(name) for row in rows] for name in present})
+
+
+DECODER = json.JSONDecoder(parse_constant=lambda name: _not_json(name))
+
+
+def _json_row(number: int, line: bytes, bad: Callable[..., None]) -> dict[str, Any] | None:
+    """The object of a line; None, once `bad` is told, where there is none."""
+    try:
+        row = DECODER.decode(line.decode("utf-8-sig" if number == 0 else "utf-8"))
+        if b"\\u" in line:
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        where = f", got byte 0x{error.object[error.start]:02x} at position {error.start}"
+        bad(number, "expected UTF-8", repr(line), where)
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        text = line.decode(errors="replace")
+        bad(number, "expected text, got half a surrogate pair", text, f", {half}")
+    except json.JSONDecodeError as error:
+        where = f", in column {error.colno}"
+        bad(number, f"expected a JSON object, but {error.msg}", line.decode(errors="replace"), where)
+    except (ValueError, RecursionError) as error:
+        bad(number, f"expected a JSON object, but {error}", line.decode(errors="replace"))
+    else:
+        if isinstance(row, dict):
+            return row
+        bad(number, f"expected a JSON object, got {type(row).__name__}", line.decode(errors="replace"))
+    return None
 
 
 def _not_json(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
-
-
-def _text_rows(
-    rows: list[dict[str, Any]], numbers: np.ndarray, names: dict[str, str], bad: Callable[..., None]
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """The rows whose named columns hold text, or nothing."""
-    good = []
-    for place, row in enumerate(rows):
-        wrong = [name for name in names.values() if not isinstance(row.get(name), str | None)]
-        if wrong:
-            kind = type(row[wrong[0]]).__name__
-            bad(int(numbers[place]), f"field {wrong[0]!r}: expected text, got {kind}", str(row))
-        else:
-            good.append(place)
-    return numbers[good], [rows[place] for place in good]
 
 
 def _column(name: str, values: list[Any], numbers: np.ndarray, part: PartRange) -> pa.Array:
@@ -395,7 +424,7 @@ def _without_empty(value: Any) -> Any:
     return [_without_empty(item) for item in value] if isinstance(value, list) else value
 
 
-def _read_parquet(part: PartRange) -> tuple[np.ndarray, pa.Table]:
+def _parquet_rows(part: PartRange) -> Rows:
     with _open(part) as stream:
         file = open_parquet(stream, part.file.uri)
         first, skip = 0, 0
@@ -412,7 +441,10 @@ def _read_parquet(part: PartRange) -> tuple[np.ndarray, pa.Table]:
             raise UserError(
                 f"reading {part.file.uri}: the Parquet data are damaged ({error}). Replace the file."
             ) from None
-    return np.arange(part.first_row, part.first_row + part.rows, dtype=np.int64), table
+    if len(set(table.column_names)) < table.num_columns:
+        column_names(table.column_names, Columns(), part.file.uri)  # says which name stands twice
+    numbers = np.arange(part.first_row, part.first_row + part.rows, dtype=np.int64)
+    return Rows(numbers, {name: table[name] for name in table.column_names})
 
 
 def _without_views(table: pa.Table) -> pa.Table:
@@ -423,133 +455,52 @@ def _without_views(table: pa.Table) -> pa.Table:
     return table
 
 
-def _column_names(present: list[str], columns: Columns, uri: str) -> dict[str, str]:
-    """Meaning -> column name, for the columns this file has."""
-    for name in RESERVED:
-        if name in present:
-            raise UserError(
-                f"reading {uri}: a column is named {name!r}, which the subset adds itself. Rename the column."
-            )
-    if len(set(present)) < len(present):
-        raise UserError(f"reading {uri}: two columns have the same name in {present}. Rename one.")
-    given = {meaning: name for meaning, name in columns.model_dump().items() if name is not None}
-    absent = [
-        f"{name!r} (examples.columns.{meaning})" for meaning, name in given.items() if name not in present
-    ]
-    if absent:
-        raise UserError(
-            f"reading {uri}: no column {', '.join(absent)}; it has {present}. Correct examples.columns."
-        )
-    fitting = [
-        known for known in KNOWN_COLUMNS if all(known[need] in present for need in ("instruction", "output"))
-    ]
-    if "instruction" not in given or "output" not in given:
-        if len(fitting) != 1:
-            raise UserError(
-                f"reading {uri}: expected columns instruction and output, or prompt and completion; it has {present}. Name the "
-                "columns with examples.columns.instruction and examples.columns.output."
-            )
-        given = {**{meaning: name for meaning, name in fitting[0].items() if name in present}, **given}
-    if "source" in present and given.setdefault("source", "source") != "source":
-        raise UserError(
-            f"reading {uri}: examples.columns.source is {given['source']!r}, but a column is named 'source', which the subset writes "
-            "itself. Rename the column."
-        )
-    return given
+def _in_utf8(rows: Rows, uri: str, bad: Callable[..., None]) -> Rows:
+    """The rows whose text is UTF-8."""
+    wrong = _not_utf8(rows.columns, uri)
+    if not wrong:
+        return rows
+    for row, name in wrong.items():
+        text = rows.columns[name].cast(pa.string()).cast(pa.binary())[row].as_py()
+        bad(int(rows.numbers[row]), f"field {name!r}: expected UTF-8", repr(text))
+    good_N = np.isin(np.arange(len(rows.numbers)), list(wrong), invert=True)
+    good = pa.array(good_N)
+    return Rows(rows.numbers[good_N], {name: column.filter(good) for name, column in rows.columns.items()})
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null))
-
-
-def _not_utf8(table: pa.Table, uri: str) -> dict[int, str]:
-    """Row -> name of a column that is not UTF-8 there; Parquet readers do not look."""
-    try:
-        table.validate(full=True)
-    except pa.ArrowInvalid as error:
-        wrong: dict[int, str] = {}
-        for name in table.column_names:
-            if not _is_text(table[name].type) or pa.types.is_null(table[name].type):
-                continue
-            for row, value in enumerate(table[name].cast(pa.string()).cast(pa.binary()).to_pylist()):
-                if value is not None and value.decode(errors="replace").encode() != value:
-                    wrong.setdefault(row, name)
-        if not wrong:
-            raise UserError(
-                f"reading {uri}: the Parquet data are damaged ({error}). Replace the file."
-            ) from None
-        return wrong
-    return {}
-
-
-def _check(
-    table: pa.Table, names: dict[str, str], numbers: np.ndarray, uri: str, bad: Callable[..., None]
-) -> np.ndarray:
-    good_N = np.ones(table.num_rows, bool)
-    for row, name in _not_utf8(table, uri).items():
-        text = table[name].cast(pa.string()).cast(pa.binary())[row].as_py()
-        bad(int(numbers[row]), f"field {name!r}: expected UTF-8", repr(text))
-        good_N[row] = False
-    for meaning, name in names.items():
-        column = table[name]
-        if not _is_text(column.type):
-            raise UserError(
-                f"reading {uri}, field {name!r}: expected text, got {column.type}. Convert the column to strings, "
-                f"or name another one with examples.columns.{meaning}."
-            )
-        if meaning == "input":
+def _not_utf8(columns: dict[str, Column], uri: str) -> dict[int, str]:
+    """Row -> name of a column that is not UTF-8 there; readers of Parquet and Arrow do not look."""
+    wrong: dict[int, str] = {}
+    for name, column in columns.items():
+        if isinstance(column, list):
             continue
-        text = pc.if_else(pa.array(good_N), column.cast(pa.string()), pa.scalar(None, pa.string()))
-        empty = pc.fill_null(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0), True)
-        for row in np.flatnonzero(empty.to_numpy() & good_N).tolist():
-            what = "empty" if text[row].is_valid else "null or missing"
-            whole = str(table.slice(row, 1).to_pylist()[0])
-            bad(int(numbers[row]), f"field {name!r}: expected text, got a value that is {what}", whole)
-            good_N[row] = False
-    return good_N
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            found = _not_utf8_rows(column) if is_text(column.type) else []
+            if not found:
+                raise UserError(
+                    f"reading {uri}, field {name!r}: the data are damaged ({error}). Replace the file."
+                ) from None
+            wrong.update({row: name for row in found if row not in wrong})
+    return wrong
 
 
-def _canonical(table: pa.Table, names: dict[str, str], numbers: np.ndarray, part: PartRange) -> pa.Table:
-    arrays: dict[str, Any] = {
-        "example_id": pa.array(numbers + (part.file_number << ID_BITS), pa.int64()),
-        "source": pa.array([_stem(part.file.name)] * table.num_rows, pa.string()),
-        **{meaning: pa.nulls(table.num_rows, pa.string()) for meaning in ("instruction", "input", "output")},
-        **{meaning: table[name].cast(pa.string()) for meaning, name in names.items()},
-    }
-    rest = [name for name in table.column_names if name not in names.values()]
-    if rest:
-        arrays["other"] = pa.StructArray.from_arrays(
-            [table[name].combine_chunks() for name in rest], names=rest
-        )
-    return pa.table(arrays)
+def _not_utf8_rows(column: pa.ChunkedArray) -> list[int]:
+    values = column.cast(pa.string()).cast(pa.binary()).to_pylist()
+    return [
+        row
+        for row, value in enumerate(values)
+        if value is not None and value.decode(errors="replace").encode() != value
+    ]
 
 
 def _stem(name: str) -> str:
     return name.rsplit(".", 1)[0]
 
 
-def original_rows(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
-    """The original columns, in their order, of rows in the canonical form; `columns` is what `read_part` said of them."""
-    by_name = {name: table[meaning] for meaning, name in columns["names"].items()}
-    if "other" in table.column_names:
-        other = table["other"].combine_chunks()
-        by_name.update({name: pa.chunked_array([other.field(name)]) for name in (f.name for f in other.type)})
-    return pa.table({name: by_name[name] for name in columns["order"]})
-
-
-def chosen_rows(table: pa.Table, columns: list[dict[str, str]]) -> pa.Table:
-    """example_id, instruction, input, output of subset rows, by whichever of the files' namings fits a row."""
-    nothing = pa.nulls(table.num_rows, pa.string())
-    arrays = {"instruction": nothing, "input": nothing, "output": nothing}
-    # a naming with an input column first: one without it would fit the same rows and lose the input
-    for names in sorted(columns, key=lambda names: ("input" not in names, sorted(names.items()))):
-        text = {
-            meaning: table[names[meaning]].cast(pa.string()) if meaning in names else nothing
-            for meaning in arrays
-        }
-        fits = pc.and_(pc.is_valid(text["instruction"]), pc.is_valid(text["output"]))
-        free = pc.and_(fits, pc.is_null(arrays["output"]))
-        arrays = {meaning: pc.if_else(free, text[meaning], arrays[meaning]) for meaning in arrays}
-    return pa.table({"example_id": table["example_id"], **arrays})
+def original_rows(table: pa.Table) -> pa.Table:
+    """The original columns, in their order, of rows in the columns of `examples`."""
+    if "original" not in table.column_names:
+        return pa.table({})
+    return pa.Table.from_struct_array(table["original"].combine_chunks())

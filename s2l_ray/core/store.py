@@ -320,11 +320,11 @@ class Artifact:
         """Write a part's files, then its receipt.
 
         Args:
-            files: role -> (suffix, bytes); the main file has the role "data".
+            files: role -> (suffix, bytes); the main file has the role "data", those of any other role lie in a folder of its name.
         """
         entries = {
             role: self.write_file(
-                f"part-{index:05d}" if role == "data" else f"{role}-{index:05d}", suffix, data
+                f"part-{index:05d}" if role == "data" else f"{role}/part-{index:05d}", suffix, data
             )
             for role, (suffix, data) in files.items()
         }

@@ -21,21 +21,34 @@ EXTENSION_TRACES = [
     for shift, first in ((0, 0), (1, 2), (2, 3))
 ]
 
+# A conversation: turns by system, user, assistant or tool. `content` is never null ("" where a turn only calls tools); `input` is the
+# paper's separate input text of a user turn, or null; `extra` is null, or JSON of whatever else a chat template may want of the turn.
+MESSAGES = pa.list_(
+    pa.struct(
+        [("role", pa.string()), ("content", pa.string()), ("input", pa.string()), ("extra", pa.string())]
+    )
+)
+# The columns of `examples` that all files share; the struct `original` follows, with each file's own columns as they were.
+# `tools` is null, or JSON text of a list of tool schemas.
+EXAMPLES_FIXED = pa.schema(
+    [("example_id", pa.int64()), ("source", pa.string()), ("messages", MESSAGES), ("tools", pa.string())]
+)
 CLUSTERS = pa.schema([("example_id", pa.int64()), ("cluster", pa.int32()), ("distance", pa.float32())])
 
 
-def trajectories_schema(num_steps: int, num_members: int) -> pa.Schema:
-    """Schema of `trajectories`: T losses in step order, member by member; null losses carry a reason.
+def trajectories_schema(num_columns: int, statistics: Sequence[str] = ()) -> pa.Schema:
+    """Schema of `trajectories`: losses at every step of every member, step 0 included, then as many values of each statistic.
 
-    `initial_losses` is the loss before any training (step 0), one a member; it is not part of the trajectory unless asked for.
+    Rows that could not be scored have nulls and a reason.
     """
+    vector = pa.list_(pa.float32(), num_columns)
     return pa.schema(
         [
             ("example_id", pa.int64()),
             ("source", pa.string()),
             ("num_tokens", pa.int32()),
-            ("losses", pa.list_(pa.float32(), num_steps)),
-            ("initial_losses", pa.list_(pa.float32(), num_members)),
+            ("losses", vector),
+            *((name, vector) for name in statistics),
             ("reason", pa.string()),
         ]
     )

@@ -248,12 +248,8 @@ class Chat:
                 "loading the tokenizer: prompt is chat, but the tokenizer has no chat template. Name a file with one as `template`, "
                 "name the tokenizer of a chat model, or use prompt: alpaca or plain."
             )
-        self.engine, self.tokenizer, self.given, self.learn = (
-            render_jinja_template,
-            tokenizer,
-            template,
-            learn,
-        )
+        self.engine: Any = render_jinja_template
+        self.tokenizer, self.given, self.learn = tokenizer, template, learn
         self.variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
         self.end_text: str = tokenizer.eos_token or ""
         self.names = special_names(tokenizer)

@@ -14,13 +14,13 @@ import pyarrow as pa
 from s2l_ray.core.encoding import Encoder, prompt_and_answer, token_batches
 from s2l_ray.core.models import load_encoder
 from s2l_ray.core.rawfiles import PartRange, RawFile, read_part
+from s2l_ray.core.scoring import device_of, files_of, load_checkpoint, score
 from s2l_ray.core.store import Part
 from s2l_ray.core.tables import evaluation_schema, parquet_bytes
 from s2l_ray.core.templates import THOUGHT_END
 from s2l_ray.errors import UserError
 from s2l_ray.stages.edge import PartContext, make_parts
 from s2l_ray.stages.examples import part_job
-from s2l_ray.stages.trajectories import device_of, files_of, load_checkpoint, score
 from s2l_ray.stages.work import Outcome, Work
 
 

@@ -99,7 +99,7 @@ def _clustering(work: Work, variant: str, stages: dict[str, Manifest]) -> Cluste
         high=mean + spread,
         band="mean plus and minus one standard deviation",
         sizes=clusters.info["sizes"],
-        quotas=subset.info["quotas"] if subset is not None else None,
+        quotas=subset.info["clusters"] if subset is not None else None,
         objective=clusters.info["objectives"],
         examples=_members(work, variant, stages),
     )

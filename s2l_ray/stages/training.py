@@ -194,7 +194,7 @@ class _Job:
     section: Training
     data: Artifact
     parts: list[dict[str, Any]]
-    role: str
+    role: str  # of the files to read
     stream: order.Stream
     plan: TrainingPlan
     place: _Place
@@ -418,7 +418,9 @@ def _encode_windows(
     encoder = load_encoder(job.section)
     for raw in json.loads(batch["windows"][0].as_py()):
         window = order.Window(**{**raw, "parts": tuple(raw["parts"])})
-        table = pa.concat_tables([_read(job.data, part_from(job.parts[part]), job.role) for part in window.parts])
+        table = pa.concat_tables(
+            [_read(job.data, part_from(job.parts[part]), job.role) for part in window.parts]
+        )
         mine = order.shuffled(job.stream, window)[
             order.owned(job.stream, window, rank, world_size, first_step)
         ]

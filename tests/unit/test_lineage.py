@@ -1,5 +1,6 @@
 """Numbers of raw files over a chain of extended data sets, and parts that were scored before."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2l_ray.core.lineage import Lineage, file_numbers, files_of, scored_parts
+from s2l_ray.core.lineage import (
+    Lineage,
+    file_numbers,
+    files_of,
+    kept_parts,
+    listing,
+    renumbered,
+    scored_parts,
+)
+from s2l_ray.core.rawfiles import PartRange, RawFile
 from s2l_ray.core.store import FORMAT, Artifact, Manifest, Part, Store
 from s2l_ray.errors import UserError
 
@@ -98,9 +108,9 @@ def scored(store: Store, fingerprint: str, parts: dict[str, bytes], **fields: An
 
 def test_parts_scored_before_are_found_and_adopted(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    like = scored(store, "t1", {"e1": b"one", "e2": b"two"})
+    scored(store, "t1", {"e1": b"one", "e2": b"two"})
     scored(store, "t2", {"e3": b"three"})
-    found = scored_parts(store, like, [(0, "e3"), (1, "e9"), (2, "e2")])
+    found = scored_parts(store, 2, {}, "p", [(0, "e3"), (1, "e9"), (2, "e2")])
     assert sorted(found) == [0, 2]
     made = Artifact(store, "trajectories", "t3")
     adopted: list[Part] = [made.adopt(index, *found[index]) for index in sorted(found)]
@@ -108,23 +118,45 @@ def test_parts_scored_before_are_found_and_adopted(tmp_path: Path) -> None:
     assert made.finished_parts() == {0: adopted[0], 2: adopted[1]}
 
 
-@pytest.mark.parametrize(
-    "other", [{"version": 3}, {"section": {"dtype": "bf16"}}, {"inputs": {"proxy": "q"}}]
-)
+@pytest.mark.parametrize("asked", [(3, {}, "p"), (2, {"dtype": "bf16"}, "p"), (2, {}, "q")])
 def test_parts_of_another_proxy_section_or_version_are_not_taken(
-    tmp_path: Path, other: dict[str, Any]
+    tmp_path: Path, asked: tuple[int, dict[str, Any], str]
 ) -> None:
-    like = scored(Store(str(tmp_path)), "t1", {"e1": b"one"})
-    assert scored_parts(Store(str(tmp_path)), like, [(0, "e1")])
-    changed = manifest("trajectories", **{"inputs": {"proxy": "p"}, **other})
-    assert not scored_parts(Store(str(tmp_path)), changed, [(0, "e1")])
+    store = Store(str(tmp_path))
+    scored(store, "t1", {"e1": b"one"})
+    assert scored_parts(store, 2, {}, "p", [(0, "e1")])
+    assert not scored_parts(store, *asked, [(0, "e1")])
 
 
 def test_an_unfinished_artifact_gives_no_parts(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     artifact = Artifact(store, "trajectories", "t1")
     artifact.write_part(0, 3, {"data": (".parquet", b"x")}, "node", "run", {"examples": "e1"})
-    assert not scored_parts(store, manifest("trajectories", inputs={"proxy": "p"}), [(0, "e1")])
+    assert not scored_parts(store, 2, {}, "p", [(0, "e1")])
+
+
+def ranges_of(files: dict[str, tuple[str, int]]) -> list[PartRange]:
+    """Parts of a data set: file name -> (SHA-256, number of parts)."""
+    made: list[PartRange] = []
+    for number, (name, (sha256, parts)) in enumerate(sorted(files.items())):
+        file = RawFile(f"/{name}", name, 1, 0, sha256)
+        made += [PartRange(len(made) + part, number, file, part * 4, 4, 0, 0) for part in range(parts)]
+    return made
+
+
+def test_an_extended_data_set_keeps_the_parts_of_the_files_it_keeps() -> None:
+    first = ranges_of({"b": ("x", 2), "d": ("y", 1)})
+    numbered = file_numbers(listing(first), None, "stop", "")
+    parts = [Part(part.index, 4, {}, stats={"file": part.file.name}) for part in first]
+    base = recorded(listing(first), numbered)
+    base = dataclasses.replace(base, parts=parts)
+    second = ranges_of({"a": ("n", 3), "b": ("x", 2), "d": ("z", 1)})
+    found = file_numbers(listing(second), base, "drop", "")
+    extended = renumbered(second, found.numbers)
+    assert [(part.index, part.file_number, part.file.name) for part in extended] == [
+        (0, 0, "b"), (1, 0, "b"), (2, 2, "a"), (3, 2, "a"), (4, 2, "a"), (5, 3, "d"),
+    ]  # fmt: skip
+    assert kept_parts(base, extended) == {0: parts[0], 1: parts[1]}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from s2l_ray.core import rawfiles
 from s2l_ray.core.rawfiles import (
     PartRange,
     PartRows,
-    chosen_rows,
     find_files,
     index_file,
     original_rows,
@@ -31,7 +30,7 @@ from s2l_ray.core.rawfiles import (
     read_part,
 )
 from s2l_ray.core.store import Store, filesystem, join_uri
-from s2l_ray.core.tables import open_parquet, parquet_bytes, read_parquet
+from s2l_ray.core.tables import EXAMPLES_FIXED, open_parquet, parquet_bytes, read_parquet
 from s2l_ray.errors import UserError
 
 GOOD = {"instruction": "say a", "output": "a"}
@@ -107,7 +106,7 @@ def test_every_line_comes_out_once_with_its_number(
     assert sum(count for _, count, *_ in index.ranges) == index.rows
     found = []
     for part in parts:
-        original = original_rows(part.table, part.columns).to_pylist()
+        original = original_rows(part.table).to_pylist()
         found += list(zip(part.table["example_id"].to_pylist(), original, strict=True))
     expected = [(number, row) for number, row in enumerate(content) if isinstance(row, dict)]
     assert [number for number, _ in found] == [number for number, _ in expected]
@@ -143,7 +142,7 @@ def test_parquet_is_cut_by_rows_whatever_its_row_groups(
         parts = parts_of(path, rows_per_part=rows_per_part)
         made = [read_part(part, Columns()) for part in parts]
     assert [part.table.num_rows for part in made] == [part.rows for part in parts]
-    whole = pa.concat_tables([original_rows(part.table, part.columns) for part in made])
+    whole = pa.concat_tables([original_rows(part.table) for part in made])
     assert whole.column_names == table.column_names
     assert whole.to_pylist() == table.to_pylist()
     assert whole.schema.field("z").type == pa.int16()
@@ -165,7 +164,7 @@ def test_rows_of_five_megabytes_keep_their_places(tmp_path: Path) -> None:
     big = [{"instruction": f"{n}" * 5_000_000, "output": "ä" * 2_500_000 + str(n)} for n in range(3)]
     path = lines(tmp_path / "x.jsonl", GOOD, *big, GOOD)
     found = [
-        original_rows(p.table, p.columns).to_pylist()
+        original_rows(p.table).to_pylist()
         for p in (read_part(q, Columns()) for q in parts_of(path, rows_per_part=2))
     ]
     assert found == [[GOOD, big[0]], [big[1], big[2]], [GOOD]]
@@ -180,12 +179,12 @@ def test_every_column_is_kept_in_its_order(tmp_path: Path) -> None:
         {"z": None, "output": "b", "source": "t", "m": None, "instruction": "r", "input": None, "f": 2, "t": None, "late": "é"},
     ]  # fmt: skip
     made = read(lines(tmp_path / "x.jsonl", *content))
-    back = original_rows(read_parquet(parquet_bytes(made.table), "x"), made.columns)
+    back = original_rows(read_parquet(parquet_bytes(made.table), "x"))
     assert back.column_names == list(content[1])
     assert back.to_pylist() == [{**content[0], "late": None}, content[1]]
     assert made.table["source"].to_pylist() == ["s", "t"]
-    assert made.table["input"].to_pylist() == ["", None]
-    assert made.table.column_names == ["example_id", "source", "instruction", "input", "output", "other"]
+    assert [turns[0]["input"] for turns in made.table["messages"].to_pylist()] == [None, None]
+    assert made.table.drop_columns(["original"]).schema == EXAMPLES_FIXED
 
 
 def test_objects_without_fields_are_kept_as_null(tmp_path: Path) -> None:
@@ -194,7 +193,7 @@ def test_objects_without_fields_are_kept_as_null(tmp_path: Path) -> None:
         {**GOOD, "meta": {}, "deep": [{"a": {}}], "none": []},
     ]
     made = read(lines(tmp_path / "x.jsonl", *content))
-    back = original_rows(read_parquet(parquet_bytes(made.table), "x"), made.columns).to_pylist()
+    back = original_rows(read_parquet(parquet_bytes(made.table), "x")).to_pylist()
     assert [(row["meta"], row["deep"], row["none"]) for row in back] == [
         (None, [{"a": None, "b": 1}], []),
         (None, [{"a": None, "b": None}], []),
@@ -222,8 +221,11 @@ def test_columns_are_found_by_name_or_given(
     else:
         parquet(path, {name: [value] for name, value in row.items()})
     made = read(path, **columns)
-    assert tuple(made.table[m][0].as_py() for m in ("instruction", "input", "output", "source")) == meanings
-    assert original_rows(made.table, made.columns).to_pylist() == [row]
+    ((user, assistant),) = made.table["messages"].to_pylist()
+    assert (user["role"], assistant["role"]) == ("user", "assistant")
+    source = made.table["source"][0].as_py()
+    assert (user["content"], user["input"], assistant["content"], source) == meanings
+    assert original_rows(made.table).to_pylist() == [row]
 
 
 @pytest.mark.parametrize(
@@ -235,9 +237,13 @@ def test_columns_are_found_by_name_or_given(
         (
             {**GOOD, "prompt": "p", "completion": "c"},
             {},
-            "expected columns instruction and output, or prompt and completion",
+            "they fit several schemas (instruction and output; prompt and completion)",
         ),
-        ({"instruction": "q", "completion": "c"}, {}, "expected columns instruction and output"),
+        (
+            {"instruction": "q", "completion": "c"},
+            {},
+            "expected columns of a known schema (instruction and output;",
+        ),
         ({"text": "t"}, {"instruction": "text"}, "Name the columns with examples.columns.instruction"),
         (
             {**GOOD},
@@ -257,31 +263,6 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array(["a"])] * 3, names=["instruction", "output", "output"])
     pq.write_table(table, tmp_path / "x.parquet")
     assert "two columns have the same name" in refusal(tmp_path / "x.parquet")
-
-
-def test_rows_chosen_from_files_of_several_namings_are_read_back() -> None:
-    namings: list[dict[str, str]] = [
-        {"instruction": "instruction", "output": "output"},
-        {"instruction": "prompt", "output": "completion", "source": "source"},
-        {"instruction": "instruction", "input": "input", "output": "output"},
-        {},
-    ]
-    subset = pa.table(
-        {
-            "example_id": pa.array([1, 2, 3]),
-            "instruction": ["q1", None, "q3"],
-            "input": ["i1", None, None],
-            "output": ["a1", None, "a3"],
-            "prompt": [None, "q2", None],
-            "completion": [None, "a2", None],
-        }
-    )
-    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]):
-        assert chosen_rows(subset, [namings[number] for number in order]).to_pylist() == [
-            {"example_id": 1, "instruction": "q1", "input": "i1", "output": "a1"},
-            {"example_id": 2, "instruction": "q2", "input": None, "output": "a2"},
-            {"example_id": 3, "instruction": "q3", "input": None, "output": "a3"},
-        ]
 
 
 # ---- bad rows
@@ -344,8 +325,8 @@ def test_a_part_of_rejected_or_blank_lines_only_is_an_empty_part(tmp_path: Path)
     assert (first.table.num_rows, len(first.rejects)) == (2, 0)
     assert (broken.table.num_rows, len(broken.rejects)) == (0, 2)
     assert (empty.table.num_rows, len(empty.rejects)) == (0, 0)
-    assert empty.table.schema == first.table.drop_columns(["other"]).schema
-    assert original_rows(broken.table, broken.columns).num_columns == 0
+    assert empty.table.schema == first.table.drop_columns(["original"]).schema
+    assert original_rows(broken.table).num_columns == 0
     assert read_parquet(parquet_bytes(empty.table), "x").num_rows == 0
 
 
@@ -368,9 +349,7 @@ def test_bad_rows_of_parquet_are_named_or_listed(tmp_path: Path) -> None:
     made = read(path, "reject")
     assert made.table["example_id"].to_pylist() == [0]
     assert sorted(reject["row"] for reject in made.rejects) == [1, 2, 3]
-    assert original_rows(made.table, made.columns).to_pylist() == [
-        {"instruction": "q", "output": "a", "n": 1}
-    ]
+    assert original_rows(made.table).to_pylist() == [{"instruction": "q", "output": "a", "n": 1}]
 
 
 @pytest.mark.parametrize("column", ["output", "note"])
@@ -402,7 +381,7 @@ def test_text_of_parquet_may_be_of_any_string_type(tmp_path: Path) -> None:
         "none": pa.nulls(2),
     }
     made = read(parquet(tmp_path / "x.parquet", columns))
-    assert original_rows(made.table, made.columns).to_pylist() == [
+    assert original_rows(made.table).to_pylist() == [
         {"instruction": "q", "input": "i", "output": "a", "kind": "x", "none": None},
         {"instruction": "r", "input": None, "output": "b", "kind": "y", "none": None},
     ]
@@ -589,7 +568,7 @@ def test_ordinary_parquet_from_pandas_is_read(tmp_path: Path) -> None:
     )
     frame.to_parquet(tmp_path / "x.parquet")
     made = read(tmp_path / "x.parquet")
-    assert original_rows(made.table, made.columns).to_pylist() == [
+    assert original_rows(made.table).to_pylist() == [
         {"instruction": "q", "output": "a", "kind": "x", "__index_level_0__": 7}
     ]
 
