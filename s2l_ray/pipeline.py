@@ -21,7 +21,7 @@ from typing import Any
 from s2l_ray.config import Config, Job, Training, budget_rows
 from s2l_ray.core import selection
 from s2l_ray.core.lineage import file_numbers, listing, renumbered
-from s2l_ray.core.models import check_weights, identity, load_encoder
+from s2l_ray.core.models import check_weights, identity, load_encoder, template_text
 from s2l_ray.core.rawfiles import FileIndex, PartRange, RawFile, find_files, index_file, part_ranges
 from s2l_ray.core.store import FORMAT, IO_THREADS, Artifact, Manifest, Store, fingerprint
 from s2l_ray.errors import UserError
@@ -277,6 +277,8 @@ def _section(stage: str, config: Config, assume: bool) -> dict[str, Any]:
 def _training(section: Training, assume: bool) -> dict[str, Any]:
     dumped = section.model_dump(mode="json", exclude={"model", "tokenizer", "state_every", "members", "use"})
     try:
+        template = template_text(section)
+        dumped["template"] = template and fingerprint(template)
         return {**dumped, **identity(section.model, section.tokenizer)}
     except UserError:
         if not assume:
