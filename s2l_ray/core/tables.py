@@ -38,18 +38,19 @@ EXAMPLES_FIXED = pa.schema(
 CLUSTERS = pa.schema([("example_id", pa.int64()), ("cluster", pa.int32()), ("distance", pa.float32())])
 
 
-def trajectories_schema(num_steps: int, num_members: int) -> pa.Schema:
-    """Schema of `trajectories`: T losses in step order, member by member; null losses carry a reason.
+def trajectories_schema(num_columns: int, statistics: Sequence[str] = ()) -> pa.Schema:
+    """Schema of `trajectories`: losses at every step of every member, step 0 included, then as many values of each statistic.
 
-    `initial_losses` is the loss before any training (step 0), one a member; it is not part of the trajectory unless asked for.
+    Rows that could not be scored have nulls and a reason.
     """
+    vector = pa.list_(pa.float32(), num_columns)
     return pa.schema(
         [
             ("example_id", pa.int64()),
             ("source", pa.string()),
             ("num_tokens", pa.int32()),
-            ("losses", pa.list_(pa.float32(), num_steps)),
-            ("initial_losses", pa.list_(pa.float32(), num_members)),
+            ("losses", vector),
+            *((name, vector) for name in statistics),
             ("reason", pa.string()),
         ]
     )

@@ -315,6 +315,24 @@ def make_parts(
     return [done[index] for index in jobs]
 
 
+@ray.remote
+def _adopt(artifact: Artifact, index: int, other: Artifact, part: dict[str, Any]) -> int:
+    return artifact.adopt(index, other, Part.from_dict(part)).rows
+
+
+def adopt_parts(work: Work, found: dict[int, tuple[Artifact, Part]]) -> None:
+    """Take parts of other artifacts as finished parts of this one; `make_parts` then makes the others only."""
+    there = work.artifact.finished_parts()
+    calls = [
+        (work.artifact, index, other, asdict(part))
+        for index, (other, part) in found.items()
+        if index not in there
+    ]
+    rows = sum(bounded(_adopt, calls))
+    if calls:
+        log.info("%s: %d parts (%s rows) taken from earlier artifacts", work.label, len(calls), f"{rows:,}")
+
+
 def actor_cpus(config: Config, actors: int) -> float:
     """CPUs of one scoring actor: as asked for, or those of a task where they fit and an equal share where they do not.
 

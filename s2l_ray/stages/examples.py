@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from s2l_ray.core.lineage import file_numbers, kept_parts, listing
 from s2l_ray.core.rawfiles import PartRange, PartRows, RawFile, original_rows, read_parts
 from s2l_ray.core.store import Part
 from s2l_ray.core.tables import parquet_bytes, schema_from_text, schema_text, unify
 from s2l_ray.errors import UserError
-from s2l_ray.stages.edge import PartContext, make_parts
+from s2l_ray.stages.edge import PartContext, adopt_parts, make_parts
 from s2l_ray.stages.work import Outcome, Work
 
 REJECTS = pa.schema(
@@ -30,6 +31,10 @@ def make(work: Work) -> Outcome:
         UserError: a bad row (unless rejected), no good row at all, or files whose columns cannot be unified.
     """
     jobs = {part.index: part_job(part) for part in work.ranges}
+    base = work.manifests.get("base")
+    if base is not None:
+        kept = kept_parts(base, work.ranges)
+        adopt_parts(work, {index: (work.inputs["base"], part) for index, part in kept.items()})
     in_turn = {part.index: part.file.name for part in work.ranges if part.in_turn}
     parts = make_parts(work, jobs, make_several=_make_parts, groups=in_turn)
     rows = sum(part.rows for part in parts)
@@ -43,6 +48,7 @@ def make(work: Work) -> Outcome:
         sources.update(part.stats["sources"])
         reasons.update(part.stats["rejects"])
     files = {part.file_number: part.file for part in work.ranges}
+    lineage = file_numbers(listing(work.ranges), base, "drop", "")
     info = {
         "sources": dict(sorted(sources.items())),
         "rejects": dict(reasons),
@@ -50,6 +56,9 @@ def make(work: Work) -> Outcome:
             {"number": number, "name": file.name, "bytes": file.bytes, "sha256": file.sha256}
             for number, file in files.items()
         ],
+        "next_file_number": lineage.next_number,
+        "new_files": lineage.new if base is not None else [],
+        "dropped_files": lineage.dropped,
         "schema": schema_text(
             unify((p.stats["file"], schema_from_text(p.stats["schema"], "examples")) for p in parts)
         ),

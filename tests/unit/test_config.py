@@ -55,7 +55,10 @@ def test_defaults_are_filled_in_and_one_file_may_be_a_bare_string() -> None:
         ("--target.model.pth=a", ["target.model.pth: unknown key", "Did you mean path?"]),
         ("--proxy.checkpoint=3", ["proxy.checkpoint: unknown key", "Did you mean checkpoints?"]),
         ("--target.checkpoints=3", ["target.checkpoints: unknown key"]),
-        ("--clusters.zzzzzz=3", ["clusters.zzzzzz: unknown key. Known here: k, max_rounds"]),
+        (
+            "--clusters.zzzzzz=3",
+            ["clusters.zzzzzz: unknown key. Known here: features, initial, k, max_rounds"],
+        ),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_known_one(override: str, said: list[str]) -> None:
@@ -178,7 +181,7 @@ def test_overrides_are_yaml() -> None:
         "--proxy.epochs=null",
         "--proxy.steps=24",
         "--subset.budget=.5",
-        "--trajectories.use_initial=true",
+        "--trajectories.statistics=[el2n, grand]",
         "--target.model={path: folder}",
         "--run.storage=s3://bucket/x?region=eu&scheme=http",
     )
@@ -187,7 +190,7 @@ def test_overrides_are_yaml() -> None:
     assert made.examples.files == ["a.jsonl", "b c.parquet"]
     assert (made.proxy.epochs, made.proxy.steps) == (None, 24)
     assert made.subset.budget == 0.5
-    assert made.trajectories.use_initial is True
+    assert made.trajectories.statistics == ["el2n", "grand"]
     assert made.target is not None
     assert made.target.adam_epsilon == 1.5e-7
     assert (made.target.model.path, made.target.model.config) == ("folder", None)
