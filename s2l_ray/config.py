@@ -330,6 +330,36 @@ class Clusters(Section):
     )
     seed: int = Field(0, ge=0, description="seed of the start (k-means++)")
 
+    @model_validator(mode="after")
+    def _features_can_be_made(self) -> "Clusters":
+        problems = []
+        named = self.steps if isinstance(self.steps, list) else []
+        if self.steps == [] or len(set(named)) < len(named) or min(named, default=0) < 0:
+            problems.append(f"steps: expected distinct step numbers from 0, got {_short(self.steps)}")
+        fewest = 1 + (self.initial or self.features != "raw")
+        if isinstance(self.steps, int) and self.steps < fewest:
+            problems.append(
+                f"steps: expected at least {fewest} with features: {self.features} and initial: {str(self.initial).lower()}, "
+                f"got {self.steps}"
+            )
+        if self.weights is not None and (min(self.weights, default=0) < 0 or not any(self.weights)):
+            problems.append(
+                f"weights: expected numbers from 0, not all of them 0, got {_short(self.weights)}"
+            )
+        if self.refine and self.use is None:
+            problems.append("refine: expected clusters.use, the artifact whose centroids are refined")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def num_features(self, checkpoints: list[int]) -> int:
+        """Columns that are clustered, from each proxy's number of steps after step 0."""
+        if isinstance(self.steps, list):
+            chosen = [len({*self.steps, *([0] if self.initial else [])})] * len(checkpoints)
+        else:
+            chosen = [count + self.initial if self.steps is None else self.steps for count in checkpoints]
+        return sum(count - (self.features == "differences") for count in chosen)
+
 
 GROUPS = ("all", "source", "cluster", "(source, cluster)", "source / cluster")
 
@@ -528,6 +558,7 @@ class Config(Section):
             problems.append("evaluation: there is no target section, so there is nothing to evaluate")
         if self.evaluation is not None and not self.evaluation.files:
             problems.append("evaluation.files: expected at least one held-out file, folder or glob")
+        problems += _feature_problems(self.clusters, self.proxy)
         if not self.examples.files and self.examples.expected_rows is None:
             problems.append("examples.files: expected at least one file, folder or glob")
         problems += _rule_problem(self.subset, self.trajectories)
@@ -557,6 +588,25 @@ def _batch_problem(section: str, training: Training, workers: int, micro_batch: 
         f"{section}.global_batch: expected a multiple of scaling.{section}_workers x scaling.{section}_micro_batch = "
         f"{workers} x {micro_batch}, got {training.global_batch}"
     ]
+
+
+def _feature_problems(clusters: Clusters, proxy: Proxy) -> list[str]:
+    """What the proxies' checkpoints do not allow; a proxy that is used instead of trained has its own."""
+    checkpoints = [member.checkpoints for member in proxy.each()]
+    after_start = clusters.steps - clusters.initial if isinstance(clusters.steps, int) else 0
+    if proxy.use is not None:
+        return []
+    if after_start > min(checkpoints):
+        return [
+            f"clusters.steps: expected at most {min(checkpoints) + clusters.initial}, the steps of every proxy (proxy.checkpoints), "
+            f"got {clusters.steps}"
+        ]
+    columns = clusters.num_features(checkpoints)
+    if clusters.weights is not None and len(clusters.weights) != columns:
+        return [
+            f"clusters.weights: expected {columns} numbers, one for every step that is clustered, got {len(clusters.weights)}"
+        ]
+    return []
 
 
 class Job:
@@ -727,13 +777,13 @@ def describe() -> str:
 def _describe(section: type[BaseModel], prefix: str, lines: list[str]) -> None:
     for name, info in section.model_fields.items():
         inner = _section_of(info)
+        if inner is None or isinstance(info.default, str):  # a rule is a name or a section
+            default = info.get_default(call_default_factory=True) if not info.is_required() else "required"
+            lines.append(f"  {prefix}{name} = {_short(default)}\n      {info.description}")
+        elif info.description:
+            lines.append(f"  {prefix}{name}: {info.description}")
         if inner is not None:
-            if info.description:
-                lines.append(f"  {prefix}{name}: {info.description}")
             _describe(inner, f"{prefix}{name}.", lines)
-            continue
-        default = info.get_default(call_default_factory=True) if not info.is_required() else "required"
-        lines.append(f"  {prefix}{name} = {_short(default)}\n      {info.description}")
 
 
 def budget_rows(budget: int | float, eligible: int) -> int:

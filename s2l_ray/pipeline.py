@@ -300,7 +300,7 @@ def _check_sizes(config: Config, rows: int) -> None:
                 f"planning the proxy: proxy.checkpoints = {section.checkpoints}, but {rows} rows in batches of "
                 f"{section.global_batch} make only {steps} steps. Lower proxy.checkpoints or proxy.global_batch, or train longer."
             )
-    if _by_cluster(config) and config.clusters.k > rows:
+    if _by_cluster(config) and config.clusters.within == "all" and config.clusters.k > rows:
         raise UserError(
             f"planning clusters: clusters.k = {config.clusters.k}, but the data have only {rows} rows. Lower clusters.k."
         )

@@ -359,6 +359,8 @@ def keys_at(
         below=np.zeros(len(groups), np.int64),
         end=sizes[groups],
     )
+    # some keys a target at least: an interval never has fewer than one
+    sample, gathered = max(sample, 4 * len(groups)), max(gathered, 4 * len(groups))
     for round_ in itertools.count():
         left = int((around.end - around.below).sum())
         if left <= gathered:

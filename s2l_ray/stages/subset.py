@@ -63,7 +63,7 @@ def make(work: Work) -> Outcome:
         UserError: the budget is larger than the number of rows that can be chosen, or a score that is NaN.
     """
     section, trajectories = work.config.subset, work.manifests["trajectories"]
-    reading = _reading(work)
+    reading = reading_of(work)
     budget = budget_rows(section.budget, trajectories.info["scored"])
     found = find(work, reading, budget)
     schema = work.manifests["examples"].info["schema"]
@@ -111,7 +111,7 @@ def _info(work: Work, reading: Reading, found: "Found", parts: list[Part]) -> di
     }
 
 
-def _reading(work: Work) -> Reading:
+def reading_of(work: Work) -> Reading:
     section, trajectories = work.config.subset, work.manifests["trajectories"]
     rule, wanted = rule_of(section), needs(section)
     clusters = work.manifests["clusters"].info if "clusters" in work.manifests else {}
