@@ -1,5 +1,6 @@
 """Models and tokenizers: where they come from, what identifies them, and how their weights are read without running code."""
 
+import copy
 import hashlib
 import json
 import os
@@ -169,13 +170,18 @@ def load_encoder(training: Training) -> Encoder:
     return encoder
 
 
-def build(config: Any, dtype: str = "fp32") -> Any:
-    """A causal LM of that config with weights drawn from torch's current generator."""
+def build(config: Any, dtype: str = "fp32", attention: str | None = None) -> Any:
+    """A causal LM of that config with weights drawn from torch's current generator.
+
+    Args:
+        attention: one of transformers' implementations, such as eager or sdpa; default: the one that it chooses itself.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
+    options = {} if attention is None else {"attn_implementation": attention}
     return AutoModelForCausalLM.from_config(
-        config, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32
+        copy.deepcopy(config), dtype=torch.bfloat16 if dtype == "bf16" else torch.float32, **options
     )
 
 
