@@ -423,7 +423,12 @@ def _cut_csv(source: Source, every: int) -> FileIndex:
         Span(number * every, min(every, count - number * every), start, stop)
         for number, (start, stop) in enumerate(pairwise([*starts[: -(-count // every)], position]))
     ]
-    names = [name.encode("latin-1").decode(errors="replace") for name in header]
+    try:
+        names = [name.encode("latin-1").decode() for name in header]
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"reading {source.uri}: expected a header in UTF-8, got byte 0x{error.object[error.start]:02x}. Convert the file."
+        ) from None
     schema = pa.schema([(name, pa.string()) for name in [*map(_unmarked, names[:1]), *names[1:]]])
     return FileIndex("csv", count, position, spans, head, _schema_of(source, schema))
 
@@ -433,7 +438,7 @@ def _unmarked(text: str) -> str:
 
 
 def _read_csv(source: Source, spans: Sequence[Span], head: int, bad: BadRow) -> Iterator[Rows]:
-    header = _unmarked(source.at(0, head).decode(errors="replace"))
+    header = _unmarked(source.at(0, head).decode())
     names = next(_records(io.StringIO(header, newline=""), source.name))
     for span in spans:
         # Bytes that are not UTF-8 become lone surrogates, which only such bytes do.
