@@ -237,7 +237,8 @@ def index_file(file: RawFile, rows_per_part: int) -> FileIndex:
 
 
 def _damaged(file: RawFile, error: Exception) -> UserError:
-    return UserError(f"reading {file.uri}: the data are damaged ({error}). Replace the file.")
+    what = " ".join(str(error).split())  # some libraries write several lines
+    return UserError(f"reading {file.uri}: the data are damaged ({what}). Replace the file.")
 
 
 def part_ranges(files: list[RawFile], indexes: list[FileIndex]) -> list[PartRange]:
