@@ -93,6 +93,13 @@ class Columns(Section):
         None, description="column that says where a row is from; without one, the file's name is the source"
     )
 
+    @model_validator(mode="after")
+    def _one_schema(self) -> "Columns":
+        beside = [name for name in ("instruction", "input", "output") if getattr(self, name) is not None]
+        if self.messages is not None and beside:
+            raise ValueError(f"expected either messages or instruction and output; got messages and {beside}")
+        return self
+
 
 class Examples(Section):
     files: list[str] = Field(
@@ -139,6 +146,14 @@ class Examples(Section):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _files_or_dataset(self) -> "Examples":
+        if self.files and self.dataset is not None:
+            raise ValueError("expected either files or dataset; got both")
+        if self.dataset is None and self.dataset_config is not None:
+            raise ValueError("dataset_config is only used with dataset")
+        return self
 
 
 class Model(Section):
@@ -329,6 +344,36 @@ class Clusters(Section):
         1e-4, ge=0, description="stop when no centroid moves further than this, relative to the data's spread"
     )
     seed: int = Field(0, ge=0, description="seed of the start (k-means++)")
+
+    @model_validator(mode="after")
+    def _features_can_be_made(self) -> "Clusters":
+        problems = []
+        named = self.steps if isinstance(self.steps, list) else []
+        if self.steps == [] or len(set(named)) < len(named) or min(named, default=0) < 0:
+            problems.append(f"steps: expected distinct step numbers from 0, got {_short(self.steps)}")
+        fewest = 1 + (self.initial or self.features != "raw")
+        if isinstance(self.steps, int) and self.steps < fewest:
+            problems.append(
+                f"steps: expected at least {fewest} with features: {self.features} and initial: {str(self.initial).lower()}, "
+                f"got {self.steps}"
+            )
+        if self.weights is not None and (min(self.weights, default=0) < 0 or not any(self.weights)):
+            problems.append(
+                f"weights: expected numbers from 0, not all of them 0, got {_short(self.weights)}"
+            )
+        if self.refine and self.use is None:
+            problems.append("refine: expected clusters.use, the artifact whose centroids are refined")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def num_features(self, checkpoints: list[int]) -> int:
+        """Columns that are clustered, from each proxy's number of steps after step 0."""
+        if isinstance(self.steps, list):
+            chosen = [len({*self.steps, *([0] if self.initial else [])})] * len(checkpoints)
+        else:
+            chosen = [count + self.initial if self.steps is None else self.steps for count in checkpoints]
+        return sum(count - (self.features == "differences") for count in chosen)
 
 
 GROUPS = ("all", "source", "cluster", "(source, cluster)", "source / cluster")
@@ -528,8 +573,11 @@ class Config(Section):
             problems.append("evaluation: there is no target section, so there is nothing to evaluate")
         if self.evaluation is not None and not self.evaluation.files:
             problems.append("evaluation.files: expected at least one held-out file, folder or glob")
-        if not self.examples.files and self.examples.expected_rows is None:
-            problems.append("examples.files: expected at least one file, folder or glob")
+        problems += _feature_problems(self.clusters, self.proxy)
+        if not (self.examples.files or self.examples.dataset or self.examples.expected_rows):
+            problems.append(
+                "examples.files: expected at least one file, folder or glob (or examples.dataset)"
+            )
         problems += _rule_problem(self.subset, self.trajectories)
         if problems:
             raise ValueError("; ".join(problems))
@@ -557,6 +605,25 @@ def _batch_problem(section: str, training: Training, workers: int, micro_batch: 
         f"{section}.global_batch: expected a multiple of scaling.{section}_workers x scaling.{section}_micro_batch = "
         f"{workers} x {micro_batch}, got {training.global_batch}"
     ]
+
+
+def _feature_problems(clusters: Clusters, proxy: Proxy) -> list[str]:
+    """What the proxies' checkpoints do not allow; a proxy that is used instead of trained has its own."""
+    checkpoints = [member.checkpoints for member in proxy.each()]
+    after_start = clusters.steps - clusters.initial if isinstance(clusters.steps, int) else 0
+    if proxy.use is not None:
+        return []
+    if after_start > min(checkpoints):
+        return [
+            f"clusters.steps: expected at most {min(checkpoints) + clusters.initial}, the steps of every proxy (proxy.checkpoints), "
+            f"got {clusters.steps}"
+        ]
+    columns = clusters.num_features(checkpoints)
+    if clusters.weights is not None and len(clusters.weights) != columns:
+        return [
+            f"clusters.weights: expected {columns} numbers, one for every step that is clustered, got {len(clusters.weights)}"
+        ]
+    return []
 
 
 class Job:

@@ -57,12 +57,12 @@ def cost(node: Node, made_plan: Plan) -> Cost:
         held = sum(size * (s.checkpoints + 1) for s, size in models) * DTYPE_BYTES[config.trajectories.dtype]
         return Cost(rows, tokens, forward, held, scaling.scorers)
     if node.stage.name == "clusters":
-        steps = sum(section.checkpoints for section in config.proxy.each())
+        columns = config.clusters.num_features([section.checkpoints for section in config.proxy.each()])
         return Cost(
             rows,
             None,
-            3.0 * rows * steps * config.clusters.k * config.clusters.max_rounds,
-            rows * steps * 4.0 / scaling.shards,
+            3.0 * _clustered(config, rows) * columns * config.clusters.k * config.clusters.max_rounds,
+            rows * columns * 4.0 / scaling.shards,
             scaling.shards,
         )
     if node.stage.name == "target" and config.target is not None:
@@ -76,6 +76,12 @@ def cost(node: Node, made_plan: Plan) -> Cost:
             scaling.target_workers,
         )
     return Cost(budget if node.stage.name == "subset" else rows if node.stage.name == "examples" else None)
+
+
+def _clustered(config: Config, rows: int) -> int:
+    """Rows on which a round of k-means looks, sources taken as one."""
+    points = config.clusters.points_per_centroid
+    return rows if points is None else min(rows, points * config.clusters.k)
 
 
 def _trained(section: Training, rows: int) -> int:

@@ -13,12 +13,18 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from s2l_ray.core.tables import is_json
+
 CHAT_FOLDER = "chat"
 
 
 def json_lines(table: pa.Table) -> bytes:
-    """Every row as one line of JSON: bytes as base64, dates as text, null for what is not finite."""
-    return _lines(table.to_pylist())
+    """Every row as one line of JSON: bytes as base64, dates as text, null for what is not finite, JSON text as what it stands for."""
+    rows = table.to_pylist()
+    for name in (field.name for field in table.schema if is_json(field)):
+        for row in rows:
+            row[name] = None if row[name] is None else json.loads(row[name])
+    return _lines(rows)
 
 
 def chat_lines(table: pa.Table) -> bytes:

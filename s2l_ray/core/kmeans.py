@@ -2,11 +2,11 @@
 centroids.
 
 The same rows, cut into the same parts, give the same bits for any number of shards, any order of parts or
-answers and any restart: FAISS always gets blocks of BLOCK rows of one part, members are added as int64 fixed
-point, objectives as exact fractions. Every method of a shard is a pure function of its parts and arguments;
-what it keeps is only a cache.
+answers and any restart: FAISS always multiplies matrices of the same size (see `nearest`), members are added as
+int64 fixed point, objectives as exact fractions. Every method of a shard is a pure function of its parts and
+arguments; what it keeps is only a cache.
 
-Shapes: N rows (examples that could be scored), T steps, K clusters.
+Shapes: N rows (examples that could be scored), T columns (steps, or features made of them), K clusters.
 """
 
 import functools
@@ -23,7 +23,11 @@ import numpy as np
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.errors import UserError
 
-BLOCK = 65_536  # rows of every FAISS call; another size changes the last bits of its distances
+BLOCK = 65_536  # most rows of a part that are worked on at once
+PRODUCT = (
+    1_024  # rows of every matrix product inside FAISS; another size may change the last bits of its distances
+)
+_LEADING = 16  # bits of a hash by which rows are counted
 Shards = Callable[[str, tuple[Any, ...]], Iterable[Any]]
 
 
@@ -130,17 +134,21 @@ def nearest(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     FAISS computes |x|^2 - 2xc + |c|^2 in float32, which overflows above 1e19 and cancels where all values
     share an offset. So it is shown rows and centroids relative to the median centroid and divided by a power
     of two.
+
+    It does so by one of two methods, depending on the size of the call, and by matrix products of so many rows.
+    Both are fixed here and calls are padded to whole products, so that a row gets the same bits in any company.
     """
     faiss.omp_set_num_threads(1)
+    faiss.cvar.distance_compute_blas_threshold = 1  # always products
+    faiss.cvar.distance_compute_blas_query_bs = PRODUCT
     centre = np.median(centroids.astype(np.float64), axis=0)
     offsets = centroids - centre
     labels = np.empty(len(rows), dtype=np.int32)
-    block = np.zeros((BLOCK, rows.shape[1]), dtype=np.float32)
     for start in range(0, len(rows), BLOCK):
         moved = rows[start : start + BLOCK] - centre
         unit = math.ldexp(1.0, -math.frexp(max(moved.max(), -moved.min(), np.abs(offsets).max()))[1])
+        block = np.zeros((-(-len(moved) // PRODUCT) * PRODUCT, rows.shape[1]), dtype=np.float32)
         np.multiply(moved, unit, out=block[: len(moved)], casting="same_kind")
-        block[len(moved) :] = 0
         index = faiss.IndexFlatL2(rows.shape[1])
         index.add((offsets * unit).astype(np.float32))
         labels[start : start + BLOCK] = index.search(block, 1)[1][: len(moved), 0]
@@ -174,7 +182,7 @@ def member_sums(rows: np.ndarray, labels: np.ndarray, num_clusters: int, exponen
 
 
 class Shard:
-    """Some parts of the trajectories in memory: float32 rows, int64 ids, int32 labels of the last round."""
+    """Some parts of the trajectories in memory: float32 rows, int64 ids, int32 labels of the last centroids."""
 
     def __init__(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
         """Take (example ids int64 [n], losses float32 [n, T]) of each part, only the rows that could be
@@ -203,6 +211,23 @@ class Shard:
             keep = hashes <= best.keys[-1] if len(best.keys) == m else np.ones(len(ids), dtype=bool)
             best = best.joined(Ranked(hashes[keep], ids[keep], rows[keep])).first(m)
         return best
+
+    def sampled(self, seed: int, limit: int) -> "Shard":
+        """The same parts with only the rows whose keyed hash is at most `limit`."""
+        keep = [keyed_hash(seed, ids) <= np.uint64(limit) for ids in self._ids]
+        return Shard((ids[k], rows[k]) for ids, rows, k in zip(self._ids, self._rows, keep, strict=True))
+
+    def hash_counts(self, seed: int) -> np.ndarray:
+        """Rows by the leading 16 bits of their keyed hash, int64 [65536]."""
+        counts = np.zeros(1 << _LEADING, dtype=np.int64)
+        for ids in self._ids:
+            counts += np.bincount(_leading(keyed_hash(seed, ids)), minlength=len(counts))
+        return counts
+
+    def hashes(self, seed: int, leading: int) -> np.ndarray:
+        """The keyed hashes with these leading 16 bits, uint64; one row in 65,536."""
+        found = [keyed_hash(seed, ids) for ids in self._ids]
+        return np.concatenate([np.empty(0, np.uint64), *(h[_leading(h) == leading] for h in found)])
 
     def step(self, centroids: np.ndarray, exponent: int, previous: np.ndarray | None) -> Partial:
         """Assign every row to its nearest centroid and add up the members; see Partial.
@@ -277,6 +302,19 @@ class Shard:
         return Ranked(np.empty(0, key_type), np.empty(0, np.int64), np.empty((0, steps), np.float32))
 
 
+def _leading(hashes: np.ndarray) -> np.ndarray:
+    return (hashes >> np.uint64(64 - _LEADING)).astype(np.int64)
+
+
+def hash_limit(shards: Shards, seed: int, num_rows: int) -> int:
+    """The `num_rows`-th smallest keyed hash of all rows, of which there are at least so many."""
+    ends = np.cumsum(sum(shards("hash_counts", (seed,))))
+    leading = int(np.searchsorted(ends, num_rows))
+    before = int(ends[leading - 1]) if leading else 0
+    hashes = np.sort(np.concatenate(list(shards("hashes", (seed, leading)))))
+    return int(hashes[num_rows - before - 1])
+
+
 def _part_summary(ids: np.ndarray, rows: np.ndarray) -> Summary:
     if rows.ndim != 2 or len(ids) != len(rows):
         raise ValueError(f"a part needs ids [n] and losses [n, T], got {ids.shape} and {rows.shape}")
@@ -289,8 +327,8 @@ def _part_summary(ids: np.ndarray, rows: np.ndarray) -> Summary:
         row, step = np.argwhere(~np.isfinite(rows))[0]
         raise UserError(
             f"Clustering trajectories: expected finite losses, got {rows[row, step]} for example_id {ids[row]} "
-            f"at step number {step} (from 0) of the trajectory. Rows that cannot be scored must be left out; "
-            "score this part again."
+            f"in column {step} (from 0) of the trajectory. Rows that cannot be scored must be left out; score this "
+            "part again. Where its losses are finite, clusters.features or clusters.weights leave the range of float32."
         )
     return Summary(num_rows=len(rows), max_abs=max(high, -low), num_steps=rows.shape[1])
 
@@ -349,12 +387,11 @@ class FitState:
 
 @dataclass(frozen=True)
 class FitResult:
-    """Final centroids float32 [K, T] in ascending order of their mean, and what assigning all rows to them
-    gives.
+    """Final centroids float32 [K, T], and what assigning all rows to them gives.
 
     sizes int64 [K] and objective are of these centroids (one more assignment after the last round), and agree
-    with Shard.labels. The sizes in `history` use the final cluster numbers. `converged`: stopped by the
-    tolerance.
+    with Shard.labels. The history is of the rows that the centroids were found on; its sizes use the final
+    cluster numbers. `converged`: stopped by the tolerance.
     """
 
     centroids: np.ndarray
@@ -373,6 +410,8 @@ def fit(
     tolerance: float,
     start_rows: int = BLOCK,
     start: np.ndarray | None = None,
+    fewer: bool = False,
+    everyone: Shards | None = None,
     resume: FitState | None = None,
     on_round: Callable[[FitState], None] | None = None,
 ) -> FitResult:
@@ -380,12 +419,15 @@ def fit(
 
     Args:
         shards: shards(method, args) calls a method of every Shard and yields the answers in any order.
-        k: number of clusters.
+        k: number of clusters. They are numbered by ascending mean of their centroid.
         seed: of the start; k-means++ in float64 on the rows with the smallest keyed hash.
         max_rounds: at most this many times are the centroids moved.
         tolerance: stop after a round without empty clusters whose shift (see Round) is at most this.
         start_rows: size of the start sample.
-        start: float32 [K, T] centroids to begin from instead.
+        start: float32 [K, T] centroids to begin from instead; clusters keep the numbers they have there.
+        fewer: where there are fewer distinct rows than clusters, have one cluster for each of them (with a start:
+            leave what cannot be filled where it is) instead of raising.
+        everyone: the shards of all rows, where `shards` are those of a sample to find the centroids on.
         resume: state after some round of a fit with the same other arguments.
         on_round: called with the state after every round.
 
@@ -396,37 +438,60 @@ def fit(
     Raises:
         UserError: k is below 1, above the number of rows or of distinct rows; T differs between shards.
     """
-    summary = functools.reduce(operator.add, shards("summary", ()), NO_ROWS)
-    if not 1 <= k <= summary.num_rows:
+    summary = summary_of(shards)
+    if not (1 <= k <= summary.num_rows or (fewer and summary.num_rows)):
         raise UserError(
             "Clustering trajectories: expected clusters.k between 1 and the number of examples with a "
             f"trajectory, {summary.num_rows}, got {k}. Change clusters.k or add examples."
         )
     exponent = fixed_point_exponent(summary.num_rows, summary.max_abs)
     if resume is None:
-        resume = FitState(_start(shards, k=k, seed=seed, start_rows=start_rows) if start is None else start)
-    state = replace(resume, centroids=np.ascontiguousarray(resume.centroids, dtype=np.float32))
-    if state.centroids.shape != (k, summary.num_steps) or not np.isfinite(state.centroids).all():
-        raise ValueError(f"expected finite centroids {(k, summary.num_steps)}, got {state.centroids.shape}")
+        begin = _start(shards, k, seed, start_rows, fewer) if start is None else start
+        resume = FitState(np.ascontiguousarray(begin, dtype=np.float32))
+    state, shape = resume, resume.centroids.shape
+    if (
+        (shape[0] != k and not fewer)
+        or shape[1] != summary.num_steps
+        or not np.isfinite(state.centroids).all()
+    ):
+        raise ValueError(f"expected finite centroids {(k, summary.num_steps)}, got {shape}")
     while not (converged := _converged(state, tolerance)) and state.round < max_rounds:
-        state = _next_round(shards, state, summary.num_rows, exponent)
+        state = _next_round(shards, state, summary.num_rows, exponent, fewer)
         if on_round is not None:
             on_round(state)
-    return _result(shards, state, summary.num_rows, exponent, converged=converged)
+    if start is None:
+        state = _renumbered(state)
+    # a tie goes to the lower cluster number, so only an assignment in the final order tells the sizes
+    last = assigned(shards if everyone is None else everyone, state.centroids)
+    return FitResult(state.centroids, last.counts, float(last.objective), state.history, converged)
+
+
+def summary_of(shards: Shards) -> Summary:
+    """Of all rows."""
+    return functools.reduce(operator.add, shards("summary", ()), NO_ROWS)
+
+
+def assigned(shards: Shards, centroids: np.ndarray, previous: np.ndarray | None = None) -> Partial:
+    """What assigning all rows to the centroids gives; its moves count the rows that had another number under `previous`."""
+    summary = summary_of(shards)
+    exponent = fixed_point_exponent(summary.num_rows, summary.max_abs)
+    return _step(shards, (centroids, exponent, previous), summary.num_rows)
 
 
 def _converged(state: FitState, tolerance: float) -> bool:
     return bool(state.history) and state.history[-1].reseeded == 0 and state.history[-1].shift <= tolerance
 
 
-def _next_round(shards: Shards, state: FitState, num_rows: int, exponent: int) -> FitState:
+def _next_round(shards: Shards, state: FitState, num_rows: int, exponent: int, fewer: bool) -> FitState:
     partial = _step(shards, (state.centroids, exponent, state.previous), num_rows)
     full = partial.counts > 0
     centroids = state.centroids.copy()
     centroids[full] = np.ldexp(partial.sums[full] / partial.counts[full, None], -exponent)
-    num_empty = int(np.count_nonzero(~full))
-    if num_empty:
-        centroids[~full] = _farthest(shards, num_empty, state.centroids, taken=centroids[full])
+    empty = np.flatnonzero(~full)
+    if len(empty):
+        rows = _farthest(shards, len(empty), state.centroids, centroids[full], len(centroids), fewer)
+        empty = empty[: len(rows)]
+        centroids[empty] = rows
     moved = squared_distances(centroids[full], state.centroids, np.flatnonzero(full))
     mean_squared = float(partial.objective) / num_rows
     entry = Round(
@@ -434,19 +499,17 @@ def _next_round(shards: Shards, state: FitState, num_rows: int, exponent: int) -
         sizes=tuple(partial.counts.tolist()),
         moves=partial.moves,
         shift=math.sqrt(float(moved.max()) / mean_squared) if mean_squared else 0.0,
-        reseeded=num_empty,
+        reseeded=len(empty),
     )
     return FitState(centroids, previous=state.centroids, history=(*state.history, entry))
 
 
-def _result(shards: Shards, state: FitState, num_rows: int, exponent: int, *, converged: bool) -> FitResult:
+def _renumbered(state: FitState) -> FitState:
+    """The clusters in ascending order of their centroid's mean."""
     means = [math.fsum(centroid) for centroid in state.centroids.tolist()]
     order = np.lexsort((*state.centroids.T[::-1], means))
-    centroids = np.ascontiguousarray(state.centroids[order])
-    # a tie goes to the lower cluster number, so only an assignment in the final order tells the sizes
-    partial = _step(shards, (centroids, exponent, None), num_rows)
     history = tuple(replace(entry, sizes=tuple(entry.sizes[i] for i in order)) for entry in state.history)
-    return FitResult(centroids, partial.counts, float(partial.objective), history, converged)
+    return FitState(np.ascontiguousarray(state.centroids[order]), history=history)
 
 
 def _step(shards: Shards, args: tuple[Any, ...], num_rows: int) -> Partial:
@@ -456,13 +519,13 @@ def _step(shards: Shards, args: tuple[Any, ...], num_rows: int) -> Partial:
     return partial
 
 
-def _start(shards: Shards, *, k: int, seed: int, start_rows: int) -> np.ndarray:
+def _start(shards: Shards, k: int, seed: int, start_rows: int, fewer: bool) -> np.ndarray:
     """k-means++ on the start sample; the farthest of all rows complete it if too few are distinct."""
     samples = (sample for sample in shards("sample", (seed, start_rows)) if len(sample.ids))
     sample = functools.reduce(lambda a, b: a.joined(b).first(start_rows), samples)
     centroids = _plus_plus(sample.rows, k, seed)
     if len(centroids) < k:
-        more = _farthest(shards, k - len(centroids), centroids, taken=centroids, k=k)
+        more = _farthest(shards, k - len(centroids), centroids, centroids, k, fewer)
         centroids = np.concatenate([centroids, more])
     return centroids
 
@@ -482,15 +545,15 @@ def _plus_plus(rows: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 def _farthest(
-    shards: Shards, m: int, centroids: np.ndarray, *, taken: np.ndarray, k: int | None = None
+    shards: Shards, m: int, centroids: np.ndarray, taken: np.ndarray, k: int, fewer: bool
 ) -> np.ndarray:
-    """Rows [m, T] by the rule of Shard.farthest over all shards; UserError if fewer than k are distinct."""
+    """Rows [m, T] by the rule of Shard.farthest over all shards; where there are not so many: `fewer`, or a UserError."""
     rows = _farthest_up_to(shards, m, centroids, taken)
-    if len(rows) < m:
-        k = len(centroids) if k is None else k
+    if len(rows) < m and not fewer:
         raise UserError(
             f"Clustering trajectories: expected at least clusters.k = {k} distinct trajectories, got "
-            f"{len(_farthest_up_to(shards, k, centroids, taken[:0]))}. Lower clusters.k."
+            f"{len(_farthest_up_to(shards, k, centroids, taken[:0]))}. Lower clusters.k, or tell more rows apart: more "
+            "clusters.steps, other clusters.features, more clusters.points_per_centroid where that is set."
         )
     return rows
 

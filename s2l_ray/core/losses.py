@@ -181,13 +181,13 @@ def _blocks(counts: list[int], at_once: int) -> Iterator[list[tuple[int, int, in
 def _errors(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """log p of the targets [C], and the errors p - onehot [C, V], in fp32.
 
-    The target's own error is expm1(log p), which keeps its digits where p is so near to 1 that p - 1 would lose them.
+    Errors add up to 0, so that of the target is taken from the others: p - 1 would lose its digits where p is nearly 1.
     """
     log_probabilities_CV = logits_CV.float().log_softmax(-1)
     places_C1 = targets_C.unsqueeze(1)
-    target_C1 = log_probabilities_CV.gather(1, places_C1)
-    errors_CV = log_probabilities_CV.exp_().scatter_(1, places_C1, target_C1.expm1())
-    return target_C1.squeeze(1), errors_CV
+    target_C = log_probabilities_CV.gather(1, places_C1).squeeze(1)
+    errors_CV = log_probabilities_CV.exp_().scatter_(1, places_C1, 0.0)
+    return target_C, errors_CV.scatter_(1, places_C1, -errors_CV.sum(1, keepdim=True))
 
 
 def _through(logits_CV: torch.Tensor, at_layer_1CV: torch.Tensor, errors_CV: torch.Tensor) -> torch.Tensor:

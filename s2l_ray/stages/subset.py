@@ -20,7 +20,7 @@ import ray
 from s2l_ray.config import FACILITY_LOCATION, Rule, Subset, budget_rows
 from s2l_ray.core import exports, expressions
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.rawfiles import ID_BITS
+from s2l_ray.core.rawfiles import ID_BITS, original_rows
 from s2l_ray.core.selection import (
     Draw,
     Groups,
@@ -34,7 +34,7 @@ from s2l_ray.core.selection import (
     rule_of,
 )
 from s2l_ray.core.store import Part
-from s2l_ray.core.tables import parquet_bytes, schema_from_text, vectors
+from s2l_ray.core.tables import EXAMPLES_FIXED, parquet_bytes, schema_from_text, vectors
 from s2l_ray.errors import UserError
 from s2l_ray.stages.edge import TASK_CPUS, PartContext, bounded, make_parts, part_context, reraise_user_errors
 from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
@@ -413,10 +413,8 @@ def _chosen_rows(
     keep = rows.eligible.copy()
     keep[keep] = chosen
     table = context.inputs["examples"].read_part(part_from(parts["examples"])).filter(pa.array(keep))
-    own = pa.Table.from_struct_array(table["original"])
-    original = pa.concat_tables([schema.empty_table(), own], promote_options="permissive").combine_chunks()
-    place = table.column_names.index("original")
-    table = table.set_column(place, "original", original.to_struct_array())
+    original = original_rows(table, schema).combine_chunks()
+    table = table.select(EXAMPLES_FIXED.names).append_column("original", original.to_struct_array())
     clusters = np.zeros(len(chosen), np.int32) if rows.clusters is None else rows.clusters.astype(np.int32)
     none = np.full(int(chosen.sum()), rows.clusters is None)
     table = table.append_column("cluster", pa.array(clusters[chosen], mask=none))
@@ -429,8 +427,9 @@ def _data(table: pa.Table) -> pa.Table:
     """example_id, source, cluster, score where the rule has one, then the original columns."""
     original = pa.Table.from_struct_array(table["original"])
     added = [name for name in ("example_id", "source", "cluster", "score") if name in table.column_names]
-    columns = {name: original[name] for name in original.column_names if name != "source"}
-    return pa.table({name: table[name] for name in added} | columns)
+    kept = original.select([name for name in original.column_names if name != "source"])
+    fields = [*(table.schema.field(name) for name in added), *kept.schema]  # which tell columns of JSON text
+    return pa.table([*(table[name] for name in added), *kept.columns], schema=pa.schema(fields))
 
 
 def _index(table: pa.Table, names: dict[int, str]) -> pa.Table:

@@ -114,6 +114,7 @@ def make_trajectories(source: Artifact, manifest: Manifest) -> Manifest:
         losses = shapes[numbers.choice(9, part.rows, p=np.arange(1, 10) / 45)] + numbers.normal(
             0, 0.2, (part.rows, STEPS)
         )
+        losses = np.concatenate([losses[:, :1], losses], axis=1)  # step 0 comes first
         reasons = np.where(scored, None, NO_LOSS)
         columns = {
             "example_id": rows["example_id"],
@@ -130,7 +131,7 @@ def make_trajectories(source: Artifact, manifest: Manifest) -> Manifest:
     info = {
         "scored": sum(sources.values()),
         "sources": dict(sources),
-        "steps": [[0, step] for step in range(STEPS)],
+        "steps": [[0, step] for step in range(STEPS + 1)],
     }
     return commit(artifact, Outcome(parts, info=info))
 
@@ -186,7 +187,16 @@ def alone(source: dict[str, Manifest], tmp_path_factory: pytest.TempPathFactory)
 def assert_same(config: Config, alone: tuple[Manifest, Manifest], *others: Manifest) -> None:
     for manifest, other in zip(alone, others, strict=False):
         assert contents(other, config) == contents(manifest, config)
-    facts = ("centroids", "sizes", "objective", "objectives", "moves", "reseeded", "converged")
+    facts = (
+        "centroids",
+        "cluster_sources",
+        "sizes",
+        "objective",
+        "objectives",
+        "moves",
+        "reseeded",
+        "converged",
+    )
     assert {name: others[0].info[name] for name in facts} == {name: alone[0].info[name] for name in facts}
 
 
@@ -240,11 +250,11 @@ def counted_calls(monkeypatch: pytest.MonkeyPatch, at: int, act: Any) -> list[st
     calls: list[str] = []
     call = clusters._Shards.call
 
-    def counting(self: Any, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
+    def counting(self: Any, view: Any, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
         calls.append(method)
         if method == "step" and calls.count("step") == at:
             act(self)
-        return call(self, method, args)
+        return call(self, view, method, args)
 
     monkeypatch.setattr(clusters._Shards, "call", counting)
     return calls
@@ -275,7 +285,9 @@ def test_kmeans_goes_on_after_the_last_stored_round(
         counted_calls(first, 6, die)
         with pytest.raises(Interrupted):
             cluster(source, config, "resumed", shards=2)
-    state = json.loads(Artifact(Store(config.run.storage), "clusters", "resumed").read(clusters.STATE))
+    state = json.loads(
+        Artifact(Store(config.run.storage), "clusters", "resumed").read(clusters.state_name(None))
+    )
     assert len(state["history"]) == 5
     calls = counted_calls(monkeypatch, -1, None)
     grouped = cluster(source, config, "resumed", shards=5)

@@ -249,7 +249,7 @@ def test_a_round_that_seeds_a_cluster_is_not_the_last_although_no_other_centroid
     rows = np.array([[-1], [1], [-1], [1]], dtype=np.float32)
     result = run(rows, 2, start=np.array([[0], [900]], dtype=np.float32))
     assert (result.history[0].shift, result.history[0].reseeded) == (0, 1)
-    assert result.centroids.tolist() == [[-1], [1]]
+    assert result.centroids.tolist() == [[1], [-1]]
 
 
 @pytest.mark.parametrize("sizes", [[], [1, 2, 3, 50, 100], [700, 7]])
@@ -298,7 +298,7 @@ def test_no_rows_at_all_are_refused() -> None:
 def test_a_loss_that_is_not_finite_is_refused_with_its_example(bad: float) -> None:
     rows = PLAIN.copy()
     rows[77, 5] = bad
-    with pytest.raises(UserError, match=f"got {bad} for example_id {(3 << 40) + 77} at step number 5"):
+    with pytest.raises(UserError, match=f"got {bad} for example_id {(3 << 40) + 77} in column 5"):
         Shard(cut(rows, [50]))
 
 
