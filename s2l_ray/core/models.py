@@ -1,5 +1,6 @@
 """Models and tokenizers: where they come from, what identifies them, and how their weights are read without running code."""
 
+import copy
 import hashlib
 import json
 import os
@@ -154,6 +155,9 @@ def template_text(training: Training) -> str | None:
 
 def load_encoder(training: Training) -> Encoder:
     """The encoder of a training section, checked against the model's vocabulary."""
+    vocabulary = load_config(
+        training.model
+    ).vocab_size  # first, as transformers reads it for the tokenizer as well
     encoder = Encoder(
         load_tokenizer(training),
         training.prompt,
@@ -163,19 +167,24 @@ def load_encoder(training: Training) -> Encoder:
         template_text(training),
     )
     encoder.check_vocabulary(
-        load_config(training.model).vocab_size,
+        vocabulary,
         training.tokenizer or str(training.model.path or training.model.hub),
     )
     return encoder
 
 
-def build(config: Any, dtype: str = "fp32") -> Any:
-    """A causal LM of that config with weights drawn from torch's current generator."""
+def build(config: Any, dtype: str = "fp32", attention: str | None = None) -> Any:
+    """A causal LM of that config with weights drawn from torch's current generator.
+
+    Args:
+        attention: one of transformers' implementations, such as eager or sdpa; default: the one that it chooses itself.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
+    options = {} if attention is None else {"attn_implementation": attention}
     return AutoModelForCausalLM.from_config(
-        config, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32
+        copy.deepcopy(config), dtype=torch.bfloat16 if dtype == "bf16" else torch.float32, **options
     )
 
 
@@ -271,7 +280,12 @@ def weight_files(read: Callable[[str], bytes], names: Iterable[str], what: str) 
     """
     names, index = sorted(names), "model.safetensors.index.json"
     if index in names:
-        files = sorted({str(file) for file in json.loads(read(index))["weight_map"].values()})
+        try:
+            files = sorted({str(file) for file in json.loads(read(index))["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"loading weights from {what}/{index}: not JSON with a weight_map ({error}). The file is damaged; restore it."
+            ) from None
         missing = sorted(set(files) - set(names))
         if missing:
             raise UserError(

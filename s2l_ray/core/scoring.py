@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from s2l_ray.config import Config
+from s2l_ray.config import Config, Training
 from s2l_ray.core.encoding import NO_LEARNED_TOKEN, Encoded, Encoder, pad, token_batches
 from s2l_ray.core.losses import example_statistics
-from s2l_ray.core.models import build, load_weights, read_weights
+from s2l_ray.core.models import build, load_config, load_weights, read_weights, tensor_reader
 from s2l_ray.core.store import Artifact, FileEntry, Manifest
+from s2l_ray.core.training_state import stored_tensors
 from s2l_ray.errors import UserError
 
 ANSWER_LOSS = "answer_loss"
@@ -21,10 +23,30 @@ def files_of(manifest: Manifest) -> dict[str, list[Any]]:
     return {entry.name: [entry.bytes, entry.sha256] for entry in manifest.files}
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What a model is made from: a transformers config, tensors by name, and where they are from, for messages."""
+
+    config: Any
+    tensors: dict[str, Any]
+    what: str
+
+    def model(self, dtype: str, device: Any, attention: str | None = None) -> Any:
+        """The model, ready to score; see models.build."""
+        made = build(self.config, dtype, attention)
+        load_weights(made, self.tensors, self.what)
+        return made.to(device).eval()
+
+
 def load_checkpoint(
     artifact: Artifact, folder: str, files: dict[str, list[Any]], dtype: str, device: Any
 ) -> Any:
     """A model from a folder of an artifact, every file checked against the manifest."""
+    return checkpoint_weights(artifact, folder, files).model(dtype, device)
+
+
+def checkpoint_weights(artifact: Artifact, folder: str, files: dict[str, list[Any]]) -> Weights:
+    """The weights in a folder of an artifact, every file checked against the manifest."""
     from transformers import AutoConfig
 
     def read(name: str) -> bytes:
@@ -37,9 +59,21 @@ def load_checkpoint(
 
     names = [path[len(folder) + 1 :] for path in files if path.startswith(folder + "/")]
     raw = json.loads(read("config.json"))
-    model = build(AutoConfig.for_model(raw.pop("model_type"), **raw), dtype)
-    load_weights(model, read_weights(read, names, f"{artifact.uri}/{folder}"), f"{artifact.uri}/{folder}")
-    return model.to(device).eval()
+    what = f"{artifact.uri}/{folder}"
+    return Weights(AutoConfig.for_model(raw.pop("model_type"), **raw), read_weights(read, names, what), what)
+
+
+def starting_weights(training: Training) -> Weights:
+    """The weights that a training begins with: those of the model, or random ones drawn from the section's seed."""
+    import torch
+
+    what = str(training.model.path or training.model.hub or "the model's start")
+    config, read = load_config(training.model), tensor_reader(training.model)
+    torch.manual_seed(training.seed)
+    with torch.device("meta" if read else "cpu"):
+        made = build(config)
+    tensors = stored_tensors(made)
+    return Weights(config, {name: read(name) for name in tensors} if read else made.state_dict(), what)
 
 
 def device_of(config: Config) -> Any:
@@ -84,7 +118,7 @@ def score(
         UserError: a loss that is not finite, naming the example and the model.
     """
     losses = _one_pass(models, examples, (), pad_id, tokens_per_batch, device)["loss"]
-    _check_finite("loss", losses, examples, labels)
+    check_finite("loss", losses, examples, labels)
     return losses
 
 
@@ -111,7 +145,7 @@ def score_statistics(
         alone = answers(examples, encoder.start or [encoder.end])
         made[ANSWER_LOSS] = _one_pass(models, alone, (), encoder.pad, tokens_per_batch, device)["loss"]
     for name, values in made.items():
-        _check_finite(name, values, examples, labels)
+        check_finite(name, values, examples, labels)
     return made
 
 
@@ -175,7 +209,7 @@ def _one_pass(
     return made
 
 
-def _check_finite(name: str, values: np.ndarray, examples: Sequence[Encoded], labels: Sequence[str]) -> None:
+def check_finite(name: str, values: np.ndarray, examples: Sequence[Encoded], labels: Sequence[str]) -> None:
     if np.isfinite(values).all():
         return
     row, column = np.argwhere(~np.isfinite(values))[0]
