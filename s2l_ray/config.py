@@ -93,6 +93,13 @@ class Columns(Section):
         None, description="column that says where a row is from; without one, the file's name is the source"
     )
 
+    @model_validator(mode="after")
+    def _one_schema(self) -> "Columns":
+        beside = [name for name in ("instruction", "input", "output") if getattr(self, name) is not None]
+        if self.messages is not None and beside:
+            raise ValueError(f"expected either messages or instruction and output; got messages and {beside}")
+        return self
+
 
 class Examples(Section):
     files: list[str] = Field(
@@ -139,6 +146,14 @@ class Examples(Section):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _files_or_dataset(self) -> "Examples":
+        if self.files and self.dataset is not None:
+            raise ValueError("expected either files or dataset; got both")
+        if self.dataset is None and self.dataset_config is not None:
+            raise ValueError("dataset_config is only used with dataset")
+        return self
 
 
 class Model(Section):
@@ -559,8 +574,10 @@ class Config(Section):
         if self.evaluation is not None and not self.evaluation.files:
             problems.append("evaluation.files: expected at least one held-out file, folder or glob")
         problems += _feature_problems(self.clusters, self.proxy)
-        if not self.examples.files and self.examples.expected_rows is None:
-            problems.append("examples.files: expected at least one file, folder or glob")
+        if not (self.examples.files or self.examples.dataset or self.examples.expected_rows):
+            problems.append(
+                "examples.files: expected at least one file, folder or glob (or examples.dataset)"
+            )
         problems += _rule_problem(self.subset, self.trajectories)
         if problems:
             raise ValueError("; ".join(problems))

@@ -14,16 +14,25 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from s2l_ray.config import Config, Job, Training, budget_rows
+from s2l_ray.config import Config, Evaluation, Examples, Job, Training, budget_rows
 from s2l_ray.core import selection
+from s2l_ray.core.hub import store_dataset, stored_dataset
 from s2l_ray.core.lineage import file_numbers, listing, renumbered
-from s2l_ray.core.models import check_weights, identity, load_encoder
-from s2l_ray.core.rawfiles import FileIndex, PartRange, RawFile, find_files, index_file, part_ranges
-from s2l_ray.core.store import FORMAT, IO_THREADS, Artifact, Manifest, Store, fingerprint
+from s2l_ray.core.models import check_weights, identity, load_encoder, template_text
+from s2l_ray.core.rawfiles import (
+    FileIndex,
+    PartRange,
+    RawFile,
+    check_columns,
+    find_files,
+    index_file,
+    part_ranges,
+)
+from s2l_ray.core.store import FORMAT, IO_THREADS, Artifact, Manifest, Store, fingerprint, is_folder
 from s2l_ray.errors import UserError
 from s2l_ray.stages.work import Outcome, Work
 
@@ -146,19 +155,18 @@ def plan(job: Job, until: str = "report", assume: bool = False) -> Plan:
         )
     wanted = NAMES[: NAMES.index(until) + 1]
     store = Store(job.first.run.storage)
+    store.check()
     nodes: dict[tuple[str, str], Node] = {}
     rows: dict[str, int] = {}
     text_bytes: dict[str, int] = {}
     raw = _RawFiles(store, assume)
     for variant, config in job.variants.items():
-        ranges = raw.ranges(
-            config.examples.files, config.examples.root, config.examples.rows_per_part, "examples"
-        )
+        ranges = raw.ranges(config.examples, "examples")
         rows[variant] = sum(part.rows for part in ranges) or config.examples.expected_rows or 0
         text_bytes[variant] = sum(raw.indexes[uri].text_bytes for uri in {part.file.uri for part in ranges})
         if not ranges and not assume:
             raise UserError(
-                "planning the run: examples.files names no file. Name files, a folder or a glob; --dry-run goes without."
+                "planning the run: examples.files names no file. Name files, a folder, a glob or a data set; --dry-run goes without."
             )
         if config.examples.extends is not None:
             ranges = _extended(config, ranges)
@@ -198,7 +206,7 @@ def _node(
     own_ranges = ranges if stage.name == "examples" else []
     if stage.name == "evaluation" and config.evaluation is not None:
         held_out = config.evaluation
-        own_ranges = raw.ranges(held_out.files, held_out.root, held_out.rows_per_part, "evaluation")
+        own_ranges = raw.ranges(held_out, "evaluation")
     section = _section(stage.name, config, assume)
     artifact = Artifact(raw.store, stage.name, _name(stage, section, inputs, raw.identity(own_ranges)))
     return Node(stage, artifact, config, section, inputs, own_ranges)
@@ -277,6 +285,8 @@ def _section(stage: str, config: Config, assume: bool) -> dict[str, Any]:
 def _training(section: Training, assume: bool) -> dict[str, Any]:
     dumped = section.model_dump(mode="json", exclude={"model", "tokenizer", "state_every", "members", "use"})
     try:
+        template = template_text(section)
+        dumped["template"] = template and fingerprint(template)
         return {**dumped, **identity(section.model, section.tokenizer)}
     except UserError:
         if not assume:
@@ -314,32 +324,50 @@ class _RawFiles:
         self.seen: dict[str, list[PartRange]] = {}
         self.indexes: dict[str, FileIndex] = {}
 
-    def ranges(
-        self, patterns: list[str], root: str | None, rows_per_part: int, section: str
-    ) -> list[PartRange]:
-        key = json.dumps([patterns, root, rows_per_part])
+    def ranges(self, section: Examples | Evaluation, name: str) -> list[PartRange]:
+        """The parts of a section's files, after a look at the columns of those files that tell them by themselves."""
+        key = section.model_dump_json()
         if key not in self.seen:
             try:
-                files = find_files(patterns, root, section) if patterns else []
+                files = self._files(section, name)
             except UserError:
                 if not self.assume:
                     raise
                 files = []
             with ThreadPoolExecutor(IO_THREADS) as pool:
-                indexes = list(pool.map(lambda file: self._index(file, rows_per_part), files))
+                indexes = list(pool.map(lambda file: self._index(file, section.rows_per_part), files))
             self.indexes.update({file.uri: index for file, index in zip(files, indexes, strict=True)})
+            check_columns(files, indexes, section.columns)
             self.seen[key] = part_ranges(files, indexes)
         return self.seen[key]
 
+    def _files(self, section: Examples | Evaluation, name: str) -> list[RawFile]:
+        dataset = getattr(section, "dataset", None)
+        if dataset is None or not isinstance(section, Examples):
+            return find_files(section.files, section.root, name) if section.files else []
+        if is_folder(dataset):
+            return find_files([dataset], section.root, name, section.split)
+        where = (self.store, dataset, section.dataset_config, section.split)
+        stored = stored_dataset(*where)
+        if stored is None and self.assume:
+            return []
+        log.info("%s: %s", dataset, "taken from the storage" if stored else "loading it into the storage")
+        source = dataset.partition("@")[0]
+        return [
+            replace(file, source=source) for file in find_files(stored or store_dataset(*where), None, name)
+        ]
+
     def identity(self, ranges: list[PartRange]) -> list[Any]:
         files = {part.file_number: part.file for part in ranges}
-        return [[number, file.name, file.bytes, file.sha256] for number, file in sorted(files.items())]
+        return [
+            [number, file.name, file.bytes, file.sha256, file.source]
+            for number, file in sorted(files.items())
+        ]
 
     def _index(self, file: RawFile, rows_per_part: int) -> FileIndex:
         path = f"index/{fingerprint([file.uri, file.bytes, file.mtime_ns, rows_per_part])}.json"
         try:
-            raw = json.loads(self.store.read(path))
-            return FileIndex(raw["sha256"], raw["rows"], raw["text_bytes"], [tuple(r) for r in raw["ranges"]])
+            return FileIndex.from_dict(json.loads(self.store.read(path)))
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             index = index_file(file, rows_per_part)
             self.store.write(path, json.dumps(asdict(index)).encode())

@@ -273,8 +273,8 @@ class _Reader:
         """Role, text, and the JSON of what else the turn has."""
         if not isinstance(turn, dict):
             raise _BadTurn(f"expected turns that are objects, got {type(turn).__name__}", f", turn {number}")
-        role_key = self.given.role or ("role" if "role" in turn else "from")
-        text_key = self.given.content or ("content" if "content" in turn else "value")
+        role_key = self.given.role or _present(turn, "role", "from")
+        text_key = self.given.content or _present(turn, "content", "value")
         name = turn.get(role_key)
         role = self.roles.get(name) if isinstance(name, str) else None
         if role is None:
@@ -334,14 +334,20 @@ class _Reader:
         made: list[str | None] = []
         for row, value in enumerate(column if isinstance(column, list) else column.to_pylist()):
             try:
-                tools = _json_list(value, "tools") if isinstance(value, str) and value.strip() else value
-                if not isinstance(tools, list | None) and tools != "":
+                text = value.strip() if isinstance(value, str) else None
+                tools = value if text is None else _json_list(text, "tools") if text else None
+                if not isinstance(tools, list | None):
                     raise _BadTurn(f"expected a list of tools or its JSON text, got {type(tools).__name__}")
                 made.append(to_json(without_nulls(tools)) if tools else None)
             except _BadTurn as error:
                 self.bad(row, f"field {name!r}: {error.reason}", error.detail)
                 made.append(None)
         return pa.array(made, pa.string())
+
+
+def _present(turn: dict[str, Any], key: str, other: str) -> str:
+    """The first of two keys that has a value; the first where none has."""
+    return other if turn.get(key) is None and other in turn else key
 
 
 def _json_list(text: str, what: str) -> Any:

@@ -139,11 +139,35 @@ def load_tokenizer(training: Training) -> Any:
         raise UserError(f"loading the tokenizer {what}: {error}. Correct the section's tokenizer.") from None
 
 
+def template_text(training: Training) -> str | None:
+    """Content of the section's own chat template; None where the tokenizer's is meant."""
+    if training.template is None:
+        return None
+    filesystem_, path = filesystem(training.template)
+    try:
+        with filesystem_.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read()).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"reading the chat template {training.template}: {error}. Expected a UTF-8 file with a Jinja chat template; correct `template`."
+        ) from None
+
+
 def load_encoder(training: Training) -> Encoder:
     """The encoder of a training section, checked against the model's vocabulary."""
-    encoder = Encoder(load_tokenizer(training), training.prompt, training.max_length)
+    vocabulary = load_config(
+        training.model
+    ).vocab_size  # first, as transformers reads it for the tokenizer as well
+    encoder = Encoder(
+        load_tokenizer(training),
+        training.prompt,
+        training.max_length,
+        training.learn,
+        training.truncation,
+        template_text(training),
+    )
     encoder.check_vocabulary(
-        load_config(training.model).vocab_size,
+        vocabulary,
         training.tokenizer or str(training.model.path or training.model.hub),
     )
     return encoder
@@ -256,7 +280,12 @@ def weight_files(read: Callable[[str], bytes], names: Iterable[str], what: str) 
     """
     names, index = sorted(names), "model.safetensors.index.json"
     if index in names:
-        files = sorted({str(file) for file in json.loads(read(index))["weight_map"].values()})
+        try:
+            files = sorted({str(file) for file in json.loads(read(index))["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"loading weights from {what}/{index}: not JSON with a weight_map ({error}). The file is damaged; restore it."
+            ) from None
         missing = sorted(set(files) - set(names))
         if missing:
             raise UserError(

@@ -50,6 +50,12 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         ) from None
 
 
+def is_folder(uri: str) -> bool:
+    """Whether a folder lies at a URI or local path."""
+    files, path = filesystem(uri)
+    return bool(files.get_file_info(path).type == pafs.FileType.Directory)
+
+
 def join_uri(uri: str, path: str) -> str:
     """The place below a folder: the query of a URI (endpoint, region) stays at the end, local paths have none."""
     place, question, query = uri.partition("?") if "://" in uri else (uri, "", "")
@@ -139,6 +145,19 @@ class Store:
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
         return Store, (self.uri,)
+
+    def check(self) -> None:
+        """Look at the root. Raises UserError if it is a file, or cannot be reached."""
+        try:
+            kind = self.fs.get_file_info(self.root).type
+        except OSError as error:
+            raise UserError(
+                f"opening the storage {self.uri}: {error}. Correct run.storage, or what gives access to it."
+            ) from None
+        if kind == pafs.FileType.File:
+            raise UserError(
+                f"opening the storage {self.uri}: it is a file. Set run.storage to a folder; it is made when it is not there."
+            )
 
     def _full(self, path: str) -> str:
         return f"{self.root.rstrip('/')}/{path}" if path else self.root

@@ -4,6 +4,7 @@ The parts are decided here, once: a fixed range of rows of one raw file. All row
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -11,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2l_ray.core.lineage import file_numbers, kept_parts, listing
-from s2l_ray.core.rawfiles import PartRange, RawFile, original_rows, read_part
+from s2l_ray.core.rawfiles import PartRange, PartRows, RawFile, original_rows, read_parts
 from s2l_ray.core.store import Part
-from s2l_ray.core.tables import parquet_bytes, schema_from_text, schema_text
+from s2l_ray.core.tables import parquet_bytes, schema_from_text, schema_text, unify
 from s2l_ray.errors import UserError
 from s2l_ray.stages.edge import PartContext, adopt_parts, make_parts
 from s2l_ray.stages.work import Outcome, Work
@@ -34,7 +35,8 @@ def make(work: Work) -> Outcome:
     if base is not None:
         kept = kept_parts(base, work.ranges)
         adopt_parts(work, {index: (work.inputs["base"], part) for index, part in kept.items()})
-    parts = make_parts(work, jobs, make=_make_part)
+    in_turn = {part.index: part.file.name for part in work.ranges if part.in_turn}
+    parts = make_parts(work, jobs, make_several=_make_parts, groups=in_turn)
     rows = sum(part.rows for part in parts)
     if rows == 0:
         raise UserError(
@@ -57,7 +59,9 @@ def make(work: Work) -> Outcome:
         "next_file_number": lineage.next_number,
         "new_files": lineage.new if base is not None else [],
         "dropped_files": lineage.dropped,
-        "schema": schema_text(_unify(parts, work.ranges)),
+        "schema": schema_text(
+            unify((p.stats["file"], schema_from_text(p.stats["schema"], "examples")) for p in parts)
+        ),
     }
     return Outcome(parts, info=info)
 
@@ -67,10 +71,15 @@ def part_job(part: PartRange) -> dict[str, Any]:
     return asdict(part)
 
 
-def _make_part(context: PartContext, job: dict[str, Any]) -> Part:
-    part = PartRange(**{**job, "file": RawFile(**job["file"])})
+def _make_parts(context: PartContext, jobs: list[dict[str, Any]]) -> Iterator[Part]:
+    """Parts of one file, in order."""
+    parts = [PartRange(**{**job, "file": RawFile(**job["file"])}) for job in jobs]
     section = context.config.examples
-    read = read_part(part, section.columns, section.on_bad_row)
+    for part, read in zip(parts, read_parts(parts, section.columns, section.on_bad_row), strict=True):
+        yield _write(context, part, read)
+
+
+def _write(context: PartContext, part: PartRange, read: PartRows) -> Part:
     files = {"data": (".parquet", parquet_bytes(read.table))}
     if read.rejects:
         files["rejects"] = (".parquet", parquet_bytes(pa.Table.from_pylist(read.rejects, REJECTS)))
@@ -88,22 +97,3 @@ def _characters(table: pa.Table) -> int:
     turns = table["messages"].combine_chunks().flatten()
     texts = (turns.field(name) for name in ("content", "input"))
     return sum(pc.sum(pc.utf8_length(text)).as_py() or 0 for text in texts)
-
-
-def _unify(parts: list[Part], ranges: list[PartRange]) -> pa.Schema:
-    """One schema of the original columns for all files; missing columns become nulls, integers may become floats."""
-    unified, seen = pa.schema([]), set()
-    for part in parts:
-        text = part.stats["schema"]
-        if text in seen:
-            continue
-        seen.add(text)
-        schema = schema_from_text(text, "examples")
-        try:
-            unified = pa.unify_schemas([unified, schema], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise UserError(
-                f"unifying the columns of all files: those of {ranges[part.index].file.uri} do not fit the files before it "
-                f"({error}). Make the field's type the same in all files, or remove the field."
-            ) from None
-    return unified

@@ -32,7 +32,7 @@ from s2l_ray.stages.edge import PartContext, adopt_parts, make_parts
 from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
 NOT_SAMPLED = "not in trajectories.sample"
-COLUMNS = ["example_id", "source", "instruction", "input", "output"]  # that a row is encoded from
+COLUMNS = ["example_id", "source", "messages", "tools"]  # that a row is encoded from
 
 
 def make(work: Work) -> Outcome:

@@ -55,7 +55,10 @@ def test_defaults_are_filled_in_and_one_file_may_be_a_bare_string() -> None:
         ("--target.model.pth=a", ["target.model.pth: unknown key", "Did you mean path?"]),
         ("--proxy.checkpoint=3", ["proxy.checkpoint: unknown key", "Did you mean checkpoints?"]),
         ("--target.checkpoints=3", ["target.checkpoints: unknown key"]),
-        ("--clusters.zzzzzz=3", ["clusters.zzzzzz: unknown key. Known here: k, max_rounds"]),
+        (
+            "--clusters.zzzzzz=3",
+            ["clusters.zzzzzz: unknown key. Known here: features, initial, k, max_rounds"],
+        ),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_known_one(override: str, said: list[str]) -> None:

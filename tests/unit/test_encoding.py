@@ -10,16 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2l_ray.core.encoding import (
-    ALPACA,
     BYTE_END,
     BYTE_PAD,
     Encoded,
     Encoder,
     byte_tokenizer,
     pad,
-    prompt_text,
     token_batches,
 )
+from s2l_ray.core.tables import MESSAGES
 from s2l_ray.errors import UserError
 
 SPECIALS = ["<s>", "</s>", "<|end|>", "<|pad|>"]
@@ -30,13 +29,24 @@ tricky = st.lists(
 
 
 def rows(*triples: tuple[str, str | None, str]) -> pa.Table:
-    instructions, inputs, outputs = zip(*triples, strict=True) if triples else ((), (), ())
+    """Conversations of one instruction, its input and the output."""
+    return conversations(
+        *(
+            [
+                {"role": "user", "content": instruction, "input": input},
+                {"role": "assistant", "content": output},
+            ]
+            for instruction, input, output in triples
+        )
+    )
+
+
+def conversations(*messages: list[dict[str, Any]], tools: list[str | None] | None = None) -> pa.Table:
     return pa.table(
         {
-            "example_id": pa.array(range(len(triples)), pa.int64()),
-            "instruction": pa.array(instructions, pa.string()),
-            "input": pa.array(inputs, pa.string()),
-            "output": pa.array(outputs, pa.string()),
+            "example_id": pa.array(range(len(messages)), pa.int64()),
+            "messages": pa.array(messages, MESSAGES),
+            "tools": pa.array(tools or [None] * len(messages), pa.string()),
         }
     )
 
@@ -81,30 +91,41 @@ def spelled(tokenizer: Any, ids: Any) -> bytes:
     return bytes(symbols()[symbol] for token in tokens for symbol in token)
 
 
+def prompt_text(style: str, instruction: str, input: str | None) -> str:
+    """The masked text of a row, as the paper has it or as its bare columns, put down here on its own."""
+    if style == "plain":
+        return f"{instruction}\n{input}\n" if input else f"{instruction}\n"
+    head = "Below is an instruction that describes a task"
+    write = "Write a response that appropriately completes the request.\n\n### Instruction:\n" + instruction
+    if input:
+        return f"{head}, paired with an input that provides further context. {write}\n\n### Input:\n{input}\n\n### Response:"
+    return f"{head}. {write}\n\n### Response:"
+
+
 # ---- prompts
+
+
+def text_of(encoder: Encoder, table: pa.Table) -> list[str]:
+    return [bytes(ids).decode() for ids in encoder.prompts(table)]
 
 
 def test_the_papers_prompt_with_and_without_input() -> None:
     head = "Below is an instruction that describes a task"
     write = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
-    assert (
-        prompt_text("alpaca", "Add.", "")
-        == prompt_text("alpaca", "Add.", None)
-        == f"{head}. {write}Add.\n\n### Response:"
-    )
-    assert prompt_text("alpaca", "Add.", "1 2") == (
-        f"{head}, paired with an input that provides further context. {write}Add.\n\n### Input:\n1 2\n\n### Response:"
-    )
-    assert prompt_text("plain", "Add.", "1 2") == "Add.\n1 2\n"
-    assert prompt_text("plain", "Add.", None) == prompt_text("plain", "Add.", "") == "Add.\n"
+    table = rows(("Add.", "", "3"), ("Add.", None, "3"), ("Add.", "1 2", "3"))
+    without = f"{head}. {write}Add.\n\n### Response:"
+    with_input = f"{head}, paired with an input that provides further context. {write}Add.\n\n### Input:\n1 2\n\n### Response:"
+    assert text_of(bytes_encoder("alpaca"), table) == [without, without, with_input]
+    assert text_of(bytes_encoder("plain"), table) == ["Add.\n", "Add.\n", "Add.\n1 2\n"]
 
 
 @pytest.mark.parametrize("instruction", ["use {input} and {instruction}", "{", "{}", "{0}", "{{x}}", "%s"])
 def test_braces_in_a_row_are_text(instruction: str) -> None:
-    assert f"### Instruction:\n{instruction}\n\n### Input:\n{{instruction}}\n" in prompt_text(
-        "alpaca", instruction, "{instruction}"
+    with_input, without = text_of(
+        bytes_encoder("alpaca"), rows((instruction, "{instruction}", "x"), (instruction, None, "x"))
     )
-    assert f"### Instruction:\n{instruction}\n\n### Response:" in prompt_text("alpaca", instruction, None)
+    assert f"### Instruction:\n{instruction}\n\n### Input:\n{{instruction}}\n" in with_input
+    assert f"### Instruction:\n{instruction}\n\n### Response:" in without
 
 
 # ---- what is learned
@@ -126,7 +147,6 @@ def test_alpaca_span_by_span(input: str | None) -> None:
     prompt = prompt_text("alpaca", "Add.", input).encode()
     assert made.input_ids.tolist() == [*prompt, *b"3", BYTE_END]
     assert made.learned.tolist() == [False] * len(prompt) + [True, True]
-    assert len(ALPACA) > 100
 
 
 def test_a_token_across_the_border_is_learned_whole() -> None:

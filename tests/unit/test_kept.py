@@ -26,6 +26,8 @@ KEPT = {
     ("examples", 2): "adad929de5ba033e093235668cbaa1690d7d2054d99c0563d1d62cf57ab5d322",
     ("proxy", 1): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
     ("target", 1): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
+    ("proxy", 2): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
+    ("target", 2): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
     ("clusters", 1): "19d6e55c881469e7451614054011557d6730ddfd9bed61d553d2745d8a73c1e6",
     ("clusters", 2): "19d6e55c881469e7451614054011557d6730ddfd9bed61d553d2745d8a73c1e6",
     ("subset", 1): "018440c0f9e9afbd87f852b7deff88548ba6b45afe664df25b323c3dd4a63e28",

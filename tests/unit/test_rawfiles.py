@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2l_ray.config import Columns
-from s2l_ray.core import rawfiles
+from s2l_ray.core import formats
 from s2l_ray.core.rawfiles import (
     PartRange,
     PartRows,
@@ -94,7 +94,7 @@ def test_every_line_comes_out_once_with_its_number(
     raw = [json.dumps(r, ensure_ascii=escaped).encode() if isinstance(r, dict) else r for r in content]
     data = (b"\xef\xbb\xbf" if bom and raw[0].strip() else b"") + end.join(raw) + (end if closed else b"")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rawfiles, "CHUNK", chunk)
+        patch.setattr(formats, "CHUNK", chunk)
         path = Path(folder) / "x.jsonl"
         path.write_bytes(data)
         (file,) = find_files([str(path)], None)
@@ -102,8 +102,8 @@ def test_every_line_comes_out_once_with_its_number(
         parts = [read_part(part, Columns()) for part in part_ranges([file], [index])]
     assert index.sha256 == hashlib.sha256(data).hexdigest()
     assert index.rows == len(content) - (not closed and raw[-1] == b"")
-    assert [first for first, *_ in index.ranges] == list(range(0, index.rows, rows_per_part))
-    assert sum(count for _, count, *_ in index.ranges) == index.rows
+    assert [span.first_row for span in index.spans] == list(range(0, index.rows, rows_per_part))
+    assert sum(span.rows for span in index.spans) == index.rows
     found = []
     for part in parts:
         original = original_rows(part.table).to_pylist()
@@ -403,19 +403,20 @@ def test_parquet_with_damaged_pages_is_refused(tmp_path: Path) -> None:
     path = parquet(
         tmp_path / "x.parquet", {"instruction": ["q"] * 100, "output": [str(n) for n in range(100)]}
     )
-    (part,) = parts_of(path)
     data = bytearray(path.read_bytes())
     data[4:60] = b"\xff" * 56
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"x.parquet: the Parquet data are damaged"):
-        read_part(part, Columns())
+    with pytest.raises(UserError, match=r"x.parquet: the data are damaged"):
+        read(path)
 
 
 def test_a_file_that_changed_or_went_after_it_was_cut_is_refused(tmp_path: Path) -> None:
     path = lines(tmp_path / "x.jsonl", GOOD, GOOD)
     (part,) = parts_of(path)
     lines(path, GOOD)
-    with pytest.raises(UserError, match=r"x.jsonl: expected \d+ bytes, got \d+: the file changed"):
+    with pytest.raises(
+        UserError, match=r"x.jsonl: expected \d+ bytes with SHA-256 \w{16}, got \d+: the file changed"
+    ):
         read_part(part, Columns())
     path.unlink()
     with pytest.raises(UserError, match=r"must be readable under the same name on every node"):
@@ -455,7 +456,7 @@ from s2l_ray.errors import UserError
 for file in find_files([str(folder)], None):
     for attempt in (
         lambda: index_file(file, 10),
-        lambda: read_part(PartRange(0, 0, file, 0, 1, 0, 0), Columns()),
+        lambda: read_part(PartRange(0, 0, file, "parquet", 0, 0, 1, 0, 0), Columns()),
         lambda: read_parquet(pathlib.Path(file.uri).read_bytes(), file.uri),
         lambda: read_parquet(pathlib.Path(file.uri).read_bytes(), file.uri, ["instruction"]),
     ):
@@ -580,7 +581,7 @@ def test_ordinary_parquet_from_pandas_is_read(tmp_path: Path) -> None:
 def tree(tmp_path: Path) -> Path:
     for name in (
         "raw/a.jsonl", "raw/b.ndjson", "raw/deep/c.jsonl", "raw/deep/er/d.jsonl", "raw/[x] #1%.jsonl",
-        "raw/.hidden.jsonl", "raw/.cache/e.jsonl", "raw/notes.txt", "raw/f.json", "other/g.jsonl",
+        "raw/.hidden.jsonl", "raw/.cache/e.jsonl", "raw/notes.txt", "raw/f.text", "other/g.jsonl",
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         lines(tmp_path / name, GOOD)
@@ -638,12 +639,15 @@ def test_names_are_relative_to_the_root(tree: Path, monkeypatch: pytest.MonkeyPa
 def test_a_pattern_that_matches_nothing_is_named(tree: Path, pattern: str) -> None:
     with pytest.raises(UserError) as error:
         find_files([str(tree / "raw"), str(tree / pattern)], None, "evaluation")
-    assert f"looking for evaluation.files: {tree / pattern} matches no .jsonl" in str(error.value)
+    assert (
+        f"looking for evaluation.files: {tree / pattern} matches no file that can be read (.jsonl, "
+        in str(error.value)
+    )
 
 
 def test_unfit_files_are_named(tree: Path) -> None:
-    with pytest.raises(UserError, match=r"f.json is none of .jsonl, .ndjson, .parquet. Convert it"):
-        find_files([str(tree / "raw/f.json")], None)
+    with pytest.raises(UserError, match=r"f.text is none of .jsonl, .ndjson, .json.* Convert it"):
+        find_files([str(tree / "raw/f.text")], None)
     (tree / "raw/empty.jsonl").touch()
     with pytest.raises(UserError, match=r"empty.jsonl is empty. Remove it"):
         find_files([str(tree / "raw")], None)
