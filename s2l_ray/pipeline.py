@@ -155,6 +155,7 @@ def plan(job: Job, until: str = "report", assume: bool = False) -> Plan:
         )
     wanted = NAMES[: NAMES.index(until) + 1]
     store = Store(job.first.run.storage)
+    store.check()
     nodes: dict[tuple[str, str], Node] = {}
     rows: dict[str, int] = {}
     text_bytes: dict[str, int] = {}

@@ -40,6 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk, a storage that went away: nothing half-written counts
+        print(
+            f"error: {type(error).__name__}: {error}. See to the disk or the storage, and run the same command again: what is finished "
+            "is kept.",
+            file=sys.stderr,
+        )
+        return 1
     print_results(job, done)
     return 0
 

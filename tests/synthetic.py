@@ -11,12 +11,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from s2l_ray.core import expressions
 from s2l_ray.core.store import FORMAT, Artifact, Manifest, Store
-from s2l_ray.core.tables import parquet_bytes, schema_text, vector_column
+from s2l_ray.core.tables import (
+    CLUSTERS,
+    MESSAGES,
+    parquet_bytes,
+    schema_text,
+    trajectories_schema,
+    vector_column,
+)
 from s2l_ray.stages.work import Outcome
 
-STATISTICS = ["mean_probability", "min_probability", "el2n", "grand", "answer_loss"]
-TURN = pa.struct([(name, pa.string()) for name in ("role", "content", "input", "extra")])
+STATISTICS = list(expressions.STATISTICS)
 NAME = "made"  # the fingerprint of all of them
 
 
@@ -46,11 +53,14 @@ def build(
         tables = part_tables(first, count, steps * members, list(sources), clusters, list(statistics))
         tables = {stage: change(stage, table) for stage, table in tables.items()}
         schema = schema_text(pa.schema(list(tables["examples"].schema.field("original").type)))
+        known = tables["trajectories"]["reason"].is_null()
+        of_part = Counter(tables["trajectories"].filter(known)["source"].to_pylist())
         for stage, table in tables.items():
             files = {"data": (".parquet", parquet_bytes(table))}
-            made[stage].append(artifacts[stage].write_part(index, count, files, "", "", {}))
-        known = tables["trajectories"]["reason"].is_null()
-        scored.update(tables["trajectories"].filter(known)["source"].to_pylist())
+            made[stage].append(
+                artifacts[stage].write_part(index, count, files, "", "", {"sources": dict(of_part)})
+            )
+        scored.update(of_part)
         sizes.update(tables["clusters"].filter(known)["cluster"].to_pylist())
     order = [[member, step] for member in range(members) for step in range(steps)]
     infos: dict[str, dict[str, Any]] = {
@@ -109,8 +119,8 @@ def part_tables(
     }
     return {
         "examples": example_table(ids, source),
-        "trajectories": pa.table(trajectories),
-        "clusters": pa.table(labels),
+        "trajectories": pa.table(trajectories, schema=trajectories_schema(columns, statistics)),
+        "clusters": pa.table(labels, schema=CLUSTERS),
     }
 
 
@@ -128,7 +138,7 @@ def example_table(ids: pa.Array, source: pa.Array) -> pa.Table:
             nothing,
             nothing,
         ],
-        fields=list(TURN),
+        fields=list(MESSAGES.value_type),
     )
     original = {"instruction": question, "output": answer, "source": source, "grade": ids.cast(pa.float64())}
     columns = {

@@ -6,10 +6,12 @@ Paths in those lines are relative to the subset's folder, so they stay right whe
 import base64
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import yaml
 
 from s2l_ray.core.tables import is_json
 
@@ -29,8 +31,9 @@ def chat_lines(table: pa.Table) -> bytes:
     """Rows of example_id, source, messages, tools as trainers read them.
 
     One object a line: `messages` is a list of {role, content} and whatever else the turn had (tool_calls, name, ...); a
-    separate input stands below the instruction. `tools`, where a row has any, is the JSON text of their list: as objects, the tools of
-    one row would get the fields of all other rows when a library makes one schema of them.
+    separate input stands below the instruction. `tools`, where a row has any, is the JSON text of their list: as objects, the
+    tools of one row would get the fields of all other rows when a library makes one schema of them. (A row without has no such key:
+    some templates take an empty list for tools.)
     """
     rows = []
     for row in table.to_pylist():
@@ -67,17 +70,27 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def stanzas(tools: bool, tool_calls: bool) -> dict[str, bytes]:
-    """Config that trainers take as it is, by file name.
+@dataclass(frozen=True)
+class ChatFile:
+    """A file of conversations: how many of its rows name tools, and how many of its turns call one."""
 
-    Args:
-        tools: some row names tools.
-        tool_calls: some turn calls a tool in a field of its own.
-    """
+    name: str
+    tools: int
+    tool_calls: int
+
+
+def stanzas(files: Sequence[ChatFile]) -> dict[str, bytes]:
+    """Config that trainers take as it is, by file name."""
+    # `datasets` takes the columns of the first file it is given for those of all: one that has what only some have comes first
+    ordered = sorted(files, key=lambda file: (not file.tool_calls, not file.tools))
+    plain = not any(file.tools or file.tool_calls for file in files)
+    data_files = [f"{CHAT_FOLDER}/*.jsonl"] if plain else [file.name for file in ordered]
     return {
-        "dataset_info.json": _llama_factory(tools, tool_calls),
-        "axolotl.yaml": _AXOLOTL.encode(),
-        "trl.yaml": _TRL.encode(),
+        "dataset_info.json": _llama_factory(
+            any(file.tools for file in files), any(file.tool_calls for file in files)
+        ),
+        "axolotl.yaml": _axolotl(data_files),
+        "trl.yaml": _trl(data_files),
     }
 
 
@@ -106,25 +119,26 @@ def _llama_factory(tools: bool, tool_calls: bool) -> bytes:
     return (json.dumps({"s2l_ray": entry}, indent=2) + "\n").encode()
 
 
-_AXOLOTL = f"""\
-# Copy this into an axolotl config. Run in the folder this file lies in, or write that folder before both paths.
-datasets:
-  - path: {CHAT_FOLDER}
-    data_files: {CHAT_FOLDER}/*.jsonl
-    ds_type: json
-    split: train
-    type: chat_template
-    field_messages: messages
-    roles_to_train: [assistant]
-    train_on_eos: turn
-"""
+def _axolotl(data_files: list[str]) -> bytes:
+    said = "# Copy this into an axolotl config. Run in the folder this file lies in, or write that folder before all paths.\n"
+    stanza = {
+        "path": CHAT_FOLDER,
+        "data_files": data_files,
+        "ds_type": "json",
+        "split": "train",
+        "type": "chat_template",
+        "field_messages": "messages",
+        "roles_to_train": ["assistant"],
+        "train_on_eos": "turn",
+    }
+    return (said + yaml.safe_dump({"datasets": [stanza]}, sort_keys=False)).encode()
 
-_TRL = f"""\
-# trl sft --config trl.yaml --model_name_or_path MODEL --output_dir FOLDER
-# Run in the folder this file lies in, or write that folder before the path. To learn the assistant's turns alone, as they were
-# scored, add assistant_only_loss: true (the chat template needs generation marks; TRL brings them for many models).
-datasets:
-  - path: json
-    data_files: {CHAT_FOLDER}/*.jsonl
-    split: train
-"""
+
+def _trl(data_files: list[str]) -> bytes:
+    said = (
+        "# trl sft --config trl.yaml --model_name_or_path MODEL --output_dir FOLDER\n"
+        "# Run in the folder this file lies in, or write that folder before all paths. To learn the assistant's turns alone, as they were\n"
+        "# scored, add assistant_only_loss: true (the chat template needs generation marks; TRL brings them for many models).\n"
+    )
+    stanza = {"path": "json", "data_files": data_files, "split": "train"}
+    return (said + yaml.safe_dump({"datasets": [stanza]}, sort_keys=False)).encode()

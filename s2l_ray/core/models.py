@@ -155,6 +155,9 @@ def template_text(training: Training) -> str | None:
 
 def load_encoder(training: Training) -> Encoder:
     """The encoder of a training section, checked against the model's vocabulary."""
+    vocabulary = load_config(
+        training.model
+    ).vocab_size  # first, as transformers reads it for the tokenizer as well
     encoder = Encoder(
         load_tokenizer(training),
         training.prompt,
@@ -164,7 +167,7 @@ def load_encoder(training: Training) -> Encoder:
         template_text(training),
     )
     encoder.check_vocabulary(
-        load_config(training.model).vocab_size,
+        vocabulary,
         training.tokenizer or str(training.model.path or training.model.hub),
     )
     return encoder
@@ -196,6 +199,14 @@ def parameters(model: Model) -> int | None:
     with torch.device("meta"):
         built = build(load_config(model))
     return sum(tensor.numel() for tensor in built.parameters())
+
+
+def output_shape(model: Model) -> tuple[int, int]:
+    """V and H of the output layer; zeros for Hub names, whose config is not at hand."""
+    if model.hub is not None:
+        return 0, 0
+    config = load_config(model)
+    return config.vocab_size, config.hidden_size
 
 
 def tensor_reader(model: Model) -> Callable[[str], Any] | None:
@@ -277,7 +288,12 @@ def weight_files(read: Callable[[str], bytes], names: Iterable[str], what: str) 
     """
     names, index = sorted(names), "model.safetensors.index.json"
     if index in names:
-        files = sorted({str(file) for file in json.loads(read(index))["weight_map"].values()})
+        try:
+            files = sorted({str(file) for file in json.loads(read(index))["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"loading weights from {what}/{index}: not JSON with a weight_map ({error}). The file is damaged; restore it."
+            ) from None
         missing = sorted(set(files) - set(names))
         if missing:
             raise UserError(

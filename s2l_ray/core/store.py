@@ -146,6 +146,19 @@ class Store:
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
         return Store, (self.uri,)
 
+    def check(self) -> None:
+        """Look at the root. Raises UserError if it is a file, or cannot be reached."""
+        try:
+            kind = self.fs.get_file_info(self.root).type
+        except OSError as error:
+            raise UserError(
+                f"opening the storage {self.uri}: {error}. Correct run.storage, or what gives access to it."
+            ) from None
+        if kind == pafs.FileType.File:
+            raise UserError(
+                f"opening the storage {self.uri}: it is a file. Set run.storage to a folder; it is made when it is not there."
+            )
+
     def _full(self, path: str) -> str:
         return f"{self.root.rstrip('/')}/{path}" if path else self.root
 

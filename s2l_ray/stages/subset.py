@@ -8,7 +8,7 @@ depend on who made them.
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from s2l_ray.config import Rule, Subset, budget_rows
+from s2l_ray.config import FACILITY_LOCATION, Rule, Subset, budget_rows
 from s2l_ray.core import exports, expressions
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.rawfiles import ID_BITS, original_rows
@@ -71,15 +71,17 @@ def make(work: Work) -> Outcome:
     parts = make_parts(
         work,
         _file_jobs(work, found.rows_of_part),
-        make=functools.partial(_make_part, reading=reading, draw=found.draw, schema=schema, names=names),
+        make=functools.partial(_make_part, reading=reading, choose=found.chosen, schema=schema, names=names),
     )
-    told = Counter[str]()
-    for part in parts:
-        told.update({name: part.stats[name] for name in ("tools", "tool_calls")})
-    files = exports.stanzas(told["tools"] > 0, told["tool_calls"] > 0)
+    stanzas = exports.stanzas(
+        [
+            exports.ChatFile(part.files["chat"].name, part.stats["tools"], part.stats["tool_calls"])
+            for part in parts
+        ]
+    )
     return Outcome(
         parts,
-        files=[work.artifact.write_named(name, data) for name, data in files.items()],
+        files=[work.artifact.write_named(name, data) for name, data in stanzas.items()],
         info=_info(work, reading, found, parts),
     )
 
@@ -135,17 +137,61 @@ def _cluster_sources(clusters: dict[str, Any]) -> list[str] | None:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """The rows of a part that can be chosen: which they are (bool, of all rows), and of these their id, their group and key,
+    their cluster (None: no clusters were made) and their score (None: hash alone)."""
+
+    eligible: np.ndarray
+    ids: np.ndarray
+    points: Points
+    clusters: np.ndarray | None
+    scores: np.ndarray | None
+
+
+@dataclass(frozen=True)
 class Found:
-    """What the search gave: sizes and quotas int64 [G], the draw, and how many rows of each part are in it."""
+    """What the search gave: sizes and quotas int64 [G], which rows of a part are chosen (bool [n]), and how many of each part."""
 
     sizes: np.ndarray
     quotas: np.ndarray
-    draw: Draw
+    chosen: Callable[[Rows], np.ndarray]
     rows_of_part: list[int]
 
 
 def find(work: Work, reading: Reading, budget: int) -> Found:
-    """Which rows the rule chooses; every part is read once."""
+    """Which rows the rule chooses."""
+    found = _find_covering if work.config.subset.rule == FACILITY_LOCATION else _find_by_keys
+    sizes, taken, chosen, rows_of_part = found(work, reading, budget)
+    if sum(rows_of_part) != budget:
+        raise UserError(
+            f"choosing the subset: expected {budget} rows, got {sum(rows_of_part)}: example ids repeat in {work.inputs['examples'].uri}. "
+            "Remove that folder and run again."
+        )
+    return Found(sizes, taken, chosen, rows_of_part)
+
+
+_Answer = tuple[np.ndarray, np.ndarray, Callable[[Rows], np.ndarray], list[int]]
+
+
+def _find_covering(work: Work, reading: Reading, budget: int) -> _Answer:
+    from s2l_ray.stages import subset_facility
+
+    listed, rows_of_part = subset_facility.find(work, budget)
+    size = np.array([work.manifests["trajectories"].info["scored"]])
+    return size, np.array([budget]), functools.partial(_is_listed, listed), rows_of_part
+
+
+def _is_listed(listed: Any, rows: Rows) -> np.ndarray:
+    chosen: np.ndarray = listed.chosen(rows.ids)
+    return chosen
+
+
+def _has_key(drawn: Draw, rows: Rows) -> np.ndarray:
+    return drawn.chosen(rows.points)
+
+
+def _find_by_keys(work: Work, reading: Reading, budget: int) -> _Answer:
+    """The draw of a rule with a group and a score; every part is read once."""
     chunks = _chunks(work, reading)
     shared = ray.put((part_context(work), reading))
     sorted_keys = _sorted_keys.options(num_returns=2, num_cpus=TASK_CPUS, scheduling_strategy="SPREAD")
@@ -165,12 +211,7 @@ def find(work: Work, reading: Reading, budget: int) -> Found:
         bounded(_count, [(number, ref, draw_ref, len(chunks[number])) for number, ref in enumerate(keys)])
     )
     rows_of_part = [int(rows) for number in range(len(chunks)) for rows in counts[number]]
-    if sum(rows_of_part) != budget:
-        raise UserError(
-            f"choosing the subset: expected {budget} rows, got {sum(rows_of_part)}: example ids repeat in {work.inputs['examples'].uri}. "
-            "Remove that folder and run again."
-        )
-    return Found(sizes, wanted, drawn, rows_of_part)
+    return sizes, wanted, functools.partial(_has_key, drawn), rows_of_part
 
 
 def _chunks(work: Work, reading: Reading) -> list[list[dict[str, Any]]]:
@@ -210,17 +251,6 @@ def _count(number: int, keys: Keys, drawn: Draw, num_parts: int) -> tuple[int, n
 # -------------------------------------------------------------------------------------------------------------------- rows
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a part that can be chosen: which they are (bool, of all rows), and of these their group and key, their
-    cluster (None: no clusters were made) and their score (None: hash alone)."""
-
-    eligible: np.ndarray
-    points: Points
-    clusters: np.ndarray | None
-    scores: np.ndarray | None
-
-
 def read_rows(context: PartContext, reading: Reading, parts: dict[str, Any]) -> Rows:
     """Groups and keys of a part; `parts` are descriptors by stage.
 
@@ -246,7 +276,7 @@ def read_rows(context: PartContext, reading: Reading, parts: dict[str, Any]) -> 
         score = _scores(reading, columns, ids)
         bits = ordered_bits(score)
     points = Points(groups, bits, keyed_hash(reading.section.seed, ids))
-    return Rows(eligible, points, clusters, score)
+    return Rows(eligible, ids, points, clusters, score)
 
 
 def _numbers(column: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
@@ -341,12 +371,12 @@ def _make_part(
     context: PartContext,
     job: dict[str, Any],
     reading: Reading,
-    draw: Draw,
+    choose: Callable[[Rows], np.ndarray],
     schema: str,
     names: dict[int, str],
 ) -> Part:
     original = schema_from_text(schema, "examples")
-    several = [_chosen_rows(context, reading, draw, parts, original) for parts in job["parts"]]
+    several = [_chosen_rows(context, reading, choose, parts, original) for parts in job["parts"]]
     table = pa.concat_tables(several).slice(job["skip"], job["rows"]).combine_chunks()
     data = _data(table)
     messages = table.select(["example_id", "source", "messages", "tools"])
@@ -368,14 +398,18 @@ def _make_part(
 
 
 def _chosen_rows(
-    context: PartContext, reading: Reading, draw: Draw, parts: dict[str, Any], schema: pa.Schema
+    context: PartContext,
+    reading: Reading,
+    choose: Callable[[Rows], np.ndarray],
+    parts: dict[str, Any],
+    schema: pa.Schema,
 ) -> pa.Table:
     """The chosen rows of a part: the columns of examples, cluster, and score where the rule has one.
 
     The struct `original` has the columns of all files; those that the row's own file lacks are null.
     """
     rows = read_rows(context, reading, parts)
-    chosen = draw.chosen(rows.points)
+    chosen = choose(rows)
     keep = rows.eligible.copy()
     keep[keep] = chosen
     table = context.inputs["examples"].read_part(part_from(parts["examples"])).filter(pa.array(keep))

@@ -1,6 +1,7 @@
 """Seconds that every selection rule takes to find its draw over stored trajectories, through the stage's own code.
 
     python tests/bench/bench_rules.py --rows 1000000
+    python tests/bench/bench_rules.py --rows 100000 --rules facility_location
 
 Makes trajectories of 12 steps with all statistics and clusters in a temporary folder, then draws 11 % with each rule on a local Ray
 with 2 CPUs. Prints a table, and one last line of JSON. Writing the chosen rows' text is not part of it.
