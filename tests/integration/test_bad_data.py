@@ -180,7 +180,7 @@ def steps_that_are_not_stored(case: Case) -> list[str]:
 
 def differences_of_one_step(case: Case) -> list[str]:
     case.job["clusters"] |= {"features": "differences", "steps": 1}
-    return ["differences", "clusters.steps"]
+    return ["differences", "steps: expected at least 2"]
 
 
 def used_clusters_of_another_k(case: Case) -> list[str]:
@@ -190,7 +190,7 @@ def used_clusters_of_another_k(case: Case) -> list[str]:
 
 def a_held_out_row_without_a_learned_token(case: Case) -> list[str]:
     held_out = case.folder / "heldout" / "long.jsonl"
-    tiny.write_jsonl(held_out, [{"instruction": 60 * "x", "output": "y", "source": "s"}])
+    tiny.write_jsonl(held_out, [{"instruction": 90 * "x", "output": "y", "source": "s"}])
     case.job["evaluation"]["files"] = [str(held_out)]
     return ["long.jsonl", "no learned token", "example_id 0", "target.max_length"]
 

@@ -197,7 +197,7 @@ def test_facility_location_covers_the_trajectories_better_than_chance(storage: s
     numbers = np.random.default_rng(0)
     by_chance = [apart[numbers.choice(ROWS, 40, replace=False)].min(axis=0).sum() for _ in range(20)]
     assert uncovered < min(by_chance)
-    assert uncovered < 1.05 * nearest.sum()  # six blocks, merged, come close to greedy on all rows
+    assert uncovered < 1.25 * nearest.sum()  # six small blocks, merged, come close to greedy on all rows
 
 
 # --------------------------------------------------------------------------------------------------- read by libraries
