@@ -375,3 +375,9 @@ def test_help_explains_every_field_with_its_default() -> None:
 )
 def test_a_share_of_the_rows_is_that_of_its_digits(budget: float, eligible: int, rows: int) -> None:
     assert config.budget_rows(budget, eligible) == rows
+
+
+def test_a_statistic_is_stored_once() -> None:
+    message = refusal("--trajectories.statistics=[el2n, grand, el2n]")
+    assert "trajectories.statistics: expected every statistic once, got el2n twice or more" in message
+    assert "trajectories.statistics.0" in refusal("--trajectories.statistics=[perplexity]")

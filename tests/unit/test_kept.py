@@ -14,11 +14,11 @@ import pyarrow as pa
 import pytest
 
 from s2l_ray.config import Columns
-from s2l_ray.core import exports, kmeans, order, selection
-from s2l_ray.core.encoding import Encoder, byte_tokenizer
+from s2l_ray.core import exports, kmeans, order, scoring, selection
+from s2l_ray.core.encoding import Encoder, byte_tokenizer, token_batches
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.rawfiles import find_files, index_file, part_ranges, read_part
-from s2l_ray.core.tables import EXAMPLES_FIXED
+from s2l_ray.core.tables import EXAMPLES_FIXED, trajectories_schema
 from s2l_ray.pipeline import STAGES
 from tests import tiny
 
@@ -30,6 +30,7 @@ KEPT = {
     ("target", 1): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
     ("proxy", 2): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
     ("target", 2): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
+    ("trajectories", 2): "a95c19278b4cf10bc3245a4789f4884e8c86afb3ae44a0f8d9719354c2ccad2a",
     ("clusters", 1): "19d6e55c881469e7451614054011557d6730ddfd9bed61d553d2745d8a73c1e6",
     ("clusters", 2): "19d6e55c881469e7451614054011557d6730ddfd9bed61d553d2745d8a73c1e6",
     ("subset", 1): "018440c0f9e9afbd87f852b7deff88548ba6b45afe664df25b323c3dd4a63e28",
@@ -55,6 +56,15 @@ def training(folder: Path) -> Any:
     ]
     encoded = Encoder(byte_tokenizer(), "alpaca", 200).examples(rows(folder))
     return [windows, [(e.example_id, e.input_ids.tolist(), e.learned.tolist()) for e in encoded]]
+
+
+def trajectories(folder: Path) -> Any:
+    """Columns, batches and what is scored without its prompt; the numbers themselves differ in their last bits between CPUs."""
+    encoded = Encoder(byte_tokenizer(), "alpaca", 200).examples(rows(folder))
+    alone = [(e.input_ids.tolist(), e.learned.tolist()) for e in scoring.answers(encoded, None, 256)]
+    schema = trajectories_schema(3, ["mean_probability", "min_probability", "el2n", "grand", "answer_loss"])
+    batches = token_batches([len(e.input_ids) for e in encoded], 500)
+    return [[(field.name, str(field.type)) for field in schema], batches, alone]
 
 
 def clusters(folder: Path) -> Any:
@@ -96,6 +106,7 @@ def subset(folder: Path) -> Any:
         ("examples", examples),
         ("proxy", training),
         ("target", training),
+        ("trajectories", trajectories),
         ("clusters", clusters),
         ("subset", subset),
     ],
