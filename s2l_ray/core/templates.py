@@ -259,17 +259,19 @@ class Chat:
     def example(self, turns: Sequence[Turn], tools: str | None) -> list[Piece]:
         """One piece, as the template writes its end tokens itself."""
         last = last_answer(turns)
-        script = self._script(turns, tools)
-        if self.learn == "everything":
-            text = script.render(len(turns))
-            _refuse_what_is_left_out(script, text)
-            return [Piece(text, [(0, len(text))])]
         answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
         learned = [last] if self.learn == "last" else answers
+        script = self._script(turns, tools)
         by_marks = GENERATION.search(script.template) is not None
-        text, spans = self._by_marks(script, learned) if by_marks else self._by_prefixes(script, learned)
+        text, marks = script.marked(len(turns)) if by_marks else (script.render(len(turns)), [])
         _refuse_what_is_left_out(script, text)
-        return [Piece(text, [span for span in spans if span[0] < span[1]])]
+        if self.learn == "everything":
+            spans = [(0, len(text))]
+        elif by_marks:
+            spans = self._by_marks(script, text, marks, learned)
+        else:
+            spans = [self._by_prefixes(script, text, number) for number in learned]
+        return [Piece(text, [(first, end) for first, end in spans if first < end])]
 
     def prompt(self, turns: Sequence[Turn], tools: str | None) -> list[Piece]:
         """One piece: the earlier turns and the template's generation prompt."""
@@ -290,31 +292,28 @@ class Chat:
             template = FIXED_DATE + template
         return _Script(self, template, turns, messages, schemas)
 
-    def _by_marks(self, script: _Script, learned: list[int]) -> tuple[str, list[tuple[int, int]]]:
-        """The text and what is learned by the generation marks: all of them, or those that the last answer adds."""
-        text, spans = script.marked(len(script.turns))
+    def _by_marks(
+        self, script: _Script, text: str, marks: list[tuple[int, int]], learned: list[int]
+    ) -> list[tuple[int, int]]:
+        """All generation marks, or those that the last answer adds."""
         if self.learn == "last":
             before, earlier = script.marked(learned[0]) if learned[0] else ("", [])
             reached = earlier[-1][1] if earlier else 0
-            if spans[: len(earlier)] != earlier or text[:reached] != before[:reached]:
+            if marks[: len(earlier)] != earlier or text[:reached] != before[:reached]:
                 raise Refused(
                     "the chat template renders an earlier answer differently once the conversation goes on, so the last one's "
                     f"generation marks cannot be told. {MARKS} that does not, or set learn: all"
                 )
-            spans = spans[len(earlier) :]
-        said = "".join(text[first:end] for first, end in spans)
+            marks = marks[len(earlier) :]
+        said = "".join(text[first:end] for first, end in marks)
         if not all(_shows(said, script.turns[number]) for number in learned):
             raise Refused(
                 f"the chat template's generation marks do not hold the text of an answer. {MARKS} that do"
             )
-        return text, spans
+        return marks
 
-    def _by_prefixes(self, script: _Script, learned: list[int]) -> tuple[str, list[tuple[int, int]]]:
-        """The text and what each answer adds to it."""
-        text = script.render(len(script.turns))
-        return text, [self._span(script, text, number) for number in learned]
-
-    def _span(self, script: _Script, text: str, number: int) -> tuple[int, int]:
+    def _by_prefixes(self, script: _Script, text: str, number: int) -> tuple[int, int]:
+        """What an answer adds to the whole text: from the generation prompt before it to where the text of its turn ends."""
         remedy = MARKS if number == last_answer(script.turns) else f"{MARKS}, or set learn: last"
         opened = script.render(number, prompt=True)
         if not text.startswith(opened):
@@ -324,9 +323,7 @@ class Chat:
         closed = text
         if number < len(script.turns) - 1:
             closed = script.render(number + 1)
-            if not text.startswith(
-                closed
-            ):  # some templates close the whole text, though not each turn, with the end token
+            if not text.startswith(closed):  # some templates write the end token after the last turn only
                 closed = closed.removesuffix(self.end_text)
             if not text.startswith(closed):
                 raise Refused(

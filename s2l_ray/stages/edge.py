@@ -225,7 +225,8 @@ def _make_in_task(row: dict[str, str], make: MakeParts, context: PartContext) ->
     return _answers(lambda: make(context, json.loads(row["jobs"])))
 
 
-def _make_each(context: PartContext, jobs: list[dict[str, Any]], make: MakePart) -> Iterator[Part]:
+def _make_each(context: PartContext, jobs: list[dict[str, Any]], make: MakePart | None) -> Iterator[Part]:
+    assert make is not None
     return (make(context, job) for job in jobs)
 
 

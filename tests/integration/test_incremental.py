@@ -95,7 +95,7 @@ def test_the_files_and_what_is_new_are_recorded(growing: Growing, extended: dict
         (2, NEW_FIRST),
     ]
     assert (info["new_files"], info["dropped_files"], info["next_file_number"]) == ([NEW_FIRST], [], 3)
-    assert extended["proxy"] == growing.first["proxy"]
+    assert extended["proxy"].fingerprint == growing.first["proxy"].fingerprint
     report = (growing.folder / "storage" / "runs" / "more" / "report.html").read_text()
     assert NEW_FIRST in report
 

@@ -139,8 +139,10 @@ def ranges_of(files: dict[str, tuple[str, int]]) -> list[PartRange]:
     """Parts of a data set: file name -> (SHA-256, number of parts)."""
     made: list[PartRange] = []
     for number, (name, (sha256, parts)) in enumerate(sorted(files.items())):
-        file = RawFile(f"/{name}", name, 1, 0, sha256)
-        made += [PartRange(len(made) + part, number, file, part * 4, 4, 0, 0) for part in range(parts)]
+        file = RawFile(f"/{name}", name, name, 1, 0, sha256)
+        made += [
+            PartRange(len(made) + part, number, file, "lines", 0, part * 4, 4, 0, 0) for part in range(parts)
+        ]
     return made
 
 
