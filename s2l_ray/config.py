@@ -7,14 +7,26 @@ Everything that can be known to be wrong from the config alone is refused here, 
 import difflib
 import math
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
+from s2l_ray.core import expressions
 from s2l_ray.errors import UserError
 
 MAX_ROWS_PER_PART = 65_536
@@ -81,6 +93,13 @@ class Columns(Section):
         None, description="column that says where a row is from; without one, the file's name is the source"
     )
 
+    @model_validator(mode="after")
+    def _one_schema(self) -> "Columns":
+        beside = [name for name in ("instruction", "input", "output") if getattr(self, name) is not None]
+        if self.messages is not None and beside:
+            raise ValueError(f"expected either messages or instruction and output; got messages and {beside}")
+        return self
+
 
 class Examples(Section):
     files: list[str] = Field(
@@ -127,6 +146,14 @@ class Examples(Section):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _files_or_dataset(self) -> "Examples":
+        if self.files and self.dataset is not None:
+            raise ValueError("expected either files or dataset; got both")
+        if self.dataset is None and self.dataset_config is not None:
+            raise ValueError("dataset_config is only used with dataset")
+        return self
 
 
 class Model(Section):
@@ -205,6 +232,11 @@ class Training(Section):
     state_every: int = Field(500, ge=1, description="optimiser steps between saves of the training state")
     seed: int = Field(0, ge=0, description="seed of initial weights and of the order of the data")
 
+    @property
+    def trained(self) -> bool:
+        """Whether the job trains this model itself."""
+        return True
+
     @model_validator(mode="after")
     def _template_is_used(self) -> "Training":
         if self.template is not None and self.prompt != "chat":
@@ -213,7 +245,7 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _exactly_one_length(self) -> "Training":
-        if (self.epochs is None) == (self.steps is None):
+        if self.trained and (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 f"expected exactly one of epochs and steps; got epochs={self.epochs}, steps={self.steps}"
             )
@@ -235,6 +267,10 @@ class Proxy(Training):
         default_factory=list,
         description="an ensemble: one proxy an entry, each with its own values of fields of this section",
     )
+
+    @property
+    def trained(self) -> bool:
+        return self.use is None
 
     def each(self) -> list["Proxy"]:
         """The proxies to train, fully resolved; one when `members` is empty."""
@@ -340,16 +376,75 @@ class Clusters(Section):
         return sum(count - (self.features == "differences") for count in chosen)
 
 
+GROUPS = ("all", "source", "cluster", "(source, cluster)", "source / cluster")
+
+
+def group_kind(text: str) -> str:
+    """One of GROUPS, however it is spaced.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    for kind in GROUPS:
+        if "".join(text.split()) == "".join(kind.split()):
+            return kind
+    raise ValueError(f"expected one of {'; '.join(GROUPS)}, got {text!r}")
+
+
 class Rule(Section):
     """A selection rule: which rows share a quota, and which of them come first. Expressions over the stored columns."""
 
     group: str = Field(
-        "all", description="all, source, cluster, or source / cluster (shares of sources first)"
+        "all",
+        description="all, source, cluster, (source, cluster), or source / cluster (shares of sources first, then of their clusters)",
     )
     score: str = Field("hash", description="what is smallest is chosen first, ties by hash: an expression")
     take: Literal["smallest", "middle"] = Field(
         "smallest", description="the smallest scores of each group, or those in the middle"
     )
+
+    @field_validator("group")
+    @classmethod
+    def _known_group(cls, value: str) -> str:
+        return group_kind(value)
+
+    @field_validator("score")
+    @classmethod
+    def _readable_score(cls, value: str) -> str:
+        return expressions.parse(value).text
+
+
+# Names for rules. The baselines of the paper (section 4 there) and of later work, each as its own paper defines it.
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {
+        "s2l": Rule(group="cluster"),
+        # the authors' code as published, with clusters.within: source and subset.small_last: 2
+        "s2l_within_sources": Rule(group="source / cluster"),
+        "random": Rule(),
+        "source_balanced": Rule(group="source"),
+        "longest": Rule(score="-num_tokens"),
+        "least_confidence": Rule(score="at(mean_probability)"),
+        "middle_perplexity": Rule(score="exp(at(loss))", take="middle"),  # Marion et al. 2023
+        "high_learnability": Rule(score="-(first(loss) - last(loss))"),  # Zhou et al. 2023
+        "el2n": Rule(score="-at(el2n)"),  # Paul et al. 2021, the largest first
+        "grand": Rule(score="-at(grand)"),  # Paul et al. 2021, the largest first
+        # the "ambiguous" region of data maps: Swayamdipta et al. 2020, over what training did, so without step 0
+        "variability": Rule(score="-std(after(mean_probability))"),
+        # instruction-following difficulty, Li et al. 2023: the largest ratio of perplexities below 1 first. At 1 and
+        # above the instruction does not help: these rows come last.
+        "ifd": Rule(
+            score="where(at(loss) < at(answer_loss), -1, 1) * exp(at(loss) - at(answer_loss))",
+        ),
+        "medoid": Rule(group="cluster", score="distance"),
+        "stable_in_cluster": Rule(group="cluster", score="sum(abs(diff(after(loss))))"),  # XMAS, 2025
+        # Varshney et al. 2022 order rows by a model's confidence. Our reading: confidence is the mean probability over
+        # training, as in data maps; the budget goes to the most confident, and the column `score` keeps their order.
+        "confidence_curriculum": Rule(score="-mean(after(mean_probability))"),
+    }
+)
+FACILITY_LOCATION = (
+    "facility_location"  # the one rule that is no expression: what it takes depends on what it took
+)
 
 
 class Subset(Section):
@@ -357,12 +452,16 @@ class Subset(Section):
         0.11,
         description="rows to choose: a count (an integer) or a share of the scored rows (a decimal number up to 1.0)",
     )
-    rule: str | Rule = Field(
-        "s2l", description="how rows are chosen: the name of a rule, or {group, score, take}"
+    rule: Annotated[
+        Annotated[str, Tag("(name)")] | Annotated[Rule, Tag("(own)")],
+        Discriminator(lambda value: "(name)" if isinstance(value, str) else "(own)"),
+    ] = Field(
+        "s2l",
+        description=f"how rows are chosen: {', '.join([*RULES, FACILITY_LOCATION])}, or your own {{group, score, take}}",
     )
     at: Literal["early", "late"] | int = Field(
         "late",
-        description="the step that one-shot rules look at: the first or last one stored after step 0, or a step's number",
+        description="the step that at() in a rule means: the first or last one stored after step 0, or a step's number",
     )
     small_last: int = Field(
         0, ge=0, description="groups of at most so many rows are only used when all others are exhausted"
@@ -379,6 +478,13 @@ class Subset(Section):
             raise ValueError(
                 f"expected a count (an integer from 1) or a share (a decimal number above 0, up to 1.0), got {value!r}"
             )
+        return value
+
+    @field_validator("rule")
+    @classmethod
+    def _known_rule(cls, value: str | Rule) -> str | Rule:
+        if isinstance(value, str) and value not in (*RULES, FACILITY_LOCATION):
+            raise ValueError(expressions.unknown("rule", value, [*RULES, FACILITY_LOCATION]))
         return value
 
 
@@ -468,15 +574,32 @@ class Config(Section):
         if self.evaluation is not None and not self.evaluation.files:
             problems.append("evaluation.files: expected at least one held-out file, folder or glob")
         problems += _feature_problems(self.clusters, self.proxy)
-        if not self.examples.files and self.examples.expected_rows is None:
-            problems.append("examples.files: expected at least one file, folder or glob")
+        if not (self.examples.files or self.examples.dataset or self.examples.expected_rows):
+            problems.append(
+                "examples.files: expected at least one file, folder or glob (or examples.dataset)"
+            )
+        problems += _rule_problem(self.subset, self.trajectories)
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
 
+def _rule_problem(subset: Subset, trajectories: Trajectories) -> list[str]:
+    if subset.rule == FACILITY_LOCATION:
+        return []
+    rule = RULES[subset.rule] if isinstance(subset.rule, str) else subset.rule
+    names = expressions.parse(rule.score).names & set(expressions.STATISTICS)
+    missing = sorted(names - set(trajectories.statistics))
+    if not missing:
+        return []
+    return [
+        f"subset.rule: {subset.rule if isinstance(subset.rule, str) else rule.score!r} reads {', '.join(missing)}, which is not "
+        f"stored. Set trajectories.statistics to [{', '.join([*trajectories.statistics, *missing])}]"
+    ]
+
+
 def _batch_problem(section: str, training: Training, workers: int, micro_batch: int) -> list[str]:
-    if training.global_batch % (workers * micro_batch) == 0:
+    if not training.trained or training.global_batch % (workers * micro_batch) == 0:
         return []
     return [
         f"{section}.global_batch: expected a multiple of scaling.{section}_workers x scaling.{section}_micro_batch = "
@@ -620,10 +743,11 @@ def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 def _explain(error: ValidationError) -> list[str]:
     lines = []
     for item in error.errors():
-        dotted = ".".join(str(piece) for piece in item["loc"])
+        loc = [piece for piece in item["loc"] if not str(piece).startswith("(")]  # without the tags of unions
+        dotted = ".".join(str(piece) for piece in loc)
         if item["type"] == "extra_forbidden":
-            known = _fields_at(item["loc"][:-1])
-            close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            known = _fields_at(loc[:-1])
+            close = difflib.get_close_matches(str(loc[-1]), known, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             lines.append(f"{dotted}: unknown key.{hint} Known here: {', '.join(sorted(known))}")
         elif item["type"] == "missing":
@@ -641,7 +765,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+def _fields_at(loc: list[int | str]) -> list[str]:
     section: type[BaseModel] | None = Config
     for piece in loc:
         info = section.model_fields.get(str(piece)) if section else None
@@ -650,9 +774,13 @@ def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
 
 
 def _section_of(info: FieldInfo) -> type[BaseModel] | None:
-    for kind in (info.annotation, *getattr(info.annotation, "__args__", ())):
+    """The section that a field holds, be it one of several kinds of value."""
+    open_: list[Any] = [info.annotation]
+    while open_:
+        kind = open_.pop()
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
+        open_ += getattr(kind, "__args__", ())  # of a union, or what Annotated is about
     return None
 
 
@@ -666,13 +794,13 @@ def describe() -> str:
 def _describe(section: type[BaseModel], prefix: str, lines: list[str]) -> None:
     for name, info in section.model_fields.items():
         inner = _section_of(info)
+        if inner is None or isinstance(info.default, str):  # a rule is a name or a section
+            default = info.get_default(call_default_factory=True) if not info.is_required() else "required"
+            lines.append(f"  {prefix}{name} = {_short(default)}\n      {info.description}")
+        elif info.description:
+            lines.append(f"  {prefix}{name}: {info.description}")
         if inner is not None:
-            if info.description:
-                lines.append(f"  {prefix}{name}: {info.description}")
             _describe(inner, f"{prefix}{name}.", lines)
-            continue
-        default = info.get_default(call_default_factory=True) if not info.is_required() else "required"
-        lines.append(f"  {prefix}{name} = {_short(default)}\n      {info.description}")
 
 
 def budget_rows(budget: int | float, eligible: int) -> int:

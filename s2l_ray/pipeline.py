@@ -14,19 +14,43 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from s2l_ray.config import Config, Job, Training, budget_rows
-from s2l_ray.core.models import identity, load_encoder
-from s2l_ray.core.rawfiles import FileIndex, PartRange, RawFile, find_files, index_file, part_ranges
-from s2l_ray.core.selection import RULES
-from s2l_ray.core.store import FORMAT, IO_THREADS, Artifact, Manifest, Store, fingerprint
+from s2l_ray.config import Config, Evaluation, Examples, Job, Training, budget_rows
+from s2l_ray.core import selection
+from s2l_ray.core.hub import store_dataset, stored_dataset
+from s2l_ray.core.lineage import file_numbers, listing, renumbered
+from s2l_ray.core.models import check_weights, identity, load_encoder, template_text
+from s2l_ray.core.rawfiles import (
+    FileIndex,
+    PartRange,
+    RawFile,
+    check_columns,
+    find_files,
+    index_file,
+    part_ranges,
+)
+from s2l_ray.core.store import FORMAT, IO_THREADS, Artifact, Manifest, Store, fingerprint, is_folder
 from s2l_ray.errors import UserError
 from s2l_ray.stages.work import Outcome, Work
 
 log = logging.getLogger("s2l_ray")
+# Fields that say where things lie or what to expect of them; their content enters by its hash.
+NO_CONTENT = (
+    "files",
+    "root",
+    "dataset",
+    "dataset_config",
+    "split",
+    "expected_rows",
+    "expected_tokens_per_row",
+    "extends",
+    "on_changed_file",
+    "use",
+)
+WHAT_A_PROXY_READS = ("model", "tokenizer", "prompt", "template", "learn", "max_length", "truncation")
 PACKAGES = ("s2l_ray", "ray", "torch", "transformers", "deepspeed", "pyarrow", "faiss-cpu", "numpy")
 
 
@@ -66,7 +90,7 @@ NAMES = tuple(stage.name for stage in STAGES)
 
 
 def _by_cluster(config: Config) -> bool:
-    return RULES[config.subset.rule].group == "cluster"
+    return bool(selection.needs(config.subset) & {"cluster", "distance"})
 
 
 def _label(artifact: Artifact) -> str:
@@ -131,50 +155,92 @@ def plan(job: Job, until: str = "report", assume: bool = False) -> Plan:
         )
     wanted = NAMES[: NAMES.index(until) + 1]
     store = Store(job.first.run.storage)
+    store.check()
     nodes: dict[tuple[str, str], Node] = {}
     rows: dict[str, int] = {}
     text_bytes: dict[str, int] = {}
     raw = _RawFiles(store, assume)
     for variant, config in job.variants.items():
-        ranges = raw.ranges(
-            config.examples.files, config.examples.root, config.examples.rows_per_part, "examples"
-        )
+        ranges = raw.ranges(config.examples, "examples")
         rows[variant] = sum(part.rows for part in ranges) or config.examples.expected_rows or 0
         text_bytes[variant] = sum(raw.indexes[uri].text_bytes for uri in {part.file.uri for part in ranges})
         if not ranges and not assume:
             raise UserError(
-                "planning the run: examples.files names no file. Name files, a folder or a glob; --dry-run goes without."
+                "planning the run: examples.files names no file. Name files, a folder, a glob or a data set; --dry-run goes without."
             )
+        if config.examples.extends is not None:
+            ranges = _extended(config, ranges)
         _check_sizes(config, rows[variant])
         own: dict[str, Node] = {}
         for stage in STAGES[:-1]:
-            if stage.name not in wanted or not stage.wanted(config):
-                continue
-            inputs = {name: own[name].artifact for name in stage.inputs(config)}
-            held_out: list[PartRange] = []
-            if stage.name == "evaluation" and config.evaluation is not None:
-                section = config.evaluation
-                held_out = raw.ranges(section.files, section.root, section.rows_per_part, "evaluation")
-            files = raw.identity(ranges if stage.name == "examples" else held_out)
-            section_ = _section(stage.name, config, assume)
-            artifact = Artifact(store, stage.name, _name(stage, section_, inputs, files))
-            node = nodes.setdefault(
-                (stage.name, artifact.fingerprint),
-                Node(
-                    stage,
-                    artifact,
-                    config,
-                    section_,
-                    inputs,
-                    ranges if stage.name == "examples" else held_out,
-                ),
-            )
-            node.variants.append(variant)
-            own[stage.name] = node
+            if stage.name in wanted and stage.wanted(config):
+                found = _node(stage, config, own, raw, ranges, assume)
+                node = nodes.setdefault((stage.name, found.artifact.fingerprint), found)
+                node.variants.append(variant)
+                own[stage.name] = node
     if "report" in wanted:
         _add_report(job, store, nodes)
     ordered = sorted(nodes.values(), key=lambda node: NAMES.index(node.stage.name))
     return Plan(job, store, ordered, rows, text_bytes)
+
+
+def _node(
+    stage: Stage,
+    config: Config,
+    own: dict[str, Node],
+    raw: "_RawFiles",
+    ranges: list[PartRange],
+    assume: bool,
+) -> Node:
+    """One stage of one variant; `own` holds the variant's stages before it."""
+    if stage.name == "proxy" and config.proxy.use is not None:
+        used = Artifact.at(config.proxy.use, "proxy", "proxy.use")
+        section = used.manifest().section
+        _check_used_proxy(section, _section("proxy", config, assume))
+        return Node(stage, used, config, section, {})
+    inputs = {name: own[name].artifact for name in stage.inputs(config)}
+    if stage.name == "examples" and config.examples.extends is not None:
+        inputs["base"] = Artifact.at(config.examples.extends, "examples", "examples.extends")
+    if stage.name == "clusters" and config.clusters.use is not None:
+        inputs["base"] = Artifact.at(config.clusters.use, "clusters", "clusters.use")
+    own_ranges = ranges if stage.name == "examples" else []
+    if stage.name == "evaluation" and config.evaluation is not None:
+        held_out = config.evaluation
+        own_ranges = raw.ranges(held_out, "evaluation")
+    section = _section(stage.name, config, assume)
+    artifact = Artifact(raw.store, stage.name, _name(stage, section, inputs, raw.identity(own_ranges)))
+    return Node(stage, artifact, config, section, inputs, own_ranges)
+
+
+def _extended(config: Config, ranges: list[PartRange]) -> list[PartRange]:
+    """The parts under the file numbers that examples.extends began; its rows must have been cut and read in the same way."""
+    section, uri = config.examples, str(config.examples.extends)
+    base = Artifact.at(uri, "examples", "examples.extends").manifest()
+    ours = _section("examples", config, assume=False)
+    wrong = [name for name in ours if base.section.get(name) != ours[name]]
+    if wrong:
+        raise UserError(
+            f"extending {uri}: it was made with examples.{wrong[0]} = {base.section.get(wrong[0])}, but the config says "
+            f"{ours[wrong[0]]}. Set it as it was then; ids and parts would not fit otherwise."
+        )
+    return renumbered(ranges, file_numbers(listing(ranges), base, section.on_changed_file, uri).numbers)
+
+
+def _check_used_proxy(used: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Refuse to score rows with a proxy that was trained on rows in another form than the config describes."""
+    if len(used["members"]) != len(asked["members"]):
+        raise UserError(
+            f"planning the proxy: proxy.use names an artifact of {len(used['members'])} proxies, but proxy.members describes "
+            f"{len(asked['members'])}. Describe those that were trained."
+        )
+    for number, (theirs, ours) in enumerate(zip(used["members"], asked["members"], strict=True)):
+        wrong = [name for name in WHAT_A_PROXY_READS if theirs.get(name) != ours.get(name)]
+        if wrong:
+            raise UserError(
+                f"planning the proxy: the artifact that proxy.use names was trained with {wrong[0]} = {theirs.get(wrong[0])} (member "
+                f"{number}), but the config says {ours.get(wrong[0])}; also different: {', '.join(wrong[1:]) or 'nothing'}. Set these "
+                "fields of proxy as they were then."
+            )
 
 
 def _add_report(job: Job, store: Store, nodes: dict[tuple[str, str], Node]) -> None:
@@ -209,14 +275,18 @@ def _section(stage: str, config: Config, assume: bool) -> dict[str, Any]:
         assert config.target is not None
         return _training(config.target, assume)
     dumped: dict[str, Any] = getattr(config, stage).model_dump(mode="json")
-    for where in ("files", "root", "expected_rows", "expected_tokens_per_row"):
+    if stage == "subset" and not selection.uses_at(config.subset):
+        del dumped["at"]  # a job that sets it for one rule does not make the others' subsets again
+    for where in NO_CONTENT:
         dumped.pop(where, None)
     return dumped
 
 
 def _training(section: Training, assume: bool) -> dict[str, Any]:
-    dumped = section.model_dump(mode="json", exclude={"model", "tokenizer", "state_every", "members"})
+    dumped = section.model_dump(mode="json", exclude={"model", "tokenizer", "state_every", "members", "use"})
     try:
+        template = template_text(section)
+        dumped["template"] = template and fingerprint(template)
         return {**dumped, **identity(section.model, section.tokenizer)}
     except UserError:
         if not assume:
@@ -229,7 +299,7 @@ def _check_sizes(config: Config, rows: int) -> None:
         return
     if isinstance(config.subset.budget, int):
         budget_rows(config.subset.budget, rows)
-    for section in config.proxy.each():
+    for section in config.proxy.each() if config.proxy.use is None else ():
         steps = (
             -(-rows * section.epochs // section.global_batch)
             if section.epochs is not None
@@ -254,32 +324,50 @@ class _RawFiles:
         self.seen: dict[str, list[PartRange]] = {}
         self.indexes: dict[str, FileIndex] = {}
 
-    def ranges(
-        self, patterns: list[str], root: str | None, rows_per_part: int, section: str
-    ) -> list[PartRange]:
-        key = json.dumps([patterns, root, rows_per_part])
+    def ranges(self, section: Examples | Evaluation, name: str) -> list[PartRange]:
+        """The parts of a section's files, after a look at the columns of those files that tell them by themselves."""
+        key = section.model_dump_json()
         if key not in self.seen:
             try:
-                files = find_files(patterns, root, section) if patterns else []
+                files = self._files(section, name)
             except UserError:
                 if not self.assume:
                     raise
                 files = []
             with ThreadPoolExecutor(IO_THREADS) as pool:
-                indexes = list(pool.map(lambda file: self._index(file, rows_per_part), files))
+                indexes = list(pool.map(lambda file: self._index(file, section.rows_per_part), files))
             self.indexes.update({file.uri: index for file, index in zip(files, indexes, strict=True)})
+            check_columns(files, indexes, section.columns)
             self.seen[key] = part_ranges(files, indexes)
         return self.seen[key]
 
+    def _files(self, section: Examples | Evaluation, name: str) -> list[RawFile]:
+        dataset = getattr(section, "dataset", None)
+        if dataset is None or not isinstance(section, Examples):
+            return find_files(section.files, section.root, name) if section.files else []
+        if is_folder(dataset):
+            return find_files([dataset], section.root, name, section.split)
+        where = (self.store, dataset, section.dataset_config, section.split)
+        stored = stored_dataset(*where)
+        if stored is None and self.assume:
+            return []
+        log.info("%s: %s", dataset, "taken from the storage" if stored else "loading it into the storage")
+        source = dataset.partition("@")[0]
+        return [
+            replace(file, source=source) for file in find_files(stored or store_dataset(*where), None, name)
+        ]
+
     def identity(self, ranges: list[PartRange]) -> list[Any]:
         files = {part.file_number: part.file for part in ranges}
-        return [[file.name, file.bytes, self.indexes[file.uri].sha256] for _, file in sorted(files.items())]
+        return [
+            [number, file.name, file.bytes, file.sha256, file.source]
+            for number, file in sorted(files.items())
+        ]
 
     def _index(self, file: RawFile, rows_per_part: int) -> FileIndex:
         path = f"index/{fingerprint([file.uri, file.bytes, file.mtime_ns, rows_per_part])}.json"
         try:
-            raw = json.loads(self.store.read(path))
-            return FileIndex(raw["sha256"], raw["rows"], raw["text_bytes"], [tuple(r) for r in raw["ranges"]])
+            return FileIndex.from_dict(json.loads(self.store.read(path)))
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             index = index_file(file, rows_per_part)
             self.store.write(path, json.dumps(asdict(index)).encode())
@@ -320,13 +408,16 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
 
 
 def _check_models(missing: list[Node]) -> None:
-    """Load the config and tokenizer of every model that will be trained, so that a wrong one is told before any work."""
+    """Load the config and tokenizer of every model that will be used, so that a wrong one is told before any work."""
     for node in missing:
-        sections: list[Training] = list(node.config.proxy.each()) if node.stage.name == "proxy" else []
+        proxies = node.stage.name in ("proxy", "trajectories")
+        sections: list[Training] = list(node.config.proxy.each()) if proxies else []
         if node.stage.name == "target" and node.config.target is not None:
             sections.append(node.config.target)
         for section in sections:
             load_encoder(section)
+            if section.trained:
+                check_weights(section.model)
 
 
 def _make(node: Node, manifests: dict[str, Manifest], run_id: str) -> Done:
@@ -336,8 +427,20 @@ def _make(node: Node, manifests: dict[str, Manifest], run_id: str) -> Done:
             return Done(node, waited_for, False, waited_for.seconds)
         log.info("%s: making", node.label)
         began = time.monotonic()
-        inputs = {name: manifests[_label(artifact)] for name, artifact in node.inputs.items()}
-        work = Work(node.config, node.artifact, node.inputs, inputs, run_id, node.ranges)
+        inputs = {
+            name: manifests.get(_label(artifact)) or artifact.manifest()  # made elsewhere: not in the plan
+            for name, artifact in node.inputs.items()
+        }
+        work = Work(
+            config=node.config,
+            artifact=node.artifact,
+            inputs=node.inputs,
+            manifests=inputs,
+            run=run_id,
+            ranges=node.ranges,
+            section=node.section,
+            version=node.stage.version,
+        )
         outcome: Outcome = importlib.import_module(f"s2l_ray.stages.{node.stage.module}").make(work)
         manifest = Manifest(
             format=FORMAT,
@@ -353,6 +456,7 @@ def _make(node: Node, manifests: dict[str, Manifest], run_id: str) -> Done:
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
             scaling=node.config.scaling.model_dump(),
             versions=versions(),
+            version=node.stage.version,
         )
         node.artifact.commit(manifest)
     return Done(node, manifest, True, manifest.seconds)

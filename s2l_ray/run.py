@@ -40,22 +40,20 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk, a storage that went away: nothing half-written counts
+        print(
+            f"error: {type(error).__name__}: {error}. See to the disk or the storage, and run the same command again: what is finished "
+            "is kept.",
+            file=sys.stderr,
+        )
+        return 1
     print_results(job, done)
     return 0
 
 
 def parser(text: str) -> argparse.ArgumentParser:
-    """The command line that `run` and `sweep` share; anything else of the form --section.field=value changes the config."""
-    made = argparse.ArgumentParser(
-        description=text,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="fields of the config, with their defaults (--section.field=value overrides; variants.NAME.section.field for one "
-        f"variant):\n\n{config.describe()}",
-        allow_abbrev=False,
-    )
-    made.add_argument(
-        "--config", metavar="FILE", help="the job, a YAML file; without one the built-in demo runs"
-    )
+    """The command line that `run` and `sweep` share."""
+    made = job_parser(text)
     made.add_argument(
         "--until",
         default="report",
@@ -66,6 +64,21 @@ def parser(text: str) -> argparse.ArgumentParser:
         "--dry-run",
         action="store_true",
         help="print what would be reused and made, and its cost; start nothing",
+    )
+    return made
+
+
+def job_parser(text: str) -> argparse.ArgumentParser:
+    """A command line that names a job; anything else of the form --section.field=value changes its config."""
+    made = argparse.ArgumentParser(
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="fields of the config, with their defaults (--section.field=value overrides; variants.NAME.section.field for one "
+        f"variant):\n\n{config.describe()}",
+        allow_abbrev=False,
+    )
+    made.add_argument(
+        "--config", metavar="FILE", help="the job, a YAML file; without one the built-in demo runs"
     )
     return made
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2l_ray import config, pipeline
-from s2l_ray.core.selection import RULES
+from s2l_ray.core.selection import needs
 from s2l_ray.errors import UserError
 from s2l_ray.run import load_job, parser, set_up_logging
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _base(job: config.Job) -> config.Config:
     """The variant that is swept: the first that chooses by clusters."""
     for variant in job.variants.values():
-        if RULES[variant.subset.rule].group == "cluster":
+        if needs(variant.subset) & {"cluster", "distance"}:
             return variant
     raise UserError(
         "planning the sweep: no variant of the job chooses by clusters. Set subset.rule: s2l in one of them."

@@ -18,6 +18,30 @@ LLAMA = {
 }
 
 
+GPT_NEOX = {
+    "model_type": "gpt_neox",
+    "vocab_size": 320,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 3,
+    "max_position_embeddings": 256,
+}
+
+
+def save_tokenizer(folder: Path) -> Path:
+    """A small byte-level BPE tokenizer that joins letters, so that its tokens are not those of `bytes`."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    texts = [f"{row['instruction']}\n{row['output']}" for row in rows(400, seed=7)]
+    trained.train_from_iterator(texts, vocab_size=300, min_frequency=2, special_tokens=["<|end|>"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<|end|>")
+    fast.save_pretrained(folder)
+    return folder
+
+
 def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Alpaca rows of three unequal sources, with a column of their own."""
     draw = random.Random(seed)

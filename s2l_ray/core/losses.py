@@ -1,14 +1,19 @@
-"""Per-token and per-example losses of a causal language model, with logits made only where a token is learned.
+"""Losses and other statistics of a causal language model, per token and per example, with logits made only where a token is learned.
 
 The loss of an example is the mean cross-entropy over its learned tokens, in fp32 (paper section 1; design, invariant 8).
-Shapes: B examples, L padded length, M learned positions of the batch, V vocabulary, H hidden width.
+Shapes: B examples, L padded length, M learned positions of the batch, n those of one example, C of one block, V vocabulary,
+H hidden width. A position is where a token is predicted, one before the token itself.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+# Logits of one block when further statistics are taken, C x V; about four fp32 copies of them are alive at once: 2 GiB.
+LOGITS_AT_ONCE = 2**27
 
 
 def token_losses(model: nn.Module, input_ids_BL: torch.Tensor, learned_BL: torch.Tensor) -> torch.Tensor:
@@ -22,16 +27,12 @@ def token_losses(model: nn.Module, input_ids_BL: torch.Tensor, learned_BL: torch
     The hidden states are cut down to the M positions on their way into the output layer, so that whatever a family does after
     it (soft caps, logit scales) still runs, and logits are [M, V] in place of [B, L, V].
     """
-    causal_lm: Any = getattr(model, "module", model)
-    predicts_BL = torch.zeros_like(learned_BL)
-    predicts_BL[:, :-1] = learned_BL[:, 1:]
-    where = predicts_BL.flatten().nonzero().squeeze(1)
+    where = _positions(learned_BL)
 
     def keep_predicting(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        hidden_BLH = args[0]
-        return (hidden_BLH.reshape(-1, hidden_BLH.shape[-1]).index_select(0, where).unsqueeze(0), *args[1:])
+        return (_flat(args[0]).index_select(0, where).unsqueeze(0), *args[1:])
 
-    hook = causal_lm.get_output_embeddings().register_forward_pre_hook(keep_predicting)
+    hook = _output_layer(model).register_forward_pre_hook(keep_predicting)
     try:
         logits_MV = model(input_ids=input_ids_BL, use_cache=False).logits[0]
     finally:
@@ -42,10 +43,213 @@ def token_losses(model: nn.Module, input_ids_BL: torch.Tensor, learned_BL: torch
 @torch.inference_mode()
 def example_losses(model: nn.Module, input_ids_BL: torch.Tensor, learned_BL: torch.Tensor) -> torch.Tensor:
     """Mean loss over the learned tokens of each example, float32 [B]; NaN for an example without any."""
-    losses_M = token_losses(model, input_ids_BL, learned_BL).double()
-    counts_B = learned_BL.sum(1)
-    owner_M = torch.repeat_interleave(torch.arange(len(counts_B), device=counts_B.device), counts_B)
-    sums_B = torch.zeros(len(counts_B), dtype=torch.float64, device=counts_B.device).index_add_(
-        0, owner_M, losses_M
-    )
-    return (sums_B / counts_B).float()
+    return _means(token_losses(model, input_ids_BL, learned_BL), learned_BL.sum(1))
+
+
+@torch.no_grad()
+def example_statistics(
+    model: nn.Module, input_ids_BL: torch.Tensor, learned_BL: torch.Tensor, names: Sequence[str] = ()
+) -> dict[str, torch.Tensor]:
+    """`loss` and the named statistics of each example from one forward pass, float32 [B] each; NaN without a learned token.
+
+    With p the softmax of the final logits (after soft caps and scales) and y the learned token, over an example's n learned tokens:
+
+    loss: mean of -log p_y.
+    mean_probability, min_probability: mean and lowest p_y.
+    el2n: mean of ||p - onehot(y)||_2. Paul et al. 2021 ("Deep Learning on a Data Diet", definition 2.2) define it for one label; the
+        mean over tokens is that of Marion et al. 2023 ("When Less is More").
+    grand: norm of the gradient of the example's loss (Paul et al. 2021, definition 2.1), restricted to the output layer: the
+        Frobenius norm over its weight [V, H], as it is used there (where it is tied to the input embedding, that use is left out),
+        and over its bias where it has one. Exact, not estimated: see `_OutputGradient`.
+
+    The logits are made in blocks of LOGITS_AT_ONCE, so that their memory grows neither with the batch nor with the vocabulary.
+    """
+    if not names:
+        return {"loss": example_losses(model, input_ids_BL, learned_BL)}
+    counts_B, targets_M = learned_BL.sum(1), input_ids_BL[learned_BL]
+    hidden_MH = _hidden_states(model, input_ids_BL, _positions(learned_BL))
+    gradient = _OutputGradient(_output_layer(model), counts_B) if "grand" in names else None
+    log_probabilities_M, el2n_M = (torch.empty(len(targets_M), device=targets_M.device) for _ in range(2))
+    for pieces in _blocks(counts_B.tolist(), max(1, LOGITS_AT_ONCE // _output_layer(model).weight.shape[0])):
+        block = slice(pieces[0][1], pieces[-1][2])
+        logits_CV, at_layer_CV = _logits(
+            model, hidden_MH[block], input_ids_BL[:1, :1], differentiable=gradient is not None
+        )
+        log_probabilities_M[block], errors_CV = _errors(logits_CV.detach(), targets_M[block])
+        el2n_M[block] = torch.linalg.vector_norm(errors_CV, dim=1)
+        if gradient is not None:
+            errors_CV = _through(logits_CV, at_layer_CV, errors_CV)
+            for example, first, stop in pieces:
+                place = slice(first - block.start, stop - block.start)
+                gradient.add(example, errors_CV[place], hidden_MH[first:stop])
+    made = {
+        "loss": _means(-log_probabilities_M, counts_B),
+        "mean_probability": _means(log_probabilities_M.exp(), counts_B),
+        "min_probability": _lowest(log_probabilities_M, counts_B).exp(),
+        "el2n": _means(el2n_M, counts_B),
+    }
+    if gradient is not None:
+        made["grand"] = gradient.norms()
+    return {name: made[name] for name in ("loss", *names)}
+
+
+# ------------------------------------------------------------------------------------------ the model around its output layer
+
+
+def _output_layer(model: nn.Module) -> Any:
+    causal_lm: Any = getattr(model, "module", model)
+    return causal_lm.get_output_embeddings()
+
+
+def _positions(learned_BL: torch.Tensor) -> torch.Tensor:
+    """Where learned tokens are predicted, as places in the flattened [B * L]: int64 [M]."""
+    predicts_BL = torch.zeros_like(learned_BL)
+    predicts_BL[:, :-1] = learned_BL[:, 1:]
+    return predicts_BL.flatten().nonzero().squeeze(1)
+
+
+def _flat(hidden_BLH: torch.Tensor) -> torch.Tensor:
+    return hidden_BLH.reshape(-1, hidden_BLH.shape[-1])
+
+
+def _hidden_states(model: nn.Module, input_ids_BL: torch.Tensor, where_M: torch.Tensor) -> torch.Tensor:
+    """What goes into the output layer at the given positions, [M, H]; the layer itself runs on one position only."""
+    kept: list[torch.Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        kept.append(_flat(args[0]).index_select(0, where_M))
+        return (args[0][:1, :1], *args[1:])
+
+    hook = _output_layer(model).register_forward_pre_hook(keep)
+    try:
+        model(input_ids=input_ids_BL, use_cache=False)
+    finally:
+        hook.remove()
+    return kept[0]
+
+
+def _logits(
+    model: nn.Module, hidden_CH: torch.Tensor, token_11: torch.Tensor, differentiable: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Final logits [C, V] of hidden states, and what the output layer itself emitted [1, C, V].
+
+    The family's own forward pass runs on one token, whose hidden state is exchanged on the way into the output layer: so all that
+    a family does after it takes place, whatever that is. With `differentiable` the final logits have a graph that begins at the
+    second tensor; none of the body is in it.
+    """
+    emitted: list[torch.Tensor] = []
+
+    def exchange(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (hidden_CH.unsqueeze(0), *args[1:])
+
+    def begin_graph(_: nn.Module, __: Any, logits_1CV: torch.Tensor) -> torch.Tensor:
+        emitted.append(logits_1CV.detach().requires_grad_(differentiable))
+        torch.set_grad_enabled(differentiable)  # from here on; the block around the call ends it
+        return emitted[0]
+
+    layer = _output_layer(model)
+    hooks = [layer.register_forward_pre_hook(exchange), layer.register_forward_hook(begin_graph)]
+    try:
+        with torch.no_grad():
+            logits_CV = model(input_ids=token_11, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    with torch.set_grad_enabled(differentiable):
+        return logits_CV[0], emitted[0]
+
+
+# -------------------------------------------------------------------------------------------------------- from logits to numbers
+
+
+def _blocks(counts: list[int], at_once: int) -> Iterator[list[tuple[int, int, int]]]:
+    """Pieces (example, first, stop) of the M tokens, in groups of at most `at_once`; only an example larger than that is cut."""
+    group: list[tuple[int, int, int]] = []
+    first = 0
+    for example, count in enumerate(counts):
+        for start in range(first, first + count, at_once):
+            stop = min(start + at_once, first + count)
+            if group and stop - group[0][1] > at_once:
+                yield group
+                group = []
+            group.append((example, start, stop))
+        first += count
+    if group:
+        yield group
+
+
+def _errors(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p of the targets [C], and the errors p - onehot [C, V], in fp32.
+
+    Errors add up to 0, so that of the target is taken from the others: p - 1 would lose its digits where p is nearly 1.
+    """
+    log_probabilities_CV = logits_CV.float().log_softmax(-1)
+    places_C1 = targets_C.unsqueeze(1)
+    target_C = log_probabilities_CV.gather(1, places_C1).squeeze(1)
+    errors_CV = log_probabilities_CV.exp_().scatter_(1, places_C1, 0.0)
+    return target_C, errors_CV.scatter_(1, places_C1, -errors_CV.sum(1, keepdim=True))
+
+
+def _through(logits_CV: torch.Tensor, at_layer_1CV: torch.Tensor, errors_CV: torch.Tensor) -> torch.Tensor:
+    """Errors at the final logits taken back through soft caps and scales to the output of the output layer, fp32 [C, V]."""
+    (errors_1CV,) = torch.autograd.grad(logits_CV, at_layer_1CV, errors_CV.to(logits_CV.dtype))
+    return errors_1CV[0].float()
+
+
+class _OutputGradient:
+    """Norms of the gradient of each example's loss for the output layer's weight and bias, without a backward pass.
+
+    With e_t [V] the error of token t at the layer's output and h_t [H] its input (a 1 appended where there is a bias), the
+    gradient is G = 1/n sum_t e_t h_t^T, so ||G||^2 = 1/n^2 sum_t,s <e_t, e_s><h_t, h_s>: two Gram matrices of [n, n]. G itself is added up
+    only for an example with n > H, where it is less work, or that came in several blocks; G has the size of the layer.
+    """
+
+    def __init__(self, layer: Any, counts_B: torch.Tensor) -> None:
+        self.counts, self.width = counts_B.tolist(), layer.weight.shape[1]
+        self.has_bias = getattr(layer, "bias", None) is not None
+        self.squares_B = torch.full(
+            (len(self.counts),), torch.nan, dtype=torch.float64, device=counts_B.device
+        )
+        self.unfinished: torch.Tensor | None = None
+        self.missing = 0
+
+    def add(self, example: int, errors_nV: torch.Tensor, hidden_nH: torch.Tensor) -> None:
+        """Take in a piece of an example; pieces come in order, each example's one after the other."""
+        hidden_nH = hidden_nH.float()
+        if self.has_bias:
+            hidden_nH = torch.cat([hidden_nH, hidden_nH.new_ones(len(hidden_nH), 1)], dim=1)
+        count = self.counts[example]
+        if len(errors_nV) == count <= self.width:
+            products_nn = (errors_nV @ errors_nV.T) * (hidden_nH @ hidden_nH.T)
+            self.squares_B[example] = products_nn.sum(dtype=torch.float64)
+            return
+        if self.unfinished is None:
+            self.unfinished, self.missing = errors_nV.T @ hidden_nH, count
+        else:
+            self.unfinished.addmm_(errors_nV.T, hidden_nH)
+        self.missing -= len(errors_nV)
+        if self.missing == 0:
+            self.squares_B[example] = self.unfinished.square().sum(dtype=torch.float64)
+            self.unfinished = None
+
+    def norms(self) -> torch.Tensor:
+        """float32 [B]; NaN for examples that nothing came of."""
+        counts_B = torch.tensor(self.counts, dtype=torch.float64, device=self.squares_B.device)
+        # sums of products of both signs may end a rounding error below 0 where the gradient vanishes
+        return (self.squares_B.clamp(min=0).sqrt() / counts_B).float()
+
+
+def _owners(counts_B: torch.Tensor) -> torch.Tensor:
+    return torch.repeat_interleave(torch.arange(len(counts_B), device=counts_B.device), counts_B)
+
+
+def _means(values_M: torch.Tensor, counts_B: torch.Tensor) -> torch.Tensor:
+    """Mean of each example's tokens, added up in fp64: float32 [B]."""
+    sums_B = torch.zeros(len(counts_B), dtype=torch.float64, device=counts_B.device)
+    return (sums_B.index_add_(0, _owners(counts_B), values_M.double()) / counts_B).float()
+
+
+def _lowest(values_M: torch.Tensor, counts_B: torch.Tensor) -> torch.Tensor:
+    """Smallest of each example's tokens: float32 [B]."""
+    nothing_B = torch.full((len(counts_B),), torch.nan, device=counts_B.device)
+    return nothing_B.scatter_reduce(0, _owners(counts_B), values_M, "amin", include_self=False)

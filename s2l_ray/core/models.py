@@ -1,11 +1,12 @@
 """Models and tokenizers: where they come from, what identifies them, and how their weights are read without running code."""
 
+import copy
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -138,23 +139,52 @@ def load_tokenizer(training: Training) -> Any:
         raise UserError(f"loading the tokenizer {what}: {error}. Correct the section's tokenizer.") from None
 
 
+def template_text(training: Training) -> str | None:
+    """Content of the section's own chat template; None where the tokenizer's is meant."""
+    if training.template is None:
+        return None
+    filesystem_, path = filesystem(training.template)
+    try:
+        with filesystem_.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read()).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"reading the chat template {training.template}: {error}. Expected a UTF-8 file with a Jinja chat template; correct `template`."
+        ) from None
+
+
 def load_encoder(training: Training) -> Encoder:
     """The encoder of a training section, checked against the model's vocabulary."""
-    encoder = Encoder(load_tokenizer(training), training.prompt, training.max_length)
+    vocabulary = load_config(
+        training.model
+    ).vocab_size  # first, as transformers reads it for the tokenizer as well
+    encoder = Encoder(
+        load_tokenizer(training),
+        training.prompt,
+        training.max_length,
+        training.learn,
+        training.truncation,
+        template_text(training),
+    )
     encoder.check_vocabulary(
-        load_config(training.model).vocab_size,
+        vocabulary,
         training.tokenizer or str(training.model.path or training.model.hub),
     )
     return encoder
 
 
-def build(config: Any, dtype: str = "fp32") -> Any:
-    """A causal LM of that config with weights drawn from torch's current generator."""
+def build(config: Any, dtype: str = "fp32", attention: str | None = None) -> Any:
+    """A causal LM of that config with weights drawn from torch's current generator.
+
+    Args:
+        attention: one of transformers' implementations, such as eager or sdpa; default: the one that it chooses itself.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
+    options = {} if attention is None else {"attn_implementation": attention}
     return AutoModelForCausalLM.from_config(
-        config, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32
+        copy.deepcopy(config), dtype=torch.bfloat16 if dtype == "bf16" else torch.float32, **options
     )
 
 
@@ -184,47 +214,90 @@ def tensor_reader(model: Model) -> Callable[[str], Any] | None:
         if model.path is not None
         else snapshot_download(name, allow_patterns=["*.safetensors", "*.json"], **options)
     )
-    shards = shard_names(lambda file: (Path(folder) / file).read_bytes(), sorted(os.listdir(folder)), folder)
+    files = _headers(folder)
+    owner = {tensor: file for file, shapes in files.items() for tensor in shapes}
 
     def read(tensor: str) -> Any:
-        if tensor not in shards:
+        if tensor not in owner:
             raise UserError(
                 f"loading weights from {folder}: no tensor {tensor!r}. Is config.json that of these weights?"
             )
-        with safe_open(Path(folder) / shards[tensor], framework="pt") as file:
+        with safe_open(Path(folder) / owner[tensor], framework="pt") as file:
             return file.get_tensor(tensor)
 
     return read
 
 
-def shard_names(read: Callable[[str], bytes], names: list[str], what: str) -> dict[str, str]:
-    """Tensor -> file for a folder of safetensors with or without an index.
+def _headers(folder: str) -> dict[str, dict[str, tuple[int, ...]]]:
+    """File -> tensor -> shape of a local folder of safetensors, from the files' headers alone."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for file in weight_files(lambda name: (Path(folder) / name).read_bytes(), os.listdir(folder), folder):
+        try:
+            with safe_open(Path(folder) / file, framework="pt") as opened:
+                found[file] = {
+                    name: tuple(opened.get_slice(name).get_shape()) for name in list(opened.keys())
+                }
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"loading weights from {folder}/{file}: {error}. The file is damaged; restore it."
+            ) from None
+    return found
+
+
+def check_weights(model: Model) -> None:
+    """Refuse a model folder without all tensors of its config in their shapes, before anything is started; reads headers only.
+
+    Raises:
+        UserError: naming the first tensor that is missing or has another shape.
+    """
+    import torch
+
+    from s2l_ray.core.training_state import stored_tensors
+
+    if model.path is None:
+        return
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in _headers(local_folder(model.path)).values():
+        shapes |= file
+    with torch.device("meta"):
+        expected = stored_tensors(build(load_config(model)))
+    for name, tensor in expected.items():
+        if shapes.get(name) != tuple(tensor.shape):
+            what = f"came with {shapes[name]}" if name in shapes else "is not there"
+            raise UserError(
+                f"checking the weights in {model.path}: {name} was expected with shape {tuple(tensor.shape)} and {what}. Complete the "
+                "folder, or correct its config.json: the weights and the config do not belong together."
+            )
+
+
+def weight_files(read: Callable[[str], bytes], names: Iterable[str], what: str) -> list[str]:
+    """The safetensors files of a folder, with or without an index.
 
     Raises:
         UserError: no safetensors, or a shard that the index names is missing.
     """
-    from safetensors import SafetensorError, deserialize
-
-    index = "model.safetensors.index.json"
+    names, index = sorted(names), "model.safetensors.index.json"
     if index in names:
-        shards = {str(tensor): str(file) for tensor, file in json.loads(read(index))["weight_map"].items()}
-        missing = sorted(set(shards.values()) - set(names))
+        try:
+            files = sorted({str(file) for file in json.loads(read(index))["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"loading weights from {what}/{index}: not JSON with a weight_map ({error}). The file is damaged; restore it."
+            ) from None
+        missing = sorted(set(files) - set(names))
         if missing:
             raise UserError(
                 f"loading weights from {what}: the index names {missing[0]}, which is missing. Complete the folder."
             )
-        return shards
+        return files
     if "model.safetensors" not in names:
         raise UserError(
             f"loading weights from {what}: expected model.safetensors or an index of shards, got {names}. Only safetensors are "
             "read, because other formats can run code; convert the weights."
         )
-    try:
-        return {str(tensor): "model.safetensors" for tensor, _ in deserialize(read("model.safetensors"))}
-    except SafetensorError as error:
-        raise UserError(
-            f"loading weights from {what}/model.safetensors: {error}. The file is damaged; restore it."
-        ) from None
+    return ["model.safetensors"]
 
 
 def read_weights(read: Callable[[str], bytes], names: list[str], what: str) -> dict[str, Any]:
@@ -232,9 +305,8 @@ def read_weights(read: Callable[[str], bytes], names: list[str], what: str) -> d
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    files = sorted(set(shard_names(read, names, what).values()))
     weights: dict[str, Any] = {}
-    for file in files:
+    for file in weight_files(read, names, what):
         try:
             weights.update(load(read(file)))
         except (SafetensorError, ValueError) as error:

@@ -1,48 +1,130 @@
 """Which examples a subset takes: quotas per group, then in each group the quota rows with the smallest keys.
 
-Keys are never gathered or sorted as a whole: histograms of their leading bits, added up over parts, find the
-one bucket per group in which the quota runs out, and the few keys in it give one threshold per group. A draw
-is G numbers, and the subset is a filter over parts, the same for any cut into parts and any order of them.
+A rule is two expressions, a group and a score. A row's key is (score, keyed hash), so no two rows tie. Keys are sorted
+where the rows are read, in chunks; what is exchanged are samples of keys, counts of keys below given ones, and the few
+keys among which a quota ends. A draw is two keys a group, and the subset is a filter over parts, the same for any cut into
+chunks and any order of them.
 
-Shapes: n rows of a part, G groups. Group -1 marks a row that is not eligible.
+Shapes: n rows of a chunk, G groups, P points (keys that are looked for), M targets (ranks that are looked for).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from s2l_ray.config import FACILITY_LOCATION, RULES, Rule, Subset, group_kind
+from s2l_ray.core import expressions
+from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.errors import UserError
 
-_NOTHING = -1  # bucket of a group of which nothing is taken
+SAMPLE = 2**16  # keys that a round of the search looks at, in all: 1.6 MB
+GATHERED = 2**17  # keys that are sorted in one place at the end, in all: 3 MB
+NO_GROUP = -1
+_LAST = np.uint64(2**64 - 1)  # above every key: no score is encoded as this
+
+
+def rule_of(section: Subset) -> Rule:
+    """The rule that `subset.rule` names or is; for facility location, whose choice no key can tell, the group it spends its budget in."""
+    if section.rule == FACILITY_LOCATION:
+        return Rule()
+    return RULES[section.rule] if isinstance(section.rule, str) else section.rule
+
+
+def needs(section: Subset) -> set[str]:
+    """The stored columns that a rule reads, such as {"cluster"} or {"source", "el2n"}."""
+    if section.rule == FACILITY_LOCATION:
+        return {"losses"}
+    rule = rule_of(section)
+    kind = group_kind(rule.group)
+    grouped = {name for name in ("source", "cluster") if name in kind}
+    return grouped | {expressions.COLUMNS[name] for name in expressions.parse(rule.score).names}
+
+
+def uses_at(section: Subset) -> bool:
+    """Whether `subset.at` matters to the rule."""
+    return expressions.parse(rule_of(section).score).uses_at
+
+
+# ------------------------------------------------------------------------------------------------------------------ groups
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A selection rule: which rows share a quota, and which of them come first (smallest)."""
+class Groups:
+    """The groups of a rule by number: their names, what they are by (see `group_kind`), and for nested quotas the source of each."""
 
-    group: Literal["cluster", "source", "all"]
-    score: Literal["hash"]
+    kind: str
+    names: tuple[str, ...]
+    sources: tuple[str, ...]
+    num_clusters: int
+    own_sources: bool  # every cluster lies within one source, so that it is a pair by itself
+    parents: np.ndarray | None
+
+    def numbers(self, sources: np.ndarray | None, clusters: np.ndarray | None) -> np.ndarray | int:
+        """Group int64 [n] of rows from the numbers of their sources and clusters; 0 where all are one group."""
+        if self.kind == "all":
+            return 0
+        if self.kind == "source":
+            assert sources is not None
+            return sources
+        assert clusters is not None
+        if self.kind == "cluster" or self.own_sources:
+            return clusters
+        assert sources is not None
+        return sources * self.num_clusters + clusters
 
 
-RULES: Mapping[str, Rule] = MappingProxyType(
-    {
-        "s2l": Rule(group="cluster", score="hash"),
-        "random": Rule(group="all", score="hash"),
-        "source_balanced": Rule(group="source", score="hash"),
-    }
-)
+def groups_of(
+    rule: Rule, sources: Sequence[str], num_clusters: int, cluster_sources: Sequence[str] | None
+) -> Groups:
+    """The groups of a rule.
+
+    Args:
+        sources: names of the sources, whose places are their numbers.
+        cluster_sources: the source of each cluster where clusters were made within sources.
+    """
+    kind = group_kind(rule.group)
+    clusters = [str(number) for number in range(num_clusters)]
+    parents = None
+    if kind == "all":
+        names = ["all"]
+    elif kind == "source":
+        names = list(sources)
+    elif kind == "cluster":
+        names = clusters
+    else:
+        of = cluster_sources
+        pairs = (
+            list(zip(of, clusters, strict=True))
+            if of is not None
+            else list(itertools.product(sources, clusters))
+        )
+        names = [f"{source} / {cluster}" for source, cluster in pairs]
+        number = {source: index for index, source in enumerate(sources)}
+        # a cluster of a source none of whose rows can be chosen has no rows either: any parent does
+        parents = np.array([number.get(source, 0) for source, _ in pairs], np.int64) if "/" in kind else None
+    return Groups(kind, tuple(names), tuple(sources), num_clusters, cluster_sources is not None, parents)
 
 
-def quotas(sizes: np.ndarray, budget: int) -> np.ndarray:
+# ------------------------------------------------------------------------------------------------------------------ quotas
+
+
+def quotas(
+    sizes: np.ndarray, budget: int, small_last: int = 0, parents: np.ndarray | None = None
+) -> np.ndarray:
     """Rows to take of each group, int64 [G], summing to exactly `budget`.
 
     Groups ascending by size, ties by group number; with R = floor(remaining / groups left) a group not larger
     than R is taken whole, of any other R rows are taken. A group that leaves rows over is followed only by
     groups at least as large, so what the floors leave is spent by the last ones, and groups not taken whole
     differ by at most one row. (paper section 1.1 step 4, design invariant 6)
+
+    Args:
+        small_last: groups of at most so many rows are only used when all others are taken whole (the authors' code).
+        parents: int64 [G] numbers of the sets that groups belong to. The budget is then shared by the same rule over
+            these sets first, and what a set gets over its groups (the authors' sources and clusters).
 
     Raises UserError if budget is below 1 or above the number of rows.
     """
@@ -53,90 +135,277 @@ def quotas(sizes: np.ndarray, budget: int) -> np.ndarray:
             "Choosing the subset: expected subset.budget between 1 and the number of examples to choose "
             f"from, {total}, got {budget}. Change subset.budget."
         )
+    if parents is None:
+        taken = _fill_small_last(sizes, budget, small_last)
+    else:
+        taken = np.zeros(len(sizes), dtype=np.int64)
+        shares = _fill(np.bincount(parents, weights=sizes).astype(np.int64), budget)
+        order = np.argsort(parents, kind="stable")
+        starts = np.searchsorted(parents[order], np.arange(len(shares) + 1))
+        for parent in np.flatnonzero(shares):
+            own = order[starts[parent] : starts[parent + 1]]
+            taken[own] = _fill_small_last(sizes[own], int(shares[parent]), small_last)
+    assert taken.sum() == budget, (taken, budget)
+    return taken
+
+
+def _fill_small_last(sizes: np.ndarray, budget: int, small_last: int) -> np.ndarray:
+    large = np.where(sizes > small_last, sizes, 0)
+    first = min(budget, int(large.sum()))
+    return _fill(large, first) + _fill(sizes - large, budget - first)
+
+
+def _fill(sizes: np.ndarray, budget: int) -> np.ndarray:
+    """The rule itself; at most as many rows as there are."""
     taken = np.zeros(len(sizes), dtype=np.int64)
     remaining = budget
     for num_done, group in enumerate(np.argsort(sizes, kind="stable")):
         taken[group] = min(int(sizes[group]), remaining // (len(sizes) - num_done))
         remaining -= int(taken[group])
-    assert remaining == 0, (remaining, budget)
     return taken
 
 
+# -------------------------------------------------------------------------------------------------------------------- keys
+
+
+class Points(NamedTuple):
+    """Keys with the group (or target) that each belongs to: int64, uint64 (score) and uint64 (hash), all [P]."""
+
+    groups: np.ndarray
+    scores: np.ndarray
+    hashes: np.ndarray
+
+    def sorted(self) -> "Points":
+        """By group, then key; each once."""
+        order = np.lexsort((self.hashes, self.scores, self.groups))
+        ordered = self.at(order)
+        again = np.zeros(len(order), bool)
+        again[1:] = np.logical_and.reduce([column[1:] == column[:-1] for column in ordered])
+        return ordered.at(~again)
+
+    def at(self, which: np.ndarray) -> "Points":
+        return Points(*(column[which] for column in self))
+
+    @staticmethod
+    def joined(several: Iterable["Points"]) -> "Points":
+        """All of them, in the order given."""
+        none = Points(np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, np.uint64))
+        return Points(*(np.concatenate(columns) for columns in zip(none, *several, strict=True)))
+
+    @staticmethod
+    def same(groups: np.ndarray, value: np.uint64) -> "Points":
+        """One point a group, below (0) or above (_LAST) all keys."""
+        return Points(groups, np.full(len(groups), value), np.full(len(groups), value))
+
+
+def ordered_bits(scores: np.ndarray) -> np.ndarray:
+    """float64 [n] as uint64 [n] in the same order, infinities included; NaN has no order and must not come."""
+    bits = (np.asarray(scores, np.float64) + 0.0).view(np.uint64)  # 0.0 is added so that -0.0 equals 0.0
+    sign = np.uint64(2**63)
+    return np.where(bits & sign, ~bits, bits | sign)
+
+
 @dataclass(frozen=True)
-class Boundary:
-    """Where each group's quota runs out: in bucket int64 [G] of the keys' leading `bits`, after `needed` [G]
-    keys of it.
+class Keys:
+    """The rows of one chunk of parts in the order of their groups and keys.
 
-    A group of which nothing is taken has bucket -1, a group taken whole has bucket 2^bits; both need 0 keys.
+    starts int64 [G + 1] says where groups begin; scores and hashes uint64 [n] are the keys, parts int32 [n] the number of the
+    part within the chunk that a row is from.
     """
 
-    bucket: np.ndarray
-    needed: np.ndarray
-    bits: int
+    starts: np.ndarray
+    scores: np.ndarray
+    hashes: np.ndarray
+    parts: np.ndarray
+
+    @classmethod
+    def of(cls, points: Points, parts: np.ndarray, num_groups: int) -> "Keys":
+        """Sort the rows of a chunk; those of group -1 cannot be chosen and are left out."""
+        eligible = np.flatnonzero(points.groups >= 0)
+        points = points.at(eligible)
+        order = np.lexsort((points.hashes, points.scores, points.groups))
+        starts = np.searchsorted(points.groups[order], np.arange(num_groups + 1))
+        return cls(starts, points.scores[order], points.hashes[order], parts[eligible][order])
+
+    def sizes(self) -> np.ndarray:
+        """Rows of each group, int64 [G]."""
+        return np.diff(self.starts)
+
+    def ranks(self, points: Points) -> np.ndarray:
+        """How many keys of its group lie below each point, int64 [P]; of chunks they add up."""
+        return self._places(points) - self.starts[points.groups]
+
+    def _places(self, points: Points) -> np.ndarray:
+        """Where each point would stand, by halving all intervals at once."""
+        low, high = self.starts[points.groups], self.starts[points.groups + 1]
+        while (open_ := low < high).any():
+            middle = np.minimum((low + high) // 2, len(self.scores) - 1)
+            score = self.scores[middle]
+            below = (score < points.scores) | (
+                (score == points.scores) & (self.hashes[middle] < points.hashes)
+            )
+            low, high = np.where(open_ & below, middle + 1, low), np.where(open_ & ~below, middle, high)
+        return low
+
+    def between(self, low: Points, high: Points, share: float = 1.0, seed: int = 0) -> Points:
+        """The keys from low [M] to below high [M], with the number of the target in place of the group.
+
+        Args:
+            share: how many of them, drawn by another hash of the row, so that any cut into chunks draws the same.
+        """
+        rows, targets = _ranges(self._places(low), self._places(high))
+        if share < 1:
+            drawn = keyed_hash(seed, self.hashes[rows].view(np.int64)) < np.uint64(share * 2.0**64)
+            rows, targets = rows[drawn], targets[drawn]
+        return Points(targets, self.scores[rows], self.hashes[rows])
+
+    def count(self, draw: "Draw", num_parts: int) -> np.ndarray:
+        """How many rows of each part of the chunk are drawn, int64 [num_parts]."""
+        rows, _ = _ranges(self._places(draw.lower), self._places(draw.upper))
+        return np.bincount(self.parts[rows], minlength=num_parts)
 
 
-def _leading(keys: np.ndarray, bits: int) -> np.ndarray:
-    return (keys >> np.uint64(64 - bits)).astype(np.int64)
+def _ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All numbers from starts [M] to below ends [M], one range after the other, and the number of the range of each."""
+    lengths = np.maximum(ends - starts, 0)
+    which = np.repeat(np.arange(len(lengths)), lengths)
+    before = np.cumsum(lengths) - lengths
+    return np.arange(len(which)) + (starts - before)[which], which
 
 
-def leading_histogram(groups: np.ndarray, keys: np.ndarray, *, num_groups: int, bits: int = 12) -> np.ndarray:
-    """Eligible rows per group and value of the leading bits: int64 [G, 2^bits] of groups int [n], keys uint64
-    [n].
+# -------------------------------------------------------------------------------------------------------------------- draw
 
-    Histograms of parts add up. One weighs G * 2^bits * 8 bytes, 3 MB for 100 groups.
+
+@dataclass(frozen=True)
+class Draw:
+    """What is taken of each group: the keys from `lower` to below `upper`, both [G]."""
+
+    lower: Points
+    upper: Points
+
+    def chosen(self, points: Points) -> np.ndarray:
+        """Which rows are in the subset, bool [n]; those of group -1 are not."""
+        # group -1 reads the entry appended at the end, which takes nothing
+        score, hash_ = points.scores, points.hashes
+        low_score, low_hash, high_score, high_hash = (
+            np.append(column, np.uint64(0))[points.groups] for column in (*self.lower[1:], *self.upper[1:])
+        )
+        above = (score > low_score) | ((score == low_score) & (hash_ >= low_hash))
+        below = (score < high_score) | ((score == high_score) & (hash_ < high_hash))
+        mask: np.ndarray = above & below
+        return mask
+
+
+# Calls a method of every chunk's Keys and gives the answers, in any order.
+Ask = Callable[[str, tuple[Any, ...]], Iterable[Any]]
+
+
+def draw(
+    ask: Ask,
+    sizes: np.ndarray,
+    quotas: np.ndarray,
+    take: Literal["smallest", "middle"] = "smallest",
+    *,
+    sample: int = SAMPLE,
+    gathered: int = GATHERED,
+) -> Draw:
+    """Find the first and the last key of each group's quota.
+
+    Args:
+        ask: reaches the chunks.
+        sizes, quotas: rows of each group, and how many of them to take, int64 [G].
+        take: the rows with the smallest keys, or the same number in the middle: (size - quota) // 2 smaller ones are left out.
+        sample, gathered: see SAMPLE and GATHERED.
     """
-    eligible = groups >= 0
-    cells = groups[eligible].astype(np.int64) * 2**bits + _leading(keys[eligible], bits)
-    return np.bincount(cells, minlength=num_groups * 2**bits).reshape(num_groups, 2**bits)
+    if (quotas > sizes).any() or (quotas < 0).any():
+        raise ValueError(f"quotas {quotas.tolist()} do not fit groups of {sizes.tolist()} rows")
+    groups = np.arange(len(sizes))
+    first = (sizes - quotas) // 2 if take == "middle" else np.zeros_like(sizes)
+    ends = [first, first + quotas]
+    # a rank of 0 is below all keys, one that equals the size above all; only ranks between them are looked for
+    inner = [np.flatnonzero((quotas > 0) & (rank > 0) & (rank < sizes)) for rank in ends]
+    found = keys_at(
+        ask,
+        np.concatenate(inner),
+        np.concatenate([rank[groups_] for rank, groups_ in zip(ends, inner, strict=True)]),
+        sizes,
+        sample=sample,
+        gathered=gathered,
+    )
+    bounds = []
+    for rank, own, offset in zip(ends, inner, (0, len(inner[0])), strict=True):
+        bound = Points.same(groups, np.uint64(0))
+        above = (quotas > 0) & (rank == sizes)
+        for column, values in zip(bound[1:], found[1:], strict=True):
+            column[above] = _LAST
+            column[own] = values[offset : offset + len(own)]
+        bounds.append(bound)
+    return Draw(*bounds)
 
 
-def boundary(histogram: np.ndarray, quotas: np.ndarray) -> Boundary:
-    """The bucket that holds each group's last chosen row, from the histogram of all rows and quotas [G]."""
-    cumulative = histogram.cumsum(axis=1)
-    totals = cumulative[:, -1]
-    if (quotas > totals).any() or (quotas < 0).any():
-        raise ValueError(f"quotas {quotas.tolist()} do not fit groups of {totals.tolist()} rows")
-    bucket = (cumulative < quotas[:, None]).sum(axis=1)
-    groups = np.arange(len(quotas))
-    needed = quotas - (cumulative[groups, bucket] - histogram[groups, bucket])
-    nothing, whole = quotas == 0, quotas == totals
-    bucket = np.where(nothing, _NOTHING, np.where(whole, histogram.shape[1], bucket))
-    needed = np.where(nothing | whole, 0, needed)
-    return Boundary(bucket, needed, bits=histogram.shape[1].bit_length() - 1)
+def keys_at(
+    ask: Ask, groups: np.ndarray, ranks: np.ndarray, sizes: np.ndarray, *, sample: int, gathered: int
+) -> Points:
+    """The key of each rank [M] (0: the smallest) in its group [M], where sizes [G] are the rows of all groups.
 
-
-def boundary_keys(groups: np.ndarray, keys: np.ndarray, where: Boundary) -> tuple[np.ndarray, np.ndarray]:
-    """(groups, keys) of a part's rows in the boundary bucket of their group; in all about N / 2^bits."""
-    eligible = np.flatnonzero(groups >= 0)
-    inside = eligible[_leading(keys[eligible], where.bits) == where.bucket[groups[eligible]]]
-    return groups[inside], keys[inside]
-
-
-def thresholds(groups: np.ndarray, keys: np.ndarray, where: Boundary) -> np.ndarray:
-    """The largest chosen key of each group, uint64 [G], from the boundary keys of all parts in any order.
-
-    A group taken whole gets 2^64 - 1; one of which nothing is taken gets 0, which `chosen` never compares
-    with.
-
-    Raises ValueError if keys of a group are missing, or if equal keys leave open which row is chosen.
+    Around each target an interval of keys is narrowed by counting what lies below the keys of a sample drawn from all
+    intervals, until so few keys are left that they can be sorted here.
     """
-    last = np.where(where.bucket == 2**where.bits, np.uint64(2**64 - 1), np.uint64(0))
-    order = np.lexsort((keys, groups))
-    groups, keys = groups[order], keys[order]
-    starts, ends = (np.searchsorted(groups, np.arange(len(last)), side=side) for side in ("left", "right"))
-    for group in np.flatnonzero(where.needed):
-        inside, needed = keys[starts[group] : ends[group]], int(where.needed[group])
-        if len(inside) < needed:
-            raise ValueError(f"group {group}: expected at least {needed} boundary keys, got {len(inside)}")
-        if len(inside) > needed and inside[needed - 1] == inside[needed]:
-            raise ValueError(f"group {group}: key {inside[needed]} occurs twice, keys must be distinct")
-        last[group] = inside[needed - 1]
-    return last
+    around = _Intervals(
+        groups,
+        ranks,
+        low=Points.same(groups, np.uint64(0)),
+        high=Points.same(groups, _LAST),
+        below=np.zeros(len(groups), np.int64),
+        end=sizes[groups],
+    )
+    # some keys a target at least: an interval never has fewer than one
+    sample, gathered = max(sample, 4 * len(groups)), max(gathered, 4 * len(groups))
+    for round_ in itertools.count():
+        left = int((around.end - around.below).sum())
+        if left <= gathered:
+            break
+        drawn = Points.joined(ask("between", (around.low, around.high, sample / left, round_)))
+        points = drawn._replace(groups=groups[drawn.groups]).sorted()
+        counts = np.zeros(len(points.groups), np.int64)
+        for answer in ask("ranks", (points,)):
+            counts += answer
+        around = around.narrowed(points, counts)
+    found = Points.joined(ask("between", (around.low, around.high))).sorted()
+    starts = np.searchsorted(found.groups, np.arange(len(groups) + 1))
+    if (np.diff(starts) != around.end - around.below).any():
+        raise ValueError("keys are missing, or occur twice: example ids must be distinct")
+    return found.at(starts[:-1] + ranks - around.below)
 
 
-def chosen(groups: np.ndarray, keys: np.ndarray, *, quotas: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Which rows of a part are in the subset, bool [n]: key at most the threshold of a group with a quota."""
-    # group -1 reads the entry appended at the end: a quota of 0, like a group of which nothing is taken
-    open_group = np.append(quotas, 0)[groups] > 0
-    mask: np.ndarray = open_group & (keys <= np.append(thresholds, np.uint64(0))[groups])
-    return mask
+@dataclass(frozen=True)
+class _Intervals:
+    """What is known of each target, a rank in a group, all [M]: its key lies from `low`, which has rank `below`, to below `high`,
+    which has rank `end`."""
+
+    groups: np.ndarray
+    ranks: np.ndarray
+    low: Points
+    high: Points
+    below: np.ndarray
+    end: np.ndarray
+
+    def narrowed(self, points: Points, counts: np.ndarray) -> "_Intervals":
+        """Cut down to the nearest of some sorted points [P] on both sides, where counts [P] are their ranks."""
+        if not len(counts):
+            return self
+        many = (
+            int(max(counts.max(), self.ranks.max())) + 1
+        )  # makes one ascending number of a group and a rank
+        wanted = self.groups * many + self.ranks
+        place = np.searchsorted(points.groups * many + counts, wanted, side="right")
+        before, after = np.maximum(place - 1, 0), np.minimum(place, len(counts) - 1)
+        raised = (points.groups[before] == self.groups) & (place > 0) & (counts[before] > self.below)
+        lowered = (points.groups[after] == self.groups) & (place < len(counts)) & (counts[after] < self.end)
+        return replace(
+            self,
+            low=Points(*(np.where(raised, n[before], o) for o, n in zip(self.low, points, strict=True))),
+            high=Points(*(np.where(lowered, n[after], o) for o, n in zip(self.high, points, strict=True))),
+            below=np.where(raised, counts[before], self.below),
+            end=np.where(lowered, counts[after], self.end),
+        )

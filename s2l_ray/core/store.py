@@ -50,6 +50,12 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         ) from None
 
 
+def is_folder(uri: str) -> bool:
+    """Whether a folder lies at a URI or local path."""
+    files, path = filesystem(uri)
+    return bool(files.get_file_info(path).type == pafs.FileType.Directory)
+
+
 def join_uri(uri: str, path: str) -> str:
     """The place below a folder: the query of a URI (endpoint, region) stays at the end, local paths have none."""
     place, question, query = uri.partition("?") if "://" in uri else (uri, "", "")
@@ -98,6 +104,7 @@ class Manifest:
     made_at: str
     scaling: dict[str, Any]
     versions: dict[str, str]
+    version: int = 0  # of the stage
 
     @property
     def rows(self) -> int:
@@ -138,6 +145,19 @@ class Store:
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
         return Store, (self.uri,)
+
+    def check(self) -> None:
+        """Look at the root. Raises UserError if it is a file, or cannot be reached."""
+        try:
+            kind = self.fs.get_file_info(self.root).type
+        except OSError as error:
+            raise UserError(
+                f"opening the storage {self.uri}: {error}. Correct run.storage, or what gives access to it."
+            ) from None
+        if kind == pafs.FileType.File:
+            raise UserError(
+                f"opening the storage {self.uri}: it is a file. Set run.storage to a folder; it is made when it is not there."
+            )
 
     def _full(self, path: str) -> str:
         return f"{self.root.rstrip('/')}/{path}" if path else self.root
@@ -185,6 +205,12 @@ class Store:
             if f.type == pafs.FileType.File and not f.base_name.startswith(".")
         }
 
+    def folders(self, folder: str) -> Sequence[str]:
+        """Names of the folders right below a folder; none when there is no folder."""
+        selector = pafs.FileSelector(self._full(folder), allow_not_found=True)
+        found = self.fs.get_file_info(selector)
+        return sorted(f.base_name for f in found if f.type == pafs.FileType.Directory)
+
     def delete(self, folder: str) -> None:
         """Remove a folder and all in it; nothing happens when there is none."""
         if self.fs.get_file_info(self._full(folder)).type == pafs.FileType.Directory:
@@ -198,6 +224,29 @@ class Artifact:
     store: Store
     stage: str
     fingerprint: str
+
+    @classmethod
+    def at(cls, uri: str, stage: str, field: str) -> "Artifact":
+        """The committed artifact that a config field names by its URI, <storage>/<stage>/<fingerprint>.
+
+        Raises:
+            UserError: the URI is none of an artifact of that stage, or nothing is committed there.
+        """
+        place, question, query = uri.partition("?") if "://" in uri else (uri, "", "")
+        storage, _, fingerprint = place.rstrip("/").rpartition("/")
+        storage, _, named = storage.rpartition("/")
+        if named != stage or not storage or not fingerprint:
+            raise UserError(
+                f"reading {field}: expected the URI of a {stage} artifact, <storage>/{stage}/<fingerprint> (run.json lists "
+                f"them), got {uri}."
+            )
+        artifact = cls(Store(f"{storage}{question}{query}"), stage, fingerprint)
+        if artifact.committed() is None:
+            raise UserError(
+                f"reading {field}: there is no manifest.json in {uri}, so nothing there counts. Correct the URI, or run the job that "
+                "makes it."
+            )
+        return artifact
 
     @property
     def path(self) -> str:
@@ -290,11 +339,11 @@ class Artifact:
         """Write a part's files, then its receipt.
 
         Args:
-            files: role -> (suffix, bytes); the main file has the role "data".
+            files: role -> (suffix, bytes); the main file has the role "data", those of any other role lie in a folder of its name.
         """
         entries = {
             role: self.write_file(
-                f"part-{index:05d}" if role == "data" else f"{role}-{index:05d}", suffix, data
+                f"part-{index:05d}" if role == "data" else f"{role}/part-{index:05d}", suffix, data
             )
             for role, (suffix, data) in files.items()
         }
@@ -304,6 +353,14 @@ class Artifact:
             json.dumps(asdict(part), sort_keys=True, allow_nan=False).encode(),
         )
         return part
+
+    def adopt(self, index: int, other: "Artifact", part: Part) -> Part:
+        """Take a finished part of another artifact as this one's part `index`: its files are read, checked and written here."""
+        files = {
+            role: (entry.name[entry.name.rindex(".") :], other.read_file(entry))
+            for role, entry in part.files.items()
+        }
+        return self.write_part(index, part.rows, files, part.node, part.run, part.stats)
 
     def finished_parts(self) -> dict[int, Part]:
         """Parts that earlier runs finished before the artifact was committed. Their data files are there, with the right size."""

@@ -1,11 +1,12 @@
 """The Ray edge that all stages share: joining a cluster, checking that every node sees the storage, leases, parts through Ray Data."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -217,10 +218,16 @@ def part_context(work: Work) -> PartContext:
 
 
 MakePart = Callable[[PartContext, dict[str, Any]], Part]
+MakeParts = Callable[[PartContext, list[dict[str, Any]]], Iterable[Part]]
 
 
-def _make_in_task(row: dict[str, str], make: MakePart, context: PartContext) -> dict[str, str]:
-    return _answer(lambda: make(context, json.loads(row["job"])))
+def _make_in_task(row: dict[str, str], make: MakeParts, context: PartContext) -> Iterator[dict[str, str]]:
+    return _answers(lambda: make(context, json.loads(row["jobs"])))
+
+
+def _make_each(context: PartContext, jobs: list[dict[str, Any]], make: MakePart | None) -> Iterator[Part]:
+    assert make is not None
+    return (make(context, job) for job in jobs)
 
 
 class _ActorPart:
@@ -232,8 +239,8 @@ class _ActorPart:
         self.load, self.context = load, context
         self.make: Callable[[dict[str, Any]], Part] | None = None
 
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        return _answer(lambda: self._make(json.loads(row["job"])))
+    def __call__(self, row: dict[str, str]) -> Iterator[dict[str, str]]:
+        return _answers(lambda: map(self._make, json.loads(row["jobs"])))
 
     def _make(self, job: dict[str, Any]) -> Part:
         if self.make is None:
@@ -241,26 +248,31 @@ class _ActorPart:
         return self.make(job)
 
 
-def _answer(make: Callable[[], Part]) -> dict[str, str]:
-    """A part, or the words of a UserError: Ray Data wraps exceptions, and the cause is lost when they are pickled."""
+def _answers(make: Callable[[], Iterable[Part]]) -> Iterator[dict[str, str]]:
+    """Parts as they are made, or the words of a UserError: Ray Data wraps exceptions, and the cause is lost when they are pickled."""
     try:
-        return {"part": json.dumps(asdict(make())), "error": ""}
+        for part in make():
+            yield {"part": json.dumps(asdict(part)), "error": ""}
     except UserError as error:
-        return {"part": "", "error": str(error)}
+        yield {"part": "", "error": str(error)}
 
 
 def make_parts(
     work: Work,
     jobs: dict[int, dict[str, Any]],
     make: MakePart | None = None,
+    make_several: MakeParts | None = None,
     load: Callable[[PartContext], Callable[[dict[str, Any]], Part]] | None = None,
     actors: int = 1,
+    groups: Mapping[int, str] | None = None,
 ) -> list[Part]:
     """Make the parts that no earlier run finished, by streaming their descriptors through Ray Data tasks, or actors.
 
     Args:
         jobs: part number -> small JSON descriptor.
-        make: makes a part in a task. `load`: prepares an actor and gives the function that makes parts in it. One of the two.
+        make: makes a part in a task. `make_several`: makes those of a group, in the order of their numbers. `load`: prepares an actor
+            and gives the function that makes parts in it. One of the three.
+        groups: part number -> name of the group whose parts one task makes; a part without one is a group by itself.
 
     Returns:
         All parts by number, whoever made them.
@@ -268,18 +280,23 @@ def make_parts(
     done = {index: part for index, part in work.artifact.finished_parts().items() if index in jobs}
     if done:
         log.info("%s: %d of %d parts are there from an earlier run", work.label, len(done), len(jobs))
-    todo = [{"job": json.dumps({"index": index, **job})} for index, job in jobs.items() if index not in done]
+    by_group: dict[str | int, list[dict[str, Any]]] = {}
+    for index, job in jobs.items():
+        if index not in done:
+            by_group.setdefault((groups or {}).get(index, index), []).append({"index": index, **job})
+    todo = [{"jobs": json.dumps(group)} for group in by_group.values()]
     if not todo:
         return [done[index] for index in jobs]
     rows = ray.data.from_items(todo, override_num_blocks=len(todo))
     context = part_context(work)
     scaling = work.config.scaling
-    if make is not None:
-        parts = rows.map(_make_in_task, fn_args=(make, context), num_cpus=TASK_CPUS)  # type: ignore[arg-type]
+    if load is None:
+        several = make_several or functools.partial(_make_each, make=make)
+        parts = rows.flat_map(_make_in_task, fn_args=(several, context), num_cpus=TASK_CPUS)  # type: ignore[arg-type]
     else:
         fits = max(1, int(capacity()["CPU"] // actor_cpus(work.config, actors)))
-        parts = rows.map(
-            _ActorPart,  # type: ignore[arg-type]
+        parts = rows.flat_map(
+            _ActorPart,
             fn_constructor_args=(load, context),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors, fits, len(todo)))),
             num_cpus=actor_cpus(work.config, actors),
@@ -297,6 +314,24 @@ def make_parts(
             f"making {work.label}: expected {len(jobs)} parts, got {len(done)}. Run the same command again."
         )
     return [done[index] for index in jobs]
+
+
+@ray.remote
+def _adopt(artifact: Artifact, index: int, other: Artifact, part: dict[str, Any]) -> int:
+    return artifact.adopt(index, other, Part.from_dict(part)).rows
+
+
+def adopt_parts(work: Work, found: dict[int, tuple[Artifact, Part]]) -> None:
+    """Take parts of other artifacts as finished parts of this one; `make_parts` then makes the others only."""
+    there = work.artifact.finished_parts()
+    calls = [
+        (work.artifact, index, other, asdict(part))
+        for index, (other, part) in found.items()
+        if index not in there
+    ]
+    rows = sum(bounded(_adopt, calls))
+    if calls:
+        log.info("%s: %d parts (%s rows) taken from earlier artifacts", work.label, len(calls), f"{rows:,}")
 
 
 def actor_cpus(config: Config, actors: int) -> float:

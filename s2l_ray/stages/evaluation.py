@@ -3,6 +3,7 @@
 Actors hold the target, read a range of a held-out file, take the loss of the given answers, and decode their own greedily.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -10,15 +11,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from s2l_ray.core.encoding import NO_LEARNED_TOKEN, Encoder, token_batches
+from s2l_ray.core.encoding import Encoder, prompt_and_answer, token_batches
 from s2l_ray.core.models import load_encoder
 from s2l_ray.core.rawfiles import PartRange, RawFile, read_part
+from s2l_ray.core.scoring import device_of, files_of, load_checkpoint, score
 from s2l_ray.core.store import Part
 from s2l_ray.core.tables import evaluation_schema, parquet_bytes
+from s2l_ray.core.templates import THOUGHT_END
 from s2l_ray.errors import UserError
 from s2l_ray.stages.edge import PartContext, make_parts
 from s2l_ray.stages.examples import part_job
-from s2l_ray.stages.trajectories import device_of, files_of, load_checkpoint, score
 from s2l_ray.stages.work import Outcome, Work
 
 
@@ -68,18 +70,19 @@ class _Evaluator:
         part = PartRange(**{**job, "file": RawFile(**job["file"])})
         rows = read_part(part, self.section.columns).table
         examples = self.encoder.examples(rows)
-        unlearned = [example.example_id for example in examples if not example.learned.any()]
+        unlearned = [example for example in examples if not example.learned.any()]
         if unlearned:
             raise UserError(
-                f"evaluating {part.file.uri}: {NO_LEARNED_TOKEN} in {len(unlearned)} rows, the row with example_id {unlearned[0]} "
-                "first. Raise target.max_length, or leave such rows out of evaluation.files."
+                f"evaluating {part.file.uri}: nothing can be scored of {len(unlearned)} rows, the row with example_id "
+                f"{unlearned[0].example_id} first: {unlearned[0].reason}. Change target.max_length or target.prompt, or leave such rows "
+                "out of evaluation.files."
             )
         losses = score([self.model], examples, self.encoder.pad, self.section.tokens_per_batch, self.device)[
             :, 0
         ]
         answers = self._decode(rows)
-        wanted = rows["output"].to_pylist()
-        exact = [None if a is None else a.strip() == w.strip() for a, w in zip(answers, wanted, strict=True)]
+        wanted = [prompt_and_answer(messages)[1] for messages in rows["messages"].to_pylist()]
+        exact = [None if a is None else _bare(a) == _bare(w) for a, w in zip(answers, wanted, strict=True)]
         table = pa.table(
             {
                 "example_id": rows["example_id"],
@@ -113,10 +116,15 @@ class _Evaluator:
         )
 
 
+def _bare(answer: str) -> str:
+    """An answer without the thought before it: what some models think, and some templates put there empty, is not the answer."""
+    return answer.rpartition(THOUGHT_END)[2].strip()
+
+
 def decode(
     model: Any, encoder: Encoder, rows: pa.Table, max_new_tokens: int, tokens_per_batch: int, device: Any
 ) -> list[str]:
-    """The model's greedy answer to each row's prompt, up to its end token or `max_new_tokens` tokens."""
+    """The model's greedy answer to each row's prompt, up to a token that ends it or `max_new_tokens` tokens."""
     import torch
 
     prompts = encoder.prompts(rows)
@@ -136,11 +144,11 @@ def decode(
                 attention_mask=torch.from_numpy(real_BL).to(device),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                eos_token_id=encoder.end,
+                eos_token_id=encoder.stops,
                 pad_token_id=encoder.pad,
             ).cpu()
         for number, row in enumerate(batch):
             new = made_BL[number, length:].tolist()
-            new = new[: new.index(encoder.end)] if encoder.end in new else new
+            new = list(itertools.takewhile(lambda token: token not in encoder.stops, new))
             answers[row] = encoder.tokenizer.decode(new, skip_special_tokens=True)
     return answers

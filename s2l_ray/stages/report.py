@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from s2l_ray.core.encoding import prompt_text
+from s2l_ray.core.encoding import prompt_and_answer
 from s2l_ray.core.features import AXES
 from s2l_ray.core.report import render
 from s2l_ray.core.report_data import (
@@ -101,7 +101,7 @@ def _clustering(work: Work, variant: str, stages: dict[str, Manifest]) -> Cluste
         high=mean + spread,
         band="mean plus and minus one standard deviation",
         sizes=clusters.info["sizes"],
-        quotas=subset.info["quotas"] if subset is not None else None,
+        quotas=subset.info["clusters"] if subset is not None else None,
         objective=clusters.info["objectives"],
         feature=AXES[clusters.info["features"]],
         moved=_moved(clusters.info),
@@ -141,18 +141,19 @@ def _members(work: Work, variant: str, stages: dict[str, Manifest]) -> list[Clus
 
 
 def _examples(artifact: Artifact, part: Any, assigned: Any, taken: list[int]) -> list[ClusterExample]:
-    rows = artifact.read_part(part, ["example_id", "source", "instruction", "input", "output"]).take(taken)
-    near = assigned.take(taken)
+    rows = artifact.read_part(part, ["example_id", "source", "messages"]).take(taken).to_pylist()
+    near = assigned.take(taken).to_pylist()
+    asked = [prompt_and_answer(row["messages"]) for row in rows]
     return [
         ClusterExample(
             cluster=place["cluster"],
             example_id=row["example_id"],
             source=row["source"],
-            prompt=prompt_text("plain", row["instruction"], row["input"]),
-            completion=row["output"],
+            prompt=prompt,
+            completion=answer,
             distance=place["distance"],
         )
-        for row, place in zip(rows.to_pylist(), near.to_pylist(), strict=True)
+        for row, place, (prompt, answer) in zip(rows, near, asked, strict=True)
     ]
 
 

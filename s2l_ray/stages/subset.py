@@ -1,226 +1,441 @@
 """`subset` from examples, trajectories and clusters: the chosen original rows, exactly the budget, in id order.
 
-A draw is one key threshold per group: two passes over ids and groups find it, and the subset is a filter over parts. Files
-have a fixed number of rows, so their bytes do not depend on who made them.
+Rows are read once to find the draw, in tasks that leave their sorted keys in Ray's object store; the search asks these, and the
+driver holds samples and counts. The subset is then a filter over parts. Files have a fixed number of rows, so their bytes do not
+depend on who made them.
 """
 
-import base64
 import functools
-import json
 import math
 from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
-from s2l_ray.config import budget_rows
+from s2l_ray.config import FACILITY_LOCATION, Rule, Subset, budget_rows
+from s2l_ray.core import exports, expressions
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.rawfiles import original_rows
+from s2l_ray.core.rawfiles import ID_BITS, original_rows
 from s2l_ray.core.selection import (
-    RULES,
-    Boundary,
-    boundary,
-    boundary_keys,
-    chosen,
-    leading_histogram,
+    Draw,
+    Groups,
+    Keys,
+    Points,
+    draw,
+    groups_of,
+    needs,
+    ordered_bits,
     quotas,
-    thresholds,
+    rule_of,
 )
 from s2l_ray.core.store import Part
-from s2l_ray.core.tables import parquet_bytes, schema_from_text
-from s2l_ray.stages.edge import PartContext, bounded, make_parts, part_context
+from s2l_ray.core.tables import EXAMPLES_FIXED, parquet_bytes, schema_from_text, vectors
+from s2l_ray.errors import UserError
+from s2l_ray.stages.edge import TASK_CPUS, PartContext, bounded, make_parts, part_context, reraise_user_errors
 from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
-PARTS_PER_TASK = 32
+ROWS_PER_TASK = 2**17
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows of a part become groups and keys: the same for all parts, so it travels once.
+
+    steps are the (member, step) of each stored column; stages names what is read of each artifact.
+    """
+
+    section: Subset
+    rule: Rule
+    groups: Groups
+    steps: list[list[int]]
+    columns: dict[str, list[str]]
 
 
 def make(work: Work) -> Outcome:
     """Choose and write the rows.
 
     Raises:
-        UserError: the budget is larger than the number of rows that can be chosen.
+        UserError: the budget is larger than the number of rows that can be chosen, or a score that is NaN.
     """
-    section, examples, trajectories = (
-        work.config.subset,
-        work.manifests["examples"],
-        work.manifests["trajectories"],
-    )
-    names = _group_names(work)
+    section, trajectories = work.config.subset, work.manifests["trajectories"]
+    reading = reading_of(work)
     budget = budget_rows(section.budget, trajectories.info["scored"])
-    grouped = work.manifests[_groups_from(work)].parts
-    chunks = [
-        [part_dict(p) for p in grouped[i : i + PARTS_PER_TASK]]
-        for i in range(0, len(grouped), PARTS_PER_TASK)
-    ]
-    context = part_context(work)
-
-    histogram = sum(bounded(_histogram, [(context, names, chunk) for chunk in chunks]))
-    sizes = np.asarray(histogram).sum(axis=1)
-    wanted = quotas(sizes, budget)
-    where = boundary(np.asarray(histogram), wanted)
-    keys = [
-        key
-        for answer in bounded(_boundary_keys, [(context, names, chunk, where) for chunk in chunks])
-        for key in answer
-    ]
-    groups = np.concatenate([group for group, _ in keys]) if keys else np.empty(0, np.int64)
-    last = thresholds(
-        groups, np.concatenate([key for _, key in keys]) if keys else np.empty(0, np.uint64), where
-    )
-    draw = {"names": names, "quotas": wanted.tolist(), "thresholds": [str(value) for value in last]}
-    counts = dict(
-        pair for answer in bounded(_count, [(context, draw, chunk) for chunk in chunks]) for pair in answer
-    )
-    schema = examples.info["schema"]
+    found = find(work, reading, budget)
+    schema = work.manifests["examples"].info["schema"]
+    names = {file["number"]: file["name"] for file in work.manifests["examples"].info["files"]}
     parts = make_parts(
-        work, _file_jobs(work, counts), make=functools.partial(_make_part, draw=draw, schema=schema)
+        work,
+        _file_jobs(work, found.rows_of_part),
+        make=functools.partial(_make_part, reading=reading, choose=found.chosen, schema=schema, names=names),
     )
-    before, after = Counter(trajectories.info["sources"]), Counter[str]()
+    stanzas = exports.stanzas(
+        [
+            exports.ChatFile(part.files["chat"].name, part.stats["tools"], part.stats["tool_calls"])
+            for part in parts
+        ]
+    )
+    return Outcome(
+        parts,
+        files=[work.artifact.write_named(name, data) for name, data in stanzas.items()],
+        info=_info(work, reading, found, parts),
+    )
+
+
+def _info(work: Work, reading: Reading, found: "Found", parts: list[Part]) -> dict[str, Any]:
+    section, before = work.config.subset, Counter(work.manifests["trajectories"].info["sources"])
+    sources, clusters = Counter[str](), Counter[str]()
     for part in parts:
-        after.update(part.stats["sources"])
-    info = {
-        "rule": section.rule,
-        "budget": budget,
-        "eligible": int(sizes.sum()),
-        "groups": names,
-        "sizes": sizes.tolist(),
-        "quotas": wanted.tolist(),
-        "sources": {source: [before[source], after[source]] for source in sorted(before)},
-        "columns": examples.info["columns"],
+        sources.update(part.stats["sources"])
+        clusters.update(part.stats["clusters"])
+    of_clusters = None
+    if "clusters" in work.manifests:
+        of_clusters = [clusters[str(number)] for number in range(work.manifests["clusters"].info["k"])]
+    rule = reading.rule
+    return {
+        "rule": section.rule
+        if isinstance(section.rule, str)
+        else f"{rule.group}: {rule.score} ({rule.take} first)",
+        "group": rule.group,
+        "score": rule.score,
+        "take": rule.take,
+        "budget": int(found.quotas.sum()),
+        "eligible": int(found.sizes.sum()),
+        "groups": list(reading.groups.names),
+        "sizes": found.sizes.tolist(),
+        "quotas": found.quotas.tolist(),
+        "sources": {source: [before[source], sources[source]] for source in sorted(before)},
+        "clusters": of_clusters,
     }
-    return Outcome(parts, info=info)
 
 
-def _groups_from(work: Work) -> str:
-    return "clusters" if RULES[work.config.subset.rule].group == "cluster" else "trajectories"
+def reading_of(work: Work) -> Reading:
+    section, trajectories = work.config.subset, work.manifests["trajectories"]
+    rule, wanted = rule_of(section), needs(section)
+    clusters = work.manifests["clusters"].info if "clusters" in work.manifests else {}
+    sources = sorted(trajectories.info["sources"])
+    groups = groups_of(rule, sources, clusters.get("k", 0), _cluster_sources(clusters))
+    columns = {}
+    of_clusters = wanted & {"cluster", "distance"}
+    if of_clusters:
+        columns["clusters"] = ["example_id", *sorted({"cluster", *of_clusters})]
+    if wanted - of_clusters or not of_clusters:
+        columns["trajectories"] = ["example_id", "reason", *sorted(wanted - of_clusters)]
+    return Reading(section, rule, groups, trajectories.info["steps"], columns)
 
 
-def _group_names(work: Work) -> list[str]:
-    """The groups by number, as people know them."""
-    group = RULES[work.config.subset.rule].group
-    if group == "cluster":
-        return [str(number) for number in range(work.config.clusters.k)]
-    return sorted(work.manifests["trajectories"].info["sources"]) if group == "source" else ["all"]
+def _cluster_sources(clusters: dict[str, Any]) -> list[str] | None:
+    names = clusters.get("cluster_sources")
+    return names if names and names[0] is not None else None
 
 
-def _keys(context: PartContext, names: list[str], part: Part) -> tuple[np.ndarray, np.ndarray]:
-    """Group int64 [n] (-1: cannot be chosen) and key uint64 [n] of a part's rows."""
-    rule = RULES[context.config.subset.rule]
-    if rule.group == "cluster":
-        table = context.inputs["clusters"].read_part(part, ["example_id", "cluster"])
-        groups = table["cluster"].fill_null(-1).to_numpy().astype(np.int64)
-    else:
-        table = context.inputs["trajectories"].read_part(part, ["example_id", "source", "reason"])
-        number = {name: index for index, name in enumerate(names)}
-        everyone = rule.group == "all"
-        groups = np.array(
-            [0 if everyone else number.get(source, -1) for source in table["source"].to_pylist()], np.int64
+# -------------------------------------------------------------------------------------------------------------------- draw
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a part that can be chosen: which they are (bool, of all rows), and of these their id, their group and key,
+    their cluster (None: no clusters were made) and their score (None: hash alone)."""
+
+    eligible: np.ndarray
+    ids: np.ndarray
+    points: Points
+    clusters: np.ndarray | None
+    scores: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search gave: sizes and quotas int64 [G], which rows of a part are chosen (bool [n]), and how many of each part."""
+
+    sizes: np.ndarray
+    quotas: np.ndarray
+    chosen: Callable[[Rows], np.ndarray]
+    rows_of_part: list[int]
+
+
+def find(work: Work, reading: Reading, budget: int) -> Found:
+    """Which rows the rule chooses."""
+    found = _find_covering if work.config.subset.rule == FACILITY_LOCATION else _find_by_keys
+    sizes, taken, chosen, rows_of_part = found(work, reading, budget)
+    if sum(rows_of_part) != budget:
+        raise UserError(
+            f"choosing the subset: expected {budget} rows, got {sum(rows_of_part)}: example ids repeat in {work.inputs['examples'].uri}. "
+            "Remove that folder and run again."
         )
-        groups[table["reason"].is_valid().to_numpy()] = -1
-    return groups, keyed_hash(context.config.subset.seed, table["example_id"].to_numpy())
+    return Found(sizes, taken, chosen, rows_of_part)
+
+
+_Answer = tuple[np.ndarray, np.ndarray, Callable[[Rows], np.ndarray], list[int]]
+
+
+def _find_covering(work: Work, reading: Reading, budget: int) -> _Answer:
+    from s2l_ray.stages import subset_facility
+
+    listed, rows_of_part = subset_facility.find(work, budget)
+    size = np.array([work.manifests["trajectories"].info["scored"]])
+    return size, np.array([budget]), functools.partial(_is_listed, listed), rows_of_part
+
+
+def _is_listed(listed: Any, rows: Rows) -> np.ndarray:
+    chosen: np.ndarray = listed.chosen(rows.ids)
+    return chosen
+
+
+def _has_key(drawn: Draw, rows: Rows) -> np.ndarray:
+    return drawn.chosen(rows.points)
+
+
+def _find_by_keys(work: Work, reading: Reading, budget: int) -> _Answer:
+    """The draw of a rule with a group and a score; every part is read once."""
+    chunks = _chunks(work, reading)
+    shared = ray.put((part_context(work), reading))
+    sorted_keys = _sorted_keys.options(num_returns=2, num_cpus=TASK_CPUS, scheduling_strategy="SPREAD")
+    made: list[Any] = [sorted_keys.remote(shared, chunk) for chunk in chunks]
+    keys = [pair[0] for pair in made]
+
+    def ask(method: str, args: tuple[Any, ...]) -> Iterator[Any]:
+        args_ref = ray.put(args)
+        return bounded(_ask, [(ref, method, args_ref) for ref in keys])
+
+    with reraise_user_errors():
+        sizes = sum(ray.get([pair[1] for pair in made]), np.zeros(len(reading.groups.names), np.int64))
+    wanted = quotas(sizes, budget, work.config.subset.small_last, reading.groups.parents)
+    drawn = draw(ask, sizes, wanted, reading.rule.take)
+    draw_ref = ray.put(drawn)
+    counts = dict(
+        bounded(_count, [(number, ref, draw_ref, len(chunks[number])) for number, ref in enumerate(keys)])
+    )
+    rows_of_part = [int(rows) for number in range(len(chunks)) for rows in counts[number]]
+    return sizes, wanted, functools.partial(_has_key, drawn), rows_of_part
+
+
+def _chunks(work: Work, reading: Reading) -> list[list[dict[str, Any]]]:
+    """Neighbouring parts of all artifacts that are read, about ROWS_PER_TASK rows together."""
+    chunks: list[list[dict[str, Any]]] = []
+    rows = ROWS_PER_TASK
+    for parts in zip(*(work.manifests[stage].parts for stage in reading.columns), strict=True):
+        if rows + parts[0].rows > ROWS_PER_TASK:
+            chunks.append([])
+            rows = 0
+        chunks[-1].append(
+            {stage: part_dict(part) for stage, part in zip(reading.columns, parts, strict=True)}
+        )
+        rows += parts[0].rows
+    return chunks
 
 
 @ray.remote
-def _histogram(context: PartContext, names: list[str], chunk: list[dict[str, Any]]) -> np.ndarray:
-    return sum(
-        leading_histogram(*_keys(context, names, part_from(raw)), num_groups=len(names)) for raw in chunk
-    )  # type: ignore[return-value]
+def _sorted_keys(shared: tuple[PartContext, Reading], chunk: list[dict[str, Any]]) -> tuple[Keys, np.ndarray]:
+    context, reading = shared
+    rows = [read_rows(context, reading, parts) for parts in chunk]
+    numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [len(part.points.groups) for part in rows])
+    keys = Keys.of(Points.joined(part.points for part in rows), numbers, len(reading.groups.names))
+    return keys, keys.sizes()
 
 
 @ray.remote
-def _boundary_keys(
-    context: PartContext, names: list[str], chunk: list[dict[str, Any]], where: Boundary
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [boundary_keys(*_keys(context, names, part_from(raw)), where) for raw in chunk]
-
-
-def _chosen(context: PartContext, draw: dict[str, Any], part: Part) -> tuple[np.ndarray, np.ndarray]:
-    groups, keys = _keys(context, draw["names"], part)
-    last = np.array([int(value) for value in draw["thresholds"]], np.uint64)
-    return chosen(groups, keys, quotas=np.array(draw["quotas"]), thresholds=last), groups
+def _ask(keys: Keys, method: str, args: tuple[Any, ...]) -> Any:
+    return getattr(keys, method)(*args)
 
 
 @ray.remote
-def _count(context: PartContext, draw: dict[str, Any], chunk: list[dict[str, Any]]) -> list[tuple[int, int]]:
-    return [(raw["index"], int(_chosen(context, draw, part_from(raw))[0].sum())) for raw in chunk]
+def _count(number: int, keys: Keys, drawn: Draw, num_parts: int) -> tuple[int, np.ndarray]:
+    return number, keys.count(drawn, num_parts)
 
 
-def _file_jobs(work: Work, counts: dict[int, int]) -> dict[int, dict[str, Any]]:
+# -------------------------------------------------------------------------------------------------------------------- rows
+
+
+def read_rows(context: PartContext, reading: Reading, parts: dict[str, Any]) -> Rows:
+    """Groups and keys of a part; `parts` are descriptors by stage.
+
+    Raises:
+        UserError: a score is NaN, or cannot be computed.
+    """
+    columns: dict[str, Any] = {}
+    eligible = np.ones(0, bool)
+    for stage, names in reading.columns.items():
+        table = context.inputs[stage].read_part(part_from(parts[stage]), names)
+        marks = table["reason"].is_null() if stage == "trajectories" else table["cluster"].is_valid()
+        eligible = marks.to_numpy()
+        if not eligible.all():
+            table = table.filter(marks)
+        columns |= {name: table[name] for name in names}
+    ids = columns["example_id"].to_numpy()
+    clusters = columns["cluster"].to_numpy().astype(np.int64) if "cluster" in columns else None
+    sources = _numbers(columns["source"], reading.groups.sources) if "source" in columns else None
+    groups = np.broadcast_to(reading.groups.numbers(sources, clusters), len(ids))
+    score = None
+    bits = np.zeros(len(ids), np.uint64)
+    if reading.rule.score != expressions.HASH:
+        score = _scores(reading, columns, ids)
+        bits = ordered_bits(score)
+    points = Points(groups, bits, keyed_hash(reading.section.seed, ids))
+    return Rows(eligible, ids, points, clusters, score)
+
+
+def _numbers(column: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
+    """Place of each row's source among the names, int64 [n]."""
+    encoded = column.combine_chunks().dictionary_encode()
+    place = {name: number for number, name in enumerate(names)}
+    known = np.array([place[name] for name in encoded.dictionary.to_pylist()], np.int64)
+    return known[encoded.indices.to_numpy()]
+
+
+def _scores(reading: Reading, columns: dict[str, Any], ids: np.ndarray) -> np.ndarray:
+    """The rule's score of every row, float64 [n]: the mean over the members of an ensemble."""
+    expression = expressions.parse(reading.rule.score)
+    stored = {name: columns[expressions.COLUMNS[name]] for name in expression.names}
+    per_step = {
+        name: _matrix(column, name) for name, column in stored.items() if name not in expressions.PER_ROW
+    }
+    per_row = {
+        name: column.cast(pa.float64()).to_numpy()[:, None]
+        for name, column in stored.items()
+        if name in expressions.PER_ROW
+    }
+    of_member = np.array([member for member, _ in reading.steps])
+    scores = []
+    for member in np.unique(of_member) if per_step else of_member[:1]:
+        own = np.flatnonzero(of_member == member)
+        steps = [reading.steps[column][1] for column in own]
+        arrays = per_row | {name: values[:, own].astype(np.float64) for name, values in per_step.items()}
+        at = _at(reading.section, steps) if expression.uses_at else 0
+        try:
+            scores.append(expression(expressions.Columns(arrays, len(ids), len(steps), at)))
+        except expressions.ExpressionError as error:
+            raise UserError(f"choosing the subset: subset.rule's score {error}.") from None
+    score: np.ndarray = np.mean(scores, axis=0)
+    wrong = np.flatnonzero(np.isnan(score))
+    if len(wrong):
+        raise UserError(
+            f"choosing the subset: the score {expression.text!r} is NaN (not a number) for {len(wrong)} row(s), example_id "
+            f"{ids[wrong[0]]} first. Change the expression so that it has a value there, for example with where()."
+        )
+    return score
+
+
+def _matrix(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """float32 [n, S]; NaN where a row that was scored lacks this statistic."""
+    valid, values = vectors(column, f"the statistic {name} of trajectories")
+    if valid.all():
+        return values
+    full = np.full((len(valid), values.shape[1]), np.nan, np.float32)
+    full[valid] = values
+    return full
+
+
+def _at(section: Subset, steps: list[int]) -> int:
+    """The column that subset.at means, among a member's steps, step 0 first."""
+    if section.at == "late":
+        return len(steps) - 1
+    if section.at == "early":
+        return 1
+    if section.at not in steps:
+        raise UserError(
+            f"choosing the subset: expected subset.at to be early, late or a stored step, {', '.join(map(str, steps))}; "
+            f"got {section.at}. Change subset.at."
+        )
+    return steps.index(section.at)
+
+
+# ------------------------------------------------------------------------------------------------------------------- files
+
+
+def _file_jobs(work: Work, rows_of_part: list[int]) -> dict[int, dict[str, Any]]:
     """Which parts each output file takes its rows from: file f holds the chosen rows f*R to (f+1)*R."""
     size = work.config.subset.rows_per_file
-    total = sum(counts.values())
+    total = sum(rows_of_part)
     jobs: dict[int, dict[str, Any]] = {
-        number: {
-            "parts": [],
-            "rows": min(size, total - number * size),
-        }
+        number: {"parts": [], "rows": min(size, total - number * size)}
         for number in range(math.ceil(total / size))
     }
+    stages = [stage for stage in ("examples", "trajectories", "clusters") if stage in work.manifests]
     first = 0
-    for example, group in zip(
-        work.manifests["examples"].parts, work.manifests[_groups_from(work)].parts, strict=True
-    ):
-        end = first + counts[example.index]
-        for number in range(first // size, math.ceil(end / size)) if end > first else ():
+    for rows, *parts in zip(rows_of_part, *(work.manifests[stage].parts for stage in stages), strict=True):
+        end = first + rows
+        for number in range(first // size, math.ceil(end / size)) if rows else ():
             job = jobs[number]
             job.setdefault("skip", number * size - first)
-            job["parts"].append([part_dict(example), part_dict(group), example.stats["columns"]])
+            job["parts"].append({stage: part_dict(part) for stage, part in zip(stages, parts, strict=True)})
         first = end
     return jobs
 
 
-def _make_part(context: PartContext, job: dict[str, Any], draw: dict[str, Any], schema: str) -> Part:
+def _make_part(
+    context: PartContext,
+    job: dict[str, Any],
+    reading: Reading,
+    choose: Callable[[Rows], np.ndarray],
+    schema: str,
+    names: dict[int, str],
+) -> Part:
     original = schema_from_text(schema, "examples")
-    tables = [
-        _chosen_rows(context, draw, part_from(e), part_from(g), columns, original)
-        for e, g, columns in job["parts"]
-    ]
-    table = pa.concat_tables(tables).slice(job["skip"], job["rows"]).combine_chunks()
-    files = {"data": (".parquet", parquet_bytes(table)), "jsonl": (".jsonl", _jsonl(table))}
-    return context.write(
-        job["index"], table.num_rows, files, {"sources": dict(Counter(table["source"].to_pylist()))}
-    )
+    several = [_chosen_rows(context, reading, choose, parts, original) for parts in job["parts"]]
+    table = pa.concat_tables(several).slice(job["skip"], job["rows"]).combine_chunks()
+    data = _data(table)
+    messages = table.select(["example_id", "source", "messages", "tools"])
+    files = {
+        "data": (".parquet", parquet_bytes(data)),
+        "jsonl": (".jsonl", exports.json_lines(data)),
+        "messages": (".parquet", parquet_bytes(messages)),
+        "chat": (".jsonl", exports.chat_lines(messages)),
+        "index": (".parquet", parquet_bytes(_index(table, names))),
+    }
+    extra = messages["messages"].combine_chunks().flatten().field("extra")
+    stats = {
+        "sources": dict(Counter(table["source"].to_pylist())),
+        "clusters": dict(Counter(map(str, table["cluster"].drop_null().to_pylist()))),
+        "tools": len(table) - table["tools"].null_count,
+        "tool_calls": pc.sum(pc.match_substring(extra, '"tool_calls":')).as_py() or 0,
+    }
+    return context.write(job["index"], table.num_rows, files, stats)
 
 
 def _chosen_rows(
     context: PartContext,
-    draw: dict[str, Any],
-    part: Part,
-    group_part: Part,
-    columns: dict[str, Any],
+    reading: Reading,
+    choose: Callable[[Rows], np.ndarray],
+    parts: dict[str, Any],
     schema: pa.Schema,
 ) -> pa.Table:
-    keep, groups = _chosen(context, draw, group_part)
-    rows = context.inputs["examples"].read_part(part).filter(pa.array(keep))
-    original = pa.concat_tables(
-        [schema.empty_table(), original_rows(rows, columns)], promote_options="permissive"
-    )
-    by_cluster = RULES[context.config.subset.rule].group == "cluster"
-    cluster = pa.array(groups[keep].astype(np.int32), mask=np.full(int(keep.sum()), not by_cluster))
-    arrays = {"example_id": rows["example_id"], "source": rows["source"], "cluster": cluster}
-    arrays.update({name: original[name] for name in schema.names if name != "source"})
-    return pa.table(arrays)
+    """The chosen rows of a part: the columns of examples, cluster, and score where the rule has one.
+
+    The struct `original` has the columns of all files; those that the row's own file lacks are null.
+    """
+    rows = read_rows(context, reading, parts)
+    chosen = choose(rows)
+    keep = rows.eligible.copy()
+    keep[keep] = chosen
+    table = context.inputs["examples"].read_part(part_from(parts["examples"])).filter(pa.array(keep))
+    original = original_rows(table, schema).combine_chunks()
+    table = table.select(EXAMPLES_FIXED.names).append_column("original", original.to_struct_array())
+    clusters = np.zeros(len(chosen), np.int32) if rows.clusters is None else rows.clusters.astype(np.int32)
+    none = np.full(int(chosen.sum()), rows.clusters is None)
+    table = table.append_column("cluster", pa.array(clusters[chosen], mask=none))
+    if rows.scores is not None:
+        table = table.append_column("score", pa.array(rows.scores[chosen], pa.float64()))
+    return table
 
 
-def _jsonl(table: pa.Table) -> bytes:
-    lines = []
-    for row in table.to_pylist():
-        try:
-            lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain))
-        except ValueError:  # NaN and infinity are not JSON
-            lines.append(json.dumps(_finite(row), ensure_ascii=False, default=_plain))
-    return "".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass")
+def _data(table: pa.Table) -> pa.Table:
+    """example_id, source, cluster, score where the rule has one, then the original columns."""
+    original = pa.Table.from_struct_array(table["original"])
+    added = [name for name in ("example_id", "source", "cluster", "score") if name in table.column_names]
+    kept = original.select([name for name in original.column_names if name != "source"])
+    fields = [*(table.schema.field(name) for name in added), *kept.schema]  # which tell columns of JSON text
+    return pa.table([*(table[name] for name in added), *kept.columns], schema=pa.schema(fields))
 
 
-def _plain(value: Any) -> str:
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _index(table: pa.Table, names: dict[int, str]) -> pa.Table:
+    """Where each row lies in the raw files, without its text: example_id, file, row (from 0), source, cluster."""
+    ids = table["example_id"].to_numpy()
+    files = pa.array([names[number] for number in (ids >> ID_BITS).tolist()], pa.string())
+    rows = pa.array(ids & ((1 << ID_BITS) - 1), pa.int64())
+    columns = {"example_id": table["example_id"], "file": files, "row": rows}
+    return pa.table(columns | {name: table[name] for name in ("source", "cluster")})

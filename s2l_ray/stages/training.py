@@ -12,6 +12,7 @@ import os
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,6 @@ from s2l_ray.config import Training
 from s2l_ray.core import order
 from s2l_ray.core.encoding import ROWS_AT_ONCE, Encoded
 from s2l_ray.core.models import build, load_config, load_encoder, load_tokenizer, parameters, tensor_reader
-from s2l_ray.core.rawfiles import chosen_rows
 from s2l_ray.core.store import Artifact, FileEntry, Part
 from s2l_ray.core.training import TrainingPlan, checkpoint_steps, train
 from s2l_ray.core.training_state import checkpoint_files, checkpoint_folder
@@ -39,6 +39,10 @@ from s2l_ray.stages.edge import READER_CPUS, find_user_error, worker_cpus
 from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
 log = logging.getLogger("s2l_ray")
+# What each stage trains on, and in which of a part's files the conversations stand.
+DATA = {"proxy": "examples", "target": "subset"}
+ROLES = {"examples": "data", "subset": "messages"}
+ROWS_TRIED = 256
 ROWS_PER_READ = (
     8_192  # windows are read together until they have this many rows, so that a reader's start-up is worth it
 )
@@ -52,8 +56,10 @@ def make(work: Work) -> Outcome:
     """Train the proxies one after the other, or the target.
 
     Raises:
-        UserError: fewer steps than checkpoints, a batch that does not divide, a loss that is not finite, a request that does not fit.
+        UserError: fewer steps than checkpoints, a batch that does not divide, a loss that is not finite, a request that does not fit,
+            first rows of which nothing is learned.
     """
+    _try_rows(work)
     if work.artifact.stage == "target":
         return _make_target(work)
     files: list[FileEntry] = []
@@ -68,6 +74,24 @@ def make(work: Work) -> Outcome:
         members.append({"steps": list(steps), "folders": folders, **_told(place, section, plan)})
     flops = [member["flops"] for member in members]
     return Outcome(files=files, info={"members": members, "flops": sum(flops) if all(flops) else None})
+
+
+def _try_rows(work: Work) -> None:
+    """Encode the first rows as each model will, so that a prompt or template that fits none of them is told before any training."""
+    stage = work.artifact.stage
+    data = DATA[stage]
+    parts = [part for part in work.manifests[data].parts if part.rows]
+    rows = _read(work.inputs[data], parts[0], ROLES[data]).slice(0, ROWS_TRIED)
+    targets = [work.config.target] if work.config.target is not None else []
+    for section in work.config.proxy.each() if stage == "proxy" else targets:
+        encoded = load_encoder(section).examples(rows)
+        if not any(example.learned.any() for example in encoded):
+            reasons = Counter(str(example.reason) for example in encoded)
+            counted = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+            raise UserError(
+                f"preparing the {stage}: of the first {len(encoded)} rows not one has a token to learn ({counted}; the row with "
+                f"example_id {encoded[0].example_id} first). Change {stage}.prompt, template, learn, truncation or max_length."
+            )
 
 
 def _make_target(work: Work) -> Outcome:
@@ -170,7 +194,7 @@ class _Job:
     section: Training
     data: Artifact
     parts: list[dict[str, Any]]
-    columns: list[dict[str, str]] | None
+    role: str  # of the files to read
     stream: order.Stream
     plan: TrainingPlan
     place: _Place
@@ -185,7 +209,7 @@ def _run(
     if all(checkpoint_files(place, step) is not None for step in steps):
         log.info("%s: all checkpoints are there from an earlier run", stage)
         return
-    data = "examples" if stage == "proxy" else "subset"
+    data = DATA[stage]
     scaling = work.config.scaling
     workers, micro = (
         (scaling.proxy_workers, scaling.proxy_micro_batch)
@@ -196,7 +220,7 @@ def _run(
         section=section,
         data=work.inputs[data],
         parts=[part_dict(part) for part in work.manifests[data].parts],
-        columns=work.manifests[data].info["columns"] if stage == "target" else None,
+        role=ROLES[data],
         stream=stream,
         plan=_plan(section, stream, steps, micro),
         place=place,
@@ -394,7 +418,9 @@ def _encode_windows(
     encoder = load_encoder(job.section)
     for raw in json.loads(batch["windows"][0].as_py()):
         window = order.Window(**{**raw, "parts": tuple(raw["parts"])})
-        table = pa.concat_tables([_read(job, part_from(job.parts[part])) for part in window.parts])
+        table = pa.concat_tables(
+            [_read(job.data, part_from(job.parts[part]), job.role) for part in window.parts]
+        )
         mine = order.shuffled(job.stream, window)[
             order.owned(job.stream, window, rank, world_size, first_step)
         ]
@@ -415,10 +441,8 @@ def _to_arrow(encoded: list[Encoded]) -> pa.Table:
     )
 
 
-def _read(job: _Job, part: Part) -> pa.Table:
-    if job.columns is None:
-        return job.data.read_part(part, ["example_id", "instruction", "input", "output"])
-    return chosen_rows(job.data.read_part(part), job.columns)
+def _read(data: Artifact, part: Part, role: str) -> pa.Table:
+    return data.read_part(part, ["example_id", "messages", "tools"], role)
 
 
 def _from_arrow(block: pa.Table) -> Iterator[Encoded]:

@@ -10,8 +10,8 @@ from s2l_ray.core.store import Artifact, FileEntry, Manifest, Part
 
 @dataclass(frozen=True)
 class Work:
-    """One artifact to make: its place, the config it follows, the committed artifacts it is made from, this run's id, and the
-    parts of raw files for the stages that read them."""
+    """One artifact to make: its place, the config it follows, the committed artifacts it is made from, this run's id, the parts of
+    raw files for the stages that read them, and the section and stage version that name it."""
 
     config: Config
     artifact: Artifact
@@ -19,6 +19,8 @@ class Work:
     manifests: dict[str, Manifest]
     run: str
     ranges: list[PartRange] = field(default_factory=list)
+    section: dict[str, Any] = field(default_factory=dict)
+    version: int = 0
 
     @property
     def label(self) -> str:
@@ -36,12 +38,8 @@ class Outcome:
 
 def part_dict(part: Part) -> dict[str, Any]:
     """What a task needs of an input part: enough to read it and check it."""
-    entry = part.files["data"]
-    return {
-        "index": part.index,
-        "rows": part.rows,
-        "files": {"data": [entry.name, entry.bytes, entry.sha256]},
-    }
+    files = {role: [entry.name, entry.bytes, entry.sha256] for role, entry in part.files.items()}
+    return {"index": part.index, "rows": part.rows, "files": files}
 
 
 def part_from(raw: dict[str, Any]) -> Part:

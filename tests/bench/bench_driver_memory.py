@@ -119,7 +119,6 @@ def part_tables(first: int, count: int, steps: int) -> dict[str, pa.Table]:
         "source": pa.array(["s"] * count),
         "num_tokens": pa.array(everyone.astype(np.int32)),
         "losses": vector_column(everyone, losses),
-        "initial_losses": vector_column(everyone, losses[:, :1]),
         "reason": pa.nulls(count, pa.string()),
     }
     nothing = pa.nulls(count, pa.string())
@@ -132,7 +131,7 @@ def part_tables(first: int, count: int, steps: int) -> dict[str, pa.Table]:
     }
     return {
         "examples": pa.table(examples),
-        "trajectories": pa.table(columns, schema=trajectories_schema(steps, 1)),
+        "trajectories": pa.table(columns, schema=trajectories_schema(steps)),
     }
 
 

@@ -298,19 +298,27 @@ def test_a_damaged_file_is_noticed_and_named(
 # ------------------------------------------------------------------------------------------------- workers and proxies
 
 
-def test_an_ensemble_on_two_workers_each(finished: Finished, runs: Runs) -> None:
-    """Two proxies give 2 x T losses; two workers see the same global batches, so member 0 equals the shared run's proxy."""
+def test_an_ensemble_of_two_families_on_two_workers_each(
+    finished: Finished, runs: Runs, tmp_path: Path
+) -> None:
+    """Proxies of different family, size, tokenizer and number of checkpoints stand side by side; two workers see the same global
+    batches, so member 0 equals the shared run's proxy."""
+    tokenizer = tiny.save_tokenizer(tmp_path / "tokenizer")
+    other = {"model": {"config": tiny.GPT_NEOX}, "tokenizer": str(tokenizer), "checkpoints": 2}
     overrides = (
-        "--proxy.members=[{}, {seed: 3}]",
+        f"--proxy.members={json.dumps([{}, other])}",
         "--scaling.proxy_workers=2",
         "--run.name=ensemble",
-        "--until=trajectories",
+        "--subset.rule=high_learnability",
+        "--until=subset",
     )
     ended = runs(finished.job, *overrides)
     assert ended.status == 0, ended.err
     record = json.loads((finished.folder / "storage" / "runs" / "ensemble" / "run.json").read_text())
-    both = losses_of(finished, record["artifacts"]["trajectories"]["fingerprint"])
-    alone = losses_of(finished)
-    assert both.shape == (alone.shape[0], 2 * alone.shape[1])
-    np.testing.assert_allclose(both[:, : alone.shape[1]], alone, atol=1e-4)
-    assert np.abs(both[:, alone.shape[1] :] - alone).max() > 1e-2, "the other seed must give another proxy"
+    name = record["artifacts"]["trajectories"]["fingerprint"]
+    both, alone = losses_of(finished, name), losses_of(finished)
+    columns = alone.shape[1]
+    assert both.shape == (alone.shape[0], columns + 3)
+    np.testing.assert_allclose(both[:, :columns], alone, atol=1e-4)
+    unlike = abs(both[:, columns].mean() - np.log(tiny.GPT_NEOX["vocab_size"]))
+    assert unlike < 0.5, "a new model knows nothing of its own vocabulary"

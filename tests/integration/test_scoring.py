@@ -17,6 +17,7 @@ from s2l_ray.stages.trajectories import NOT_SAMPLED
 from tests.integration.conftest import TOO_LONG, Finished, Runs
 
 END = 256  # the byte tokenizer's end token
+STATISTICS = ("answer_loss", "grand", "el2n", "min_probability", "mean_probability")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def variants(finished: Finished, runs: Runs) -> dict[str, Artifact]:
         "plain": {},
         "narrow": {"trajectories.tokens_per_batch": 90},
         "sample": {"trajectories.sample": 0.4, "trajectories.seed": 5},
-        "initial": {"trajectories.use_initial": True},
+        "statistics": {"trajectories.statistics": list(STATISTICS)},
     }
     path = finished.folder / "scoring.yaml"
     path.write_text(yaml.safe_dump(job))
@@ -46,15 +47,15 @@ def whole(artifact: Artifact) -> pa.Table:
     return pa.concat_tables([artifact.read_part(part) for part in artifact.manifest().parts])
 
 
-def losses(table: pa.Table) -> np.ndarray:
-    """float [N, T], NaN where there is no trajectory."""
-    steps = table["losses"].type.list_size
-    return np.array([row or [np.nan] * steps for row in table["losses"].to_pylist()])
+def losses(table: pa.Table, column: str = "losses") -> np.ndarray:
+    """float [N, 1 + T], NaN where there is no trajectory."""
+    steps = table[column].type.list_size
+    return np.array([row or [np.nan] * steps for row in table[column].to_pylist()])
 
 
 @pytest.fixture(scope="module")
-def expected(finished: Finished) -> np.ndarray:
-    """Mean cross-entropy over the answer's tokens and the end token, at step 0 and every checkpoint: float [N, 1 + T]."""
+def expected(finished: Finished) -> dict[str, np.ndarray]:
+    """Loss and statistics of every row at step 0 and every checkpoint, from plain formulas: float [N, 1 + T] each."""
     from transformers import AutoModelForCausalLM
 
     proxy = finished.artifact("proxy")
@@ -63,32 +64,53 @@ def expected(finished: Finished) -> np.ndarray:
         for name in sorted(os.listdir(finished.folder / "raw"))
         for line in (finished.folder / "raw" / name).read_text().splitlines()
     ]
-    columns = []
+    columns: dict[str, list[list[float]]] = {name: [] for name in ("losses", *STATISTICS)}
     for folder in proxy.manifest().info["members"][0]["folders"]:
         model = AutoModelForCausalLM.from_pretrained(Path(proxy.uri) / folder, dtype=torch.float32)
-        columns.append([row_loss(model, row, max_length=40) for row in rows])
-    return np.array(columns).T
+        made = [row_statistics(model, row, max_length=40) for row in rows]
+        for name, column in columns.items():
+            column.append([row.get(name, np.nan) for row in made])
+    return {name: np.array(column).T for name, column in columns.items()}
 
 
-@torch.inference_mode()
-def row_loss(model: torch.nn.Module, row: dict[str, str], max_length: int) -> float:
-    prompt = f"{row['instruction']}\n".encode()
-    ids = torch.tensor([*prompt, *row["output"].encode(), END][:max_length])
-    if len(ids) <= len(prompt):
-        return float("nan")
-    log_probabilities = model(ids[None]).logits[0].double().log_softmax(-1)
-    where = torch.arange(len(prompt) - 1, len(ids) - 1)
-    return -log_probabilities[where, ids[where + 1]].mean().item()
+def row_statistics(model: torch.nn.Module, row: dict[str, str], max_length: int) -> dict[str, float]:
+    prompt = list(f"{row['instruction']}\n".encode())
+    ids = [*prompt, *row["output"].encode(), END][:max_length]
+    answer = ids[len(prompt) :]
+    if not answer:
+        return {}
+    with torch.no_grad():
+        probabilities = after(model, prompt, answer).softmax(-1)
+        alone = after(model, [END], answer).softmax(-1)
+    targets = torch.tensor(answer)[:, None]
+    right = probabilities.gather(1, targets)
+    model.zero_grad()
+    torch.nn.functional.cross_entropy(after(model, prompt, answer), targets[:, 0]).backward()
+    return {
+        "losses": -right.log().mean().item(),
+        "mean_probability": right.mean().item(),
+        "min_probability": right.min().item(),
+        "el2n": probabilities.scatter(1, targets, right - 1).norm(dim=1).mean().item(),
+        "grand": model.get_output_embeddings().weight.grad.norm().item(),
+        "answer_loss": -alone.gather(1, targets).log().mean().item(),
+    }
 
 
-def test_losses_equal_an_unbatched_forward(finished: Finished, expected: np.ndarray) -> None:
+def after(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    """Logits that predict the answer's tokens, float64 [n, V]."""
+    logits = model(torch.tensor([prompt + answer])).logits[0].double()
+    return logits[len(prompt) - 1 : -1]
+
+
+def test_losses_equal_an_unbatched_forward(finished: Finished, expected: dict[str, np.ndarray]) -> None:
     table = whole(finished.artifact("trajectories"))
-    np.testing.assert_allclose(losses(table), expected[:, 1:], atol=1e-5, rtol=0)
-    initial = [row[0] if row else np.nan for row in table["initial_losses"].to_pylist()]
-    np.testing.assert_allclose(initial, expected[:, 0], atol=1e-5, rtol=0)
-    assert np.nanmean(expected[:, -1]) < np.nanmean(expected[:, 0]) - 0.5, (
-        "the proxy must have learned something"
-    )
+    np.testing.assert_allclose(losses(table), expected["losses"], atol=1e-5, rtol=0)
+    mean = np.nanmean(expected["losses"], axis=0)
+    assert mean[-1] < mean[0] - 0.5, "the proxy must have learned something"
+    info = finished.manifest("trajectories").info
+    assert info["steps"] == [[0, step] for step in finished.manifest("proxy").info["members"][0]["steps"]]
+    assert info["steps"][0] == [0, 0]
+    assert info["statistics"] == []
 
 
 def test_other_batches_give_the_same_losses(variants: dict[str, Artifact]) -> None:
@@ -96,18 +118,22 @@ def test_other_batches_give_the_same_losses(variants: dict[str, Artifact]) -> No
     np.testing.assert_allclose(narrow, plain, atol=1e-5, rtol=0)
 
 
-def test_the_trajectory_may_begin_before_training(
-    variants: dict[str, Artifact], expected: np.ndarray
+def test_statistics_equal_plain_formulas(
+    variants: dict[str, Artifact], expected: dict[str, np.ndarray]
 ) -> None:
-    np.testing.assert_allclose(losses(whole(variants["initial"])), expected, atol=1e-5, rtol=0)
-    assert variants["initial"].manifest().info["steps"][0] == [0, 0]
+    table = whole(variants["statistics"])
+    assert table.column_names == ["example_id", "source", "num_tokens", "losses", *STATISTICS, "reason"]
+    assert variants["statistics"].manifest().info["statistics"] == list(STATISTICS)
+    for name in ("losses", *STATISTICS):
+        np.testing.assert_allclose(losses(table, name), expected[name], atol=1e-5, rtol=1e-5, err_msg=name)
+        assert table[name].null_count == TOO_LONG
 
 
 def test_rows_too_long_are_null_counted_and_told(finished: Finished) -> None:
     table, info = whole(finished.artifact("trajectories")), finished.manifest("trajectories").info
     left_out = table.slice(table.num_rows - TOO_LONG)
     assert left_out["reason"].to_pylist() == [NO_LEARNED_TOKEN] * TOO_LONG
-    for column in ("losses", "initial_losses", "num_tokens"):
+    for column in ("losses", "num_tokens"):
         assert left_out[column].null_count == TOO_LONG
         assert table[column].null_count == TOO_LONG
     assert table["reason"].null_count == table.num_rows - TOO_LONG

@@ -18,7 +18,7 @@ from s2l_ray.config import Config
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.rawfiles import find_files, index_file, part_ranges
 from s2l_ray.core.store import FORMAT, Artifact, Manifest, Part, Store
-from s2l_ray.core.tables import parquet_bytes, vector_column
+from s2l_ray.core.tables import parquet_bytes, trajectories_schema, vector_column
 from s2l_ray.errors import UserError
 from s2l_ray.stages import clusters, examples, subset
 from s2l_ray.stages.work import Outcome, Work
@@ -123,7 +123,7 @@ def make_trajectories(source: Artifact, manifest: Manifest) -> Manifest:
             "losses": vector_column(scored, losses),
             "reason": pa.array(reasons.tolist(), pa.string()),
         }
-        data = parquet_bytes(pa.table(columns))
+        data = parquet_bytes(pa.table(columns, schema=trajectories_schema(STEPS + 1)))
         parts.append(
             artifact.write_part(part.index, part.rows, {"data": (".parquet", data)}, "node", "run", {})
         )

@@ -181,7 +181,7 @@ def test_overrides_are_yaml() -> None:
         "--proxy.epochs=null",
         "--proxy.steps=24",
         "--subset.budget=.5",
-        "--trajectories.use_initial=true",
+        "--trajectories.statistics=[el2n, grand]",
         "--target.model={path: folder}",
         "--run.storage=s3://bucket/x?region=eu&scheme=http",
     )
@@ -190,7 +190,7 @@ def test_overrides_are_yaml() -> None:
     assert made.examples.files == ["a.jsonl", "b c.parquet"]
     assert (made.proxy.epochs, made.proxy.steps) == (None, 24)
     assert made.subset.budget == 0.5
-    assert made.trajectories.use_initial is True
+    assert made.trajectories.statistics == ["el2n", "grand"]
     assert made.target is not None
     assert made.target.adam_epsilon == 1.5e-7
     assert (made.target.model.path, made.target.model.config) == ("folder", None)

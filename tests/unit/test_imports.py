@@ -56,7 +56,7 @@ def test_a_module_imports_only_what_lies_below_it(path: Path) -> None:
             "s2l_ray.errors",
             "s2l_ray.progress",
         },
-        "config.py": {"s2l_ray", "s2l_ray.errors"},
+        "config.py": {"s2l_ray", "s2l_ray.errors", "s2l_ray.core"},
         "errors.py": set(),
     }
     ours = {n for n in names if n.split(".")[0] == "s2l_ray"}
@@ -65,6 +65,20 @@ def test_a_module_imports_only_what_lies_below_it(path: Path) -> None:
         assert ours <= lower[layer]
     if layer != "stages" and name != "sweep.py":
         assert "ray" not in names
+
+
+def test_config_knows_of_core_how_a_score_is_read_and_nothing_else() -> None:
+    names = {name for name in imported(ast.parse((PACKAGE / "config.py").read_text())) if ".core." in name}
+    assert names == {"s2l_ray.core.expressions"}
+    assert own_packages(PACKAGE / "core" / "expressions.py") == {
+        "ast",
+        "collections",
+        "dataclasses",
+        "difflib",
+        "functools",
+        "numpy",
+        "typing",
+    }
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)

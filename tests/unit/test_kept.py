@@ -10,25 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from s2l_ray.config import Clusters, Columns
-from s2l_ray.core import grouped, kmeans, order, selection
+from s2l_ray.core import exports, grouped, kmeans, order, selection
 from s2l_ray.core.encoding import Encoder, byte_tokenizer
 from s2l_ray.core.features import features
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.rawfiles import find_files, index_file, part_ranges, read_part
+from s2l_ray.core.tables import EXAMPLES_FIXED
 from s2l_ray.pipeline import STAGES
 from tests import tiny
 
 # (stage, version) -> hash of what it made when that version was released. Add a line; do not change one.
 KEPT = {
     ("examples", 1): "6a8e0928f6dfcc085dccea392c778342ed36a1d51d62f082627fb63cbb061dbf",
+    ("examples", 2): "adad929de5ba033e093235668cbaa1690d7d2054d99c0563d1d62cf57ab5d322",
     ("proxy", 1): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
     ("target", 1): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
+    ("proxy", 2): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
+    ("target", 2): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
     ("clusters", 1): "19d6e55c881469e7451614054011557d6730ddfd9bed61d553d2745d8a73c1e6",
     ("clusters", 2): "2fed1c98b2d6ab7c82248c4fb1248df4588af1a497933273327207e8219e77aa",
     ("subset", 1): "018440c0f9e9afbd87f852b7deff88548ba6b45afe664df25b323c3dd4a63e28",
+    ("subset", 2): "d06bbc8a21353bd35b55f6a4946dc5bbaa4425645baf03a5493c09a5c8d5581a",
 }
 
 
@@ -69,13 +75,26 @@ def clusters(folder: Path) -> Any:
 
 
 def subset(folder: Path) -> Any:
+    """What is drawn by hash and by a score, and how a conversation is written for trainers."""
     ids = np.arange(500, dtype=np.int64) << 3
-    groups, keys = np.arange(500) ** 2 % 7, keyed_hash(11, ids)
-    histogram = selection.leading_histogram(groups, keys, num_groups=7)
-    quotas = selection.quotas(histogram.sum(axis=1), 123)
-    where = selection.boundary(histogram, quotas)
-    last = selection.thresholds(*selection.boundary_keys(groups, keys, where), where)
-    return ids[selection.chosen(groups, keys, quotas=quotas, thresholds=last)].tolist()
+    groups = np.arange(500) ** 2 % 7
+    scores = np.arange(500) % 11 - 5.0
+    drawn = []
+    for score, take in ((np.zeros(500), "smallest"), (scores, "smallest"), (scores, "middle")):
+        points = selection.Points(groups, selection.ordered_bits(score), keyed_hash(11, ids))
+        keys = selection.Keys.of(points, np.zeros(500, np.int32), 7)
+        quotas = selection.quotas(keys.sizes(), 123)
+        draw = selection.draw(
+            lambda method, args, keys=keys: [getattr(keys, method)(*args)], keys.sizes(), quotas, take
+        )
+        drawn.append(ids[draw.chosen(points)].tolist())
+    turns = [
+        {"role": "user", "content": "a", "input": "b", "extra": None},
+        {"role": "assistant", "content": "", "input": None, "extra": '{"tool_calls":[]}'},
+    ]
+    row = {"example_id": 7, "source": "s", "messages": turns, "tools": "[1]"}
+    chat = exports.chat_lines(pa.Table.from_pylist([row], EXAMPLES_FIXED)).decode()
+    return [drawn, chat, {name: text.decode() for name, text in exports.stanzas([]).items()}]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,9 @@
-"""Per-example losses against an unbatched forward of transformers with its own loss, at logits that span +-50."""
+"""What holds of losses in every family, tried on a few: batches, neighbours, gradients, shapes, precision."""
 
 import copy
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,21 +11,9 @@ from hypothesis import strategies as st
 
 from s2l_ray.core.encoding import Encoded, pad, token_batches
 from s2l_ray.core.losses import example_losses, token_losses
+from tests.families import examples, model, reference
 
-COMMON = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": False,
-}
-FAMILIES = {
-    "gpt_neox": {"use_parallel_residual": True, "rotary_pct": 0.25},
-    "llama": {"num_key_value_heads": 2},
-    "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 60.0, "sliding_window": 8},
-}
+FEW = ("gpt_neox", "llama", "gemma2")  # test_families.py has all of them
 CLOSE = {"rtol": 1e-6, "atol": 1e-5}  # fp32 numbers near 50 lie 4e-6 apart
 
 
@@ -40,63 +26,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@cache
-def model(family: str) -> Any:
-    """A tiny model with random weights, its output layer scaled until the logits of the test rows reach 50 in size."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **COMMON, **FAMILIES[family])
-    made = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-        head = made.get_output_embeddings().weight
-        head.mul_(50 / min(abs(extreme) for extreme in logit_range(made)))
-    return made
-
-
-def logit_range(made: Any) -> tuple[float, float]:
-    with torch.inference_mode():
-        logits = [made(input_ids=torch.from_numpy(row.input_ids).long()[None]).logits for row in examples(0)]
-    return min(one.min().item() for one in logits), max(one.max().item() for one in logits)
-
-
-def examples(seed: int, count: int = 12) -> list[Encoded]:
-    """Rows of different lengths, with learned spans anywhere but at the first token."""
-    draw = np.random.default_rng(seed)
-    made = []
-    for number in range(count):
-        length = int(draw.integers(2, 41))
-        learned = draw.random(length) < draw.random()
-        learned[0] = False
-        learned[draw.integers(1, length)] = True
-        made.append(Encoded(number, draw.integers(0, 97, length).astype(np.int32), learned))
-    return made
-
-
-def reference(made: Any, row: Encoded) -> float:
-    """One row, no padding, transformers' own loss."""
-    ids = torch.from_numpy(row.input_ids).long()[None]
-    labels = ids.masked_fill(~torch.from_numpy(row.learned)[None], -100)
-    with torch.inference_mode():
-        return made(input_ids=ids, labels=labels).loss.item()
-
-
 def batched(made: Any, rows: list[Encoded], pad_id: int = 0) -> torch.Tensor:
     ids_BL, learned_BL = pad(rows, pad_id)
     return example_losses(made, torch.from_numpy(ids_BL), torch.from_numpy(learned_BL))
 
 
-@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
-def test_the_models_of_these_tests_have_logits_that_span_50(family: str) -> None:
-    low, high = logit_range(model(family))
-    assert low <= -49.99
-    assert high >= 49.99
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FEW)
 @pytest.mark.parametrize("tokens_per_batch", [1, 60, 10_000])
 def test_losses_equal_an_unbatched_forward(family: str, tokens_per_batch: int) -> None:
     made, rows = model(family), examples(0)
@@ -127,7 +62,7 @@ def test_neighbours_order_and_padding_do_not_matter(
         torch.testing.assert_close(losses, whole[piece], **CLOSE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FEW)
 def test_token_losses_come_in_row_major_order(family: str) -> None:
     made, rows = model(family), examples(3, 5)
     ids_BL, learned_BL = (torch.from_numpy(array) for array in pad(rows, 0))
@@ -142,7 +77,7 @@ def test_token_losses_come_in_row_major_order(family: str) -> None:
     torch.testing.assert_close(losses_M.double(), torch.tensor(expected).double(), **CLOSE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FEW)
 def test_gradients_equal_those_of_the_plain_loss(family: str) -> None:
     made, rows = copy.deepcopy(model(family)).double(), examples(5, 4)
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Models and tokenizers from folders the test saves: what identifies them, how weights are read, and what is refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,43 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     gone.unlink()
     with pytest.raises(UserError, match=gone.name):
         models.tensor_reader(Model(path=str(folder)))
+
+
+def test_the_weights_of_a_whole_folder_pass_the_check(folder: Path) -> None:
+    models.check_weights(Model(path=str(folder)))
+
+
+def damage_shape(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 65}))
+    return r"expected with shape \(.*65.*\) and came with \(.*64.*\)"
+
+
+def damage_depth(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    return r"model\.layers\.2\..* is not there"
+
+
+def damage_header(folder: Path) -> str:
+    file = sorted(folder.glob("*.safetensors"))[0]
+    file.write_bytes(b"\xff" * 100)
+    return f"{file.name}: .*restore it"
+
+
+def damage_length(folder: Path) -> str:
+    file = sorted(folder.glob("*.safetensors"))[0]
+    file.write_bytes(file.read_bytes()[:-7])
+    return f"{file.name}: .*restore it"
+
+
+@pytest.mark.parametrize("damage", [damage_shape, damage_depth, damage_header, damage_length])
+def test_weights_that_do_not_fit_their_config_are_refused_from_the_headers(
+    folder: Path, damage: Callable[[Path], str]
+) -> None:
+    said = damage(folder)
+    with pytest.raises(UserError, match=said):
+        models.check_weights(Model(path=str(folder)))
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

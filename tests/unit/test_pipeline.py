@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from s2l_ray import config, pipeline
-from s2l_ray.core.store import Store
+from s2l_ray.core.store import FORMAT, Artifact, Manifest, Store
 from s2l_ray.errors import UserError
 from tests import tiny
 
@@ -309,3 +310,69 @@ def test_names_are_made_of_plain_json(tree: dict[str, Any]) -> None:
     for node in pipeline.plan(config.load(None, [], tree)).nodes:
         assert json.loads(json.dumps(node.section)) == node.section
         assert node.artifact.committed() is None
+
+
+def committed(tmp_path: Path, stage: str, **fields: Any) -> Artifact:
+    """An artifact of another storage, as far as the plan looks at it."""
+    artifact = Artifact(Store(str(tmp_path / "elsewhere")), stage, "0123456789abcdef01234567")
+    plain: dict[str, Any] = {
+        **{key: {} for key in ("inputs", "section", "info", "scaling", "versions")},
+        **dict.fromkeys(("run", "made_at"), ""),
+        **{key: [] for key in ("parts", "files")},
+    }
+    named = {"format": FORMAT, "stage": stage, "fingerprint": artifact.fingerprint, "seconds": 0.0}
+    artifact.commit(Manifest(**{**plain, **named, **fields}))
+    return artifact
+
+
+def proxy_of(job: config.Job) -> dict[str, Any]:
+    return pipeline.plan(job, until="proxy").of("s2l")["proxy"].section
+
+
+def test_a_used_proxy_stands_in_the_plan_and_names_what_is_made_with_it(
+    tree: dict[str, Any], named: Tiny, tmp_path: Path
+) -> None:
+    used = committed(tmp_path, "proxy", section=proxy_of(config.load(None, [], tree)))
+    with_use = named(f"--proxy.use={used.uri}")
+    assert with_use["proxy"] == used.fingerprint
+    assert same(named(), with_use) == EXAMPLES
+    moved = shutil.copytree(tmp_path / "elsewhere", tmp_path / "moved")
+    assert same(with_use, named(f"--proxy.use={moved}/proxy/{used.fingerprint}")) == ALL
+    # how it was trained does not matter any more, and need not be told
+    del tree["proxy"]["epochs"]
+    assert same(with_use, named(f"--proxy.use={used.uri}", "--proxy.global_batch=7")) == ALL
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("--proxy.max_length=63", "max_length = 64"),
+        ("--proxy.prompt=alpaca", "prompt = plain"),
+        ("--proxy.learn=last", "learn = all"),
+        ("--proxy.truncation=left", "truncation = right"),
+        ("--proxy.model.config.hidden_size=64", "model = "),
+        ("--proxy.members=[{}, {seed: 1}]", "an artifact of 1 proxies"),
+    ],
+)
+def test_a_used_proxy_must_read_rows_as_the_config_says(
+    tree: dict[str, Any], named: Tiny, tmp_path: Path, override: str, said: str
+) -> None:
+    used = committed(tmp_path, "proxy", section=proxy_of(config.load(None, [], tree)))
+    with pytest.raises(UserError, match=re.escape(said)):
+        named(f"--proxy.use={used.uri}", override)
+
+
+def test_used_clusters_are_an_input(named: Tiny, tmp_path: Path) -> None:
+    used = committed(tmp_path, "clusters")
+    kept, refined = (
+        named(f"--clusters.use={used.uri}", f"--clusters.refine={refine}") for refine in ("false", "true")
+    )
+    assert same(named(), kept) == BEFORE_CLUSTERS
+    assert same(kept, refined) == BEFORE_CLUSTERS
+
+
+@pytest.mark.parametrize("field", ["proxy.use", "clusters.use"])
+def test_what_is_used_must_be_there(named: Tiny, tmp_path: Path, field: str) -> None:
+    stage = field.split(".")[0]
+    with pytest.raises(UserError, match=f"{field}: there is no manifest.json"):
+        named(f"--{field}={tmp_path}/nowhere/{stage}/x")

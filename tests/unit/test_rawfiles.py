@@ -19,11 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2l_ray.config import Columns
-from s2l_ray.core import rawfiles
+from s2l_ray.core import formats
 from s2l_ray.core.rawfiles import (
     PartRange,
     PartRows,
-    chosen_rows,
     find_files,
     index_file,
     original_rows,
@@ -31,7 +30,7 @@ from s2l_ray.core.rawfiles import (
     read_part,
 )
 from s2l_ray.core.store import Store, filesystem, join_uri
-from s2l_ray.core.tables import open_parquet, parquet_bytes, read_parquet
+from s2l_ray.core.tables import EXAMPLES_FIXED, open_parquet, parquet_bytes, read_parquet
 from s2l_ray.errors import UserError
 
 GOOD = {"instruction": "say a", "output": "a"}
@@ -95,7 +94,7 @@ def test_every_line_comes_out_once_with_its_number(
     raw = [json.dumps(r, ensure_ascii=escaped).encode() if isinstance(r, dict) else r for r in content]
     data = (b"\xef\xbb\xbf" if bom and raw[0].strip() else b"") + end.join(raw) + (end if closed else b"")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rawfiles, "CHUNK", chunk)
+        patch.setattr(formats, "CHUNK", chunk)
         path = Path(folder) / "x.jsonl"
         path.write_bytes(data)
         (file,) = find_files([str(path)], None)
@@ -103,11 +102,11 @@ def test_every_line_comes_out_once_with_its_number(
         parts = [read_part(part, Columns()) for part in part_ranges([file], [index])]
     assert index.sha256 == hashlib.sha256(data).hexdigest()
     assert index.rows == len(content) - (not closed and raw[-1] == b"")
-    assert [first for first, *_ in index.ranges] == list(range(0, index.rows, rows_per_part))
-    assert sum(count for _, count, *_ in index.ranges) == index.rows
+    assert [span.first_row for span in index.spans] == list(range(0, index.rows, rows_per_part))
+    assert sum(span.rows for span in index.spans) == index.rows
     found = []
     for part in parts:
-        original = original_rows(part.table, part.columns).to_pylist()
+        original = original_rows(part.table).to_pylist()
         found += list(zip(part.table["example_id"].to_pylist(), original, strict=True))
     expected = [(number, row) for number, row in enumerate(content) if isinstance(row, dict)]
     assert [number for number, _ in found] == [number for number, _ in expected]
@@ -143,7 +142,7 @@ def test_parquet_is_cut_by_rows_whatever_its_row_groups(
         parts = parts_of(path, rows_per_part=rows_per_part)
         made = [read_part(part, Columns()) for part in parts]
     assert [part.table.num_rows for part in made] == [part.rows for part in parts]
-    whole = pa.concat_tables([original_rows(part.table, part.columns) for part in made])
+    whole = pa.concat_tables([original_rows(part.table) for part in made])
     assert whole.column_names == table.column_names
     assert whole.to_pylist() == table.to_pylist()
     assert whole.schema.field("z").type == pa.int16()
@@ -165,7 +164,7 @@ def test_rows_of_five_megabytes_keep_their_places(tmp_path: Path) -> None:
     big = [{"instruction": f"{n}" * 5_000_000, "output": "ä" * 2_500_000 + str(n)} for n in range(3)]
     path = lines(tmp_path / "x.jsonl", GOOD, *big, GOOD)
     found = [
-        original_rows(p.table, p.columns).to_pylist()
+        original_rows(p.table).to_pylist()
         for p in (read_part(q, Columns()) for q in parts_of(path, rows_per_part=2))
     ]
     assert found == [[GOOD, big[0]], [big[1], big[2]], [GOOD]]
@@ -180,12 +179,12 @@ def test_every_column_is_kept_in_its_order(tmp_path: Path) -> None:
         {"z": None, "output": "b", "source": "t", "m": None, "instruction": "r", "input": None, "f": 2, "t": None, "late": "é"},
     ]  # fmt: skip
     made = read(lines(tmp_path / "x.jsonl", *content))
-    back = original_rows(read_parquet(parquet_bytes(made.table), "x"), made.columns)
+    back = original_rows(read_parquet(parquet_bytes(made.table), "x"))
     assert back.column_names == list(content[1])
     assert back.to_pylist() == [{**content[0], "late": None}, content[1]]
     assert made.table["source"].to_pylist() == ["s", "t"]
-    assert made.table["input"].to_pylist() == ["", None]
-    assert made.table.column_names == ["example_id", "source", "instruction", "input", "output", "other"]
+    assert [turns[0]["input"] for turns in made.table["messages"].to_pylist()] == [None, None]
+    assert made.table.drop_columns(["original"]).schema == EXAMPLES_FIXED
 
 
 def test_objects_without_fields_are_kept_as_null(tmp_path: Path) -> None:
@@ -194,7 +193,7 @@ def test_objects_without_fields_are_kept_as_null(tmp_path: Path) -> None:
         {**GOOD, "meta": {}, "deep": [{"a": {}}], "none": []},
     ]
     made = read(lines(tmp_path / "x.jsonl", *content))
-    back = original_rows(read_parquet(parquet_bytes(made.table), "x"), made.columns).to_pylist()
+    back = original_rows(read_parquet(parquet_bytes(made.table), "x")).to_pylist()
     assert [(row["meta"], row["deep"], row["none"]) for row in back] == [
         (None, [{"a": None, "b": 1}], []),
         (None, [{"a": None, "b": None}], []),
@@ -222,8 +221,11 @@ def test_columns_are_found_by_name_or_given(
     else:
         parquet(path, {name: [value] for name, value in row.items()})
     made = read(path, **columns)
-    assert tuple(made.table[m][0].as_py() for m in ("instruction", "input", "output", "source")) == meanings
-    assert original_rows(made.table, made.columns).to_pylist() == [row]
+    ((user, assistant),) = made.table["messages"].to_pylist()
+    assert (user["role"], assistant["role"]) == ("user", "assistant")
+    source = made.table["source"][0].as_py()
+    assert (user["content"], user["input"], assistant["content"], source) == meanings
+    assert original_rows(made.table).to_pylist() == [row]
 
 
 @pytest.mark.parametrize(
@@ -235,9 +237,13 @@ def test_columns_are_found_by_name_or_given(
         (
             {**GOOD, "prompt": "p", "completion": "c"},
             {},
-            "expected columns instruction and output, or prompt and completion",
+            "they fit several schemas (instruction and output; prompt and completion)",
         ),
-        ({"instruction": "q", "completion": "c"}, {}, "expected columns instruction and output"),
+        (
+            {"instruction": "q", "completion": "c"},
+            {},
+            "expected columns of a known schema (instruction and output;",
+        ),
         ({"text": "t"}, {"instruction": "text"}, "Name the columns with examples.columns.instruction"),
         (
             {**GOOD},
@@ -257,31 +263,6 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array(["a"])] * 3, names=["instruction", "output", "output"])
     pq.write_table(table, tmp_path / "x.parquet")
     assert "two columns have the same name" in refusal(tmp_path / "x.parquet")
-
-
-def test_rows_chosen_from_files_of_several_namings_are_read_back() -> None:
-    namings: list[dict[str, str]] = [
-        {"instruction": "instruction", "output": "output"},
-        {"instruction": "prompt", "output": "completion", "source": "source"},
-        {"instruction": "instruction", "input": "input", "output": "output"},
-        {},
-    ]
-    subset = pa.table(
-        {
-            "example_id": pa.array([1, 2, 3]),
-            "instruction": ["q1", None, "q3"],
-            "input": ["i1", None, None],
-            "output": ["a1", None, "a3"],
-            "prompt": [None, "q2", None],
-            "completion": [None, "a2", None],
-        }
-    )
-    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]):
-        assert chosen_rows(subset, [namings[number] for number in order]).to_pylist() == [
-            {"example_id": 1, "instruction": "q1", "input": "i1", "output": "a1"},
-            {"example_id": 2, "instruction": "q2", "input": None, "output": "a2"},
-            {"example_id": 3, "instruction": "q3", "input": None, "output": "a3"},
-        ]
 
 
 # ---- bad rows
@@ -344,8 +325,8 @@ def test_a_part_of_rejected_or_blank_lines_only_is_an_empty_part(tmp_path: Path)
     assert (first.table.num_rows, len(first.rejects)) == (2, 0)
     assert (broken.table.num_rows, len(broken.rejects)) == (0, 2)
     assert (empty.table.num_rows, len(empty.rejects)) == (0, 0)
-    assert empty.table.schema == first.table.drop_columns(["other"]).schema
-    assert original_rows(broken.table, broken.columns).num_columns == 0
+    assert empty.table.schema == first.table.drop_columns(["original"]).schema
+    assert original_rows(broken.table).num_columns == 0
     assert read_parquet(parquet_bytes(empty.table), "x").num_rows == 0
 
 
@@ -368,9 +349,7 @@ def test_bad_rows_of_parquet_are_named_or_listed(tmp_path: Path) -> None:
     made = read(path, "reject")
     assert made.table["example_id"].to_pylist() == [0]
     assert sorted(reject["row"] for reject in made.rejects) == [1, 2, 3]
-    assert original_rows(made.table, made.columns).to_pylist() == [
-        {"instruction": "q", "output": "a", "n": 1}
-    ]
+    assert original_rows(made.table).to_pylist() == [{"instruction": "q", "output": "a", "n": 1}]
 
 
 @pytest.mark.parametrize("column", ["output", "note"])
@@ -402,7 +381,7 @@ def test_text_of_parquet_may_be_of_any_string_type(tmp_path: Path) -> None:
         "none": pa.nulls(2),
     }
     made = read(parquet(tmp_path / "x.parquet", columns))
-    assert original_rows(made.table, made.columns).to_pylist() == [
+    assert original_rows(made.table).to_pylist() == [
         {"instruction": "q", "input": "i", "output": "a", "kind": "x", "none": None},
         {"instruction": "r", "input": None, "output": "b", "kind": "y", "none": None},
     ]
@@ -424,19 +403,20 @@ def test_parquet_with_damaged_pages_is_refused(tmp_path: Path) -> None:
     path = parquet(
         tmp_path / "x.parquet", {"instruction": ["q"] * 100, "output": [str(n) for n in range(100)]}
     )
-    (part,) = parts_of(path)
     data = bytearray(path.read_bytes())
     data[4:60] = b"\xff" * 56
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"x.parquet: the Parquet data are damaged"):
-        read_part(part, Columns())
+    with pytest.raises(UserError, match=r"x.parquet: the data are damaged"):
+        read(path)
 
 
 def test_a_file_that_changed_or_went_after_it_was_cut_is_refused(tmp_path: Path) -> None:
     path = lines(tmp_path / "x.jsonl", GOOD, GOOD)
     (part,) = parts_of(path)
     lines(path, GOOD)
-    with pytest.raises(UserError, match=r"x.jsonl: expected \d+ bytes, got \d+: the file changed"):
+    with pytest.raises(
+        UserError, match=r"x.jsonl: expected \d+ bytes with SHA-256 \w{16}, got \d+: the file changed"
+    ):
         read_part(part, Columns())
     path.unlink()
     with pytest.raises(UserError, match=r"must be readable under the same name on every node"):
@@ -476,7 +456,7 @@ from s2l_ray.errors import UserError
 for file in find_files([str(folder)], None):
     for attempt in (
         lambda: index_file(file, 10),
-        lambda: read_part(PartRange(0, 0, file, 0, 1, 0, 0), Columns()),
+        lambda: read_part(PartRange(0, 0, file, "parquet", 0, 0, 1, 0, 0), Columns()),
         lambda: read_parquet(pathlib.Path(file.uri).read_bytes(), file.uri),
         lambda: read_parquet(pathlib.Path(file.uri).read_bytes(), file.uri, ["instruction"]),
     ):
@@ -589,7 +569,7 @@ def test_ordinary_parquet_from_pandas_is_read(tmp_path: Path) -> None:
     )
     frame.to_parquet(tmp_path / "x.parquet")
     made = read(tmp_path / "x.parquet")
-    assert original_rows(made.table, made.columns).to_pylist() == [
+    assert original_rows(made.table).to_pylist() == [
         {"instruction": "q", "output": "a", "kind": "x", "__index_level_0__": 7}
     ]
 
@@ -601,7 +581,7 @@ def test_ordinary_parquet_from_pandas_is_read(tmp_path: Path) -> None:
 def tree(tmp_path: Path) -> Path:
     for name in (
         "raw/a.jsonl", "raw/b.ndjson", "raw/deep/c.jsonl", "raw/deep/er/d.jsonl", "raw/[x] #1%.jsonl",
-        "raw/.hidden.jsonl", "raw/.cache/e.jsonl", "raw/notes.txt", "raw/f.json", "other/g.jsonl",
+        "raw/.hidden.jsonl", "raw/.cache/e.jsonl", "raw/notes.txt", "raw/f.text", "other/g.jsonl",
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         lines(tmp_path / name, GOOD)
@@ -659,12 +639,15 @@ def test_names_are_relative_to_the_root(tree: Path, monkeypatch: pytest.MonkeyPa
 def test_a_pattern_that_matches_nothing_is_named(tree: Path, pattern: str) -> None:
     with pytest.raises(UserError) as error:
         find_files([str(tree / "raw"), str(tree / pattern)], None, "evaluation")
-    assert f"looking for evaluation.files: {tree / pattern} matches no .jsonl" in str(error.value)
+    assert (
+        f"looking for evaluation.files: {tree / pattern} matches no file that can be read (.jsonl, "
+        in str(error.value)
+    )
 
 
 def test_unfit_files_are_named(tree: Path) -> None:
-    with pytest.raises(UserError, match=r"f.json is none of .jsonl, .ndjson, .parquet. Convert it"):
-        find_files([str(tree / "raw/f.json")], None)
+    with pytest.raises(UserError, match=r"f.text is none of .jsonl, .ndjson, .json.* Convert it"):
+        find_files([str(tree / "raw/f.text")], None)
     (tree / "raw/empty.jsonl").touch()
     with pytest.raises(UserError, match=r"empty.jsonl is empty. Remove it"):
         find_files([str(tree / "raw")], None)

@@ -1,0 +1,295 @@
+"""Are the losses of a job faithful on its own rows? Score some of them in several ways, beside each row by itself.
+
+    python -m s2l_ray.check --config jobs/NAME.yaml                      64 rows, every checkpoint of the job's proxy
+    python -m s2l_ray.check --config jobs/NAME.yaml --rows 16 --checkpoints 3     quicker, on a laptop
+    python -m s2l_ray.check                                              on the built-in demo
+
+The rows come from the raw files of the job's first variant. Checkpoints are those of its proxy where it is trained already, and the
+model at its start where it is not. Nothing is written but the index of the raw files, and no Ray is started. Exit status: 0 when
+the setting that the job itself uses shifts no loss by more than --tolerance, 1 when it does, 2 when that could not be found out.
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from s2l_ray import config, pipeline
+from s2l_ray.errors import UserError
+from s2l_ray.progress import track
+from s2l_ray.run import job_parser, load_job, set_up_logging
+
+if TYPE_CHECKING:  # torch is loaded once there is something to compute
+    from s2l_ray.core.checking import Checkpoint, Grouping, Setting, Shift
+    from s2l_ray.core.encoding import Encoded, Encoder
+
+SHOWN = 1_000  # characters shown of each masked or learned stretch of the sample row
+# In nats. In fp32 only the order of sums differs: some 1e-6 to 1e-5. bf16 keeps 8 bits of weights and activations: on short answers
+# a trained 3M-parameter model showed up to 0.015, most rows 0.002. A wrong mask, position or soft cap moves losses by whole nats.
+TOLERANCES = {"bf16": 0.05, "fp32": 1e-3}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, score, print. Returns the exit status."""
+    args, overrides = parser().parse_known_args(arguments)
+    set_up_logging()
+    try:
+        job = load_job(args.config, overrides)
+        name, first = next(iter(job.variants.items()))
+        # Only a committed artifact of the plan is looked at; nothing of it is made.
+        made_plan = pipeline.plan(config.Job({name: first}), "clusters")
+        return check(first, made_plan.of(name), args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = job_parser(__doc__ or "")
+    made.add_argument("--rows", type=_count, default=64, help="rows to score (64)")
+    made.add_argument(
+        "--checkpoints",
+        type=_count,
+        help="look at so many checkpoints of each proxy, step 0 and the last among them (all)",
+    )
+    made.add_argument("--seed", type=int, default=0, help="of the draw of rows (0)")
+    made.add_argument(
+        "--tolerance",
+        type=float,
+        help="largest shift of a loss, in nats, that the job's own setting may cause "
+        f"({', '.join(f'{value:g} for {dtype}' for dtype, value in TOLERANCES.items())})",
+    )
+    return made
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def check(first: config.Config, nodes: dict[str, pipeline.Node], args: argparse.Namespace) -> int:
+    """Score rows of the job in every setting and print what that does to their losses; the exit status."""
+    import torch
+    import transformers
+
+    from s2l_ray.core import checking, scoring
+    from s2l_ray.core.models import load_config, load_encoder
+
+    transformers.logging.set_verbosity_error()
+    console = Console(width=max(118, Console().width))
+    drawn = checking.draw(nodes["examples"].ranges, first.examples, args.rows, args.seed)
+    encoders = [load_encoder(proxy) for proxy in first.proxy.each()]
+    encoded = [encoder.examples(drawn.table) for encoder in encoders]
+    reasons = [scoring.reason_of(versions) for versions in zip(*encoded, strict=True)]
+    kept = [[e for e, reason in zip(each, reasons, strict=True) if reason is None] for each in encoded]
+    console.print(_left_out(drawn.rejects, reasons))
+    if not kept[0]:
+        raise UserError(
+            f"checking losses: none of {len(reasons)} rows has a token that is learned. Raise proxy.max_length, or look at how "
+            "rows are read (examples.columns, proxy.prompt)."
+        )
+    console.print(Group(*(_sample(encoder, each[0]) for encoder, each in zip(encoders, kept, strict=True))))
+
+    checkpoints, steps, complete = _checkpoints(first, nodes["proxy"], encoders, kept, args.checkpoints)
+    default = {checking.default_attention(load_config(proxy.model)) for proxy in first.proxy.each()}
+    settings = checking.settings(checkpoints, first.trajectories.tokens_per_batch, default != {"eager"})
+    device = scoring.device_of(first)
+    torch.set_num_threads(max(first.scaling.threads, len(os.sched_getaffinity(0))))
+    with track("check", (1 + len(settings)) * len(checkpoints), "passes") as tracker:
+        reference, found = checking.measure(checkpoints, settings, device, tracker.advance)
+
+    clusters = nodes["clusters"].artifact.committed() if "clusters" in nodes and complete else None
+    ids = np.array([example.example_id for example in kept[0]])
+    if clusters is not None:
+        grouping = checking.committed_grouping(clusters, steps, first.clusters)
+    else:
+        grouping = checking.fresh_grouping(reference, ids, steps, first.clusters, complete)
+    scored = np.array([reason is None for reason in reasons])
+    sources = np.array(drawn.table["source"].to_pylist(), object)[scored].tolist()
+    before = grouping.labels(reference, sources)
+    shifts = {
+        setting: checking.shift(reference, losses, before, grouping.labels(losses, sources))
+        for setting, losses in found.items()
+    }
+    own = checking.job_setting(settings, first.trajectories.dtype)
+    console.print(
+        _table(shifts, own, [c.label for c in checkpoints], ids.tolist(), nodes["examples"], device)
+    )
+    print(_origin(len(ids), checkpoints, nodes["proxy"], grouping))
+    return _verdict(shifts[own].absolute, own, args.tolerance)
+
+
+def _checkpoints(
+    first: config.Config,
+    node: pipeline.Node,
+    encoders: "list[Encoder]",
+    kept: "list[list[Encoded]]",
+    at_most: int | None,
+) -> "tuple[list[Checkpoint], list[list[int]], bool]":
+    """The models to look at, their labels [member, step], and whether these are all checkpoints of a trained proxy."""
+    from s2l_ray.core import scoring
+    from s2l_ray.core.checking import Checkpoint
+
+    manifest = node.artifact.committed()
+    sections = first.proxy.each()
+    if manifest is None:
+        labels = scoring.checkpoint_labels([[0]] * len(sections))
+        loaders = [[partial(scoring.starting_weights, section)] for section in sections]
+        steps = [[0]] * len(sections)
+        complete = False
+    else:
+        files, members = scoring.files_of(manifest), manifest.info["members"]
+        places = [_evenly(len(member["steps"]), at_most) for member in members]
+        complete = all(len(mine) == len(m["steps"]) for mine, m in zip(places, members, strict=True))
+        steps = [[m["steps"][place] for place in mine] for mine, m in zip(places, members, strict=True)]
+        labels = scoring.checkpoint_labels(steps)
+        loaders = [
+            [partial(scoring.checkpoint_weights, node.artifact, m["folders"][place], files) for place in mine]
+            for mine, m in zip(places, members, strict=True)
+        ]
+    made = [
+        Checkpoint(label, encoders[number], kept[number], load)
+        for number in range(len(sections))
+        for label, load in zip(labels[number], loaders[number], strict=True)
+    ]
+    return made, [[number, step] for number, mine in enumerate(steps) for step in mine], complete
+
+
+def _evenly(count: int, at_most: int | None) -> list[int]:
+    """Places of the checkpoints to look at, the first and the last among them (the last alone where there is to be one)."""
+    if at_most is None or at_most >= count:
+        return list(range(count))
+    return sorted({count - 1 - round(place * (count - 1) / max(1, at_most - 1)) for place in range(at_most)})
+
+
+# -------------------------------------------------------------------------------------------------------------- what is printed
+
+
+def _left_out(rejects: dict[str, int], reasons: list[str | None]) -> Table | str:
+    """What of the rows is not scored, and why."""
+    unlearned = Counter(reason for reason in reasons if reason is not None)
+    if not rejects and not unlearned:
+        return f"{len(reasons)} rows drawn; none is left out."
+    table = Table(title=f"left out: {sum(unlearned.values())} of {len(reasons)} rows drawn")
+    table.add_column("rows", justify="right")
+    table.add_column("why")
+    for reason, count in rejects.items():
+        table.add_row(f"{count:,}", Text(f"{reason} (rejected, in the parts that were read)"))
+    for reason, count in unlearned.items():
+        table.add_row(f"{count:,}", Text(reason))
+    return table
+
+
+def _sample(encoder: "Encoder", example: "Encoded") -> Panel:
+    """A row as the model sees it; the learned part is bold, green and between marks."""
+    text = Text()
+    borders = [0, *(np.flatnonzero(np.diff(example.learned)) + 1).tolist(), len(example.input_ids)]
+    for first, stop in zip(borders, borders[1:], strict=False):
+        piece = _printable(encoder.tokenizer.decode(example.input_ids[first:stop].tolist()))
+        if len(piece) > SHOWN:
+            half = SHOWN // 2
+            piece = f"{piece[:half]}[... {len(piece) - SHOWN:,} characters ...]{piece[-half:]}"
+        if example.learned[first]:
+            text.append(f"⟦{piece}⟧", style="bold green")
+        else:
+            text.append(piece, style="dim")
+    count = int(example.learned.sum())
+    return Panel(
+        text,
+        title=f"example_id {example.example_id}: ⟦learned⟧ are {count:,} of {len(example.input_ids):,} tokens",
+    )
+
+
+def _printable(text: str) -> str:
+    """The text without characters that would steer the terminal."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
+def _table(
+    shifts: "dict[Setting, Shift]",
+    own: "Setting",
+    labels: list[str],
+    ids: list[int],
+    examples: pipeline.Node,
+    device: Any,
+) -> Table:
+    table = Table(title=f"largest shift of any loss against each row alone, unpadded, in fp32 (on {device})")
+    for name in (
+        "dtype",
+        "tokens a batch",
+        "attention",
+        "nats",
+        "relative",
+        "example_id",
+        "where",
+        "under",
+        "moved",
+    ):
+        right = name in ("tokens a batch", "nats", "relative", "example_id", "moved")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "where")
+    for setting, moved in shifts.items():
+        mark = "the job's: " if setting == own else ""
+        table.add_row(
+            f"{mark}{setting.dtype}",
+            "one row" if setting.tokens == 1 else f"{setting.tokens:,}",
+            setting.attention or "default",
+            f"{moved.absolute:.2g}",
+            f"{moved.relative:.2%}",
+            str(ids[moved.row]),
+            Text(_place(ids[moved.row], examples)),
+            labels[moved.column].removeprefix("the proxy at "),
+            str(moved.moved),
+            style="bold" if setting == own else "",
+        )
+    return table
+
+
+def _place(example_id: int, examples: pipeline.Node) -> str:
+    """File and row of an example."""
+    from s2l_ray.core.rawfiles import ID_BITS
+
+    number, row = example_id >> ID_BITS, example_id & ((1 << ID_BITS) - 1)
+    name = next(part.file.name for part in examples.ranges if part.file_number == number)
+    return f"{name}, row {row + 1:,}"
+
+
+def _origin(count: int, checkpoints: "list[Checkpoint]", node: pipeline.Node, grouping: "Grouping") -> str:
+    trained = node.artifact.committed() is not None
+    models = (
+        f"{len(checkpoints)} checkpoints of {node.artifact.uri}"
+        if trained
+        else "the model at its start (the proxy is not trained yet)"
+    )
+    return f"{count} rows under {models}; `moved` rows change between {grouping.origin}."
+
+
+def _verdict(largest: float, own: "Setting", given: float | None) -> int:
+    tolerance = TOLERANCES[own.dtype] if given is None else given
+    what = f"the job's setting ({own.dtype}, {own.tokens:,} tokens a batch) shifts losses by up to {largest:.2g} nats"
+    if largest <= tolerance:
+        print(f"faithful: {what}, within the tolerance of {tolerance:g}.")
+        return 0
+    remedy = (
+        "Set trajectories.dtype: fp32, or accept it with --tolerance if no row changes cluster."
+        if own.dtype == "bf16"
+        else "In fp32 losses must not depend on how rows are batched: do not trust this model family's losses, and report it."
+    )
+    print(f"NOT faithful: {what}, more than the tolerance of {tolerance:g}. {remedy}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""Wrong data that only show once Ray reads or computes them: one error that names the thing and the remedy, and no artifact of it."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+import yaml
+
+from s2l_ray import run
+from s2l_ray.core.store import Artifact, FileEntry, Store
+from s2l_ray.core.tables import parquet_bytes
+from tests import tiny
+from tests.integration.conftest import Finished
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=100_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+class Case:
+    """The shared finished job on a copy of its storage, to be damaged."""
+
+    def __init__(self, finished: Finished, folder: Path) -> None:
+        self.folder, self.storage = folder, folder / "storage"
+        shutil.copytree(finished.folder / "storage", self.storage)
+        self.job: dict[str, Any] = yaml.safe_load(finished.job.read_text())
+        self.job["run"]["storage"] = str(self.storage)
+        self.finished = finished
+
+    def artifact(self, stage: str) -> Artifact:
+        fingerprint = self.finished.artifact(stage).fingerprint
+        return Artifact(Store(str(self.storage)), stage, fingerprint)
+
+    def rewrite(self, stage: str, change: Callable[[bytes], bytes], wanted: str) -> str:
+        """Give a file of an artifact other content under its name, and let the manifest vouch for it."""
+        artifact = self.artifact(stage)
+        raw = json.loads(artifact.read("manifest.json"))
+        entries = [*raw["files"], *(entry for part in raw["parts"] for entry in part["files"].values())]
+        entry = next(entry for entry in entries if wanted in entry["name"])
+        data = change(artifact.read_file(FileEntry(**entry)))
+        entry.update(vars(artifact.write_named(entry["name"], data)))
+        artifact.write("manifest.json", json.dumps(raw).encode())
+        return str(entry["name"])
+
+    def rows(self, *content: dict[str, Any]) -> None:
+        """Other raw rows; everything is made anew."""
+        shutil.rmtree(self.storage)
+        tiny.write_jsonl(self.folder / "raw" / "a.jsonl", list(content))
+        self.job["examples"]["files"] = [str(self.folder / "raw")]
+        self.job["proxy"] |= {"epochs": None, "steps": 3}
+        self.job["subset"]["budget"] = 5
+
+
+@pytest.fixture
+def case(finished: Finished, tmp_path: Path) -> Case:
+    return Case(finished, tmp_path)
+
+
+def weights_that_are_nan(case: Case) -> list[str]:
+    def spoil(data: bytes) -> bytes:
+        from safetensors.torch import load, save
+
+        weights = load(data)
+        weights["lm_head.weight"][7] = float("nan")
+        return save(weights, {"format": "pt"})
+
+    step = case.artifact("proxy").manifest().info["members"][0]["steps"][2]
+    case.rewrite("proxy", spoil, f"step-{step:06d}/model.safetensors")
+    case.job["trajectories"]["tokens_per_batch"] = 512
+    return ["loss of example_id", f"the proxy at step {step}", "nan", "lower its learning_rate"]
+
+
+def weights_that_are_missing(case: Case) -> list[str]:
+    artifact = case.artifact("proxy")
+    gone = next(entry for entry in artifact.manifest().files if entry.name.endswith("model.safetensors"))
+    (case.storage / artifact.path / gone.name).unlink()
+    case.job["trajectories"]["tokens_per_batch"] = 512
+    return [gone.name, "missing", "Restore the file"]
+
+
+def stored_losses_of_a_wrong_type(case: Case) -> list[str]:
+    def spoil(data: bytes) -> bytes:
+        table = pa.parquet.read_table(pa.BufferReader(data))
+        place = table.column_names.index("losses")
+        return parquet_bytes(table.set_column(place, "losses", pa.nulls(table.num_rows, pa.float64())))
+
+    case.rewrite("trajectories", spoil, "part-00002")
+    case.job["clusters"]["seed"] = 9
+    return ["fixed_size_list<float>", "double", "remove the artifact's folder"]
+
+
+def stored_losses_that_are_infinite(case: Case) -> list[str]:
+    def spoil(data: bytes) -> bytes:
+        table = pa.parquet.read_table(pa.BufferReader(data))
+        losses = table["losses"].combine_chunks()
+        values = losses.flatten().to_numpy(zero_copy_only=False).copy()
+        values[3] = np.inf
+        spoiled = pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float32()), losses.type.list_size)
+        return parquet_bytes(table.set_column(table.column_names.index("losses"), "losses", spoiled))
+
+    case.rewrite("trajectories", spoil, "part-00002")
+    case.job["clusters"]["seed"] = 9
+    return ["finite", "inf", "example_id", "score"]
+
+
+def a_manifest_that_lies_about_a_hash(case: Case) -> list[str]:
+    artifact = case.artifact("clusters")
+    raw = json.loads(artifact.read("manifest.json"))
+    raw["parts"][1]["files"]["data"]["sha256"] = "0" * 64
+    artifact.write("manifest.json", json.dumps(raw).encode())
+    case.job["subset"]["seed"] = 9
+    return [raw["parts"][1]["files"]["data"]["name"], "expected SHA-256 0000", "Restore the file"]
+
+
+def rows_that_are_all_alike(case: Case) -> list[str]:
+    case.rows(*[{"instruction": "copy a", "output": "a"}] * 40)
+    return ["distinct trajectories", "clusters.k = 8", "Lower clusters.k"]
+
+
+def no_row_with_a_learned_token(case: Case) -> list[str]:
+    case.rows(*[{"instruction": 60 * "x", "output": f"{n}"} for n in range(40)])
+    return ["no learned token within max_length", "example_id", "max_length"]
+
+
+def every_row_rejected(case: Case) -> list[str]:
+    case.rows(*[{"instruction": "x", "output": ""}] * 40)
+    case.job["examples"]["on_bad_row"] = "reject"
+    return ["every row was rejected", "rejects"]
+
+
+def columns_that_cannot_be_unified(case: Case) -> list[str]:
+    case.rows(*[{"instruction": f"copy {n}", "output": "a", "mark": n} for n in range(40)])
+    more = [{"instruction": "copy a", "output": "a", "mark": {"of": "another type"}}]
+    tiny.write_jsonl(case.folder / "raw" / "b.jsonl", more)
+    return ["a.jsonl", "b.jsonl", "mark"]
+
+
+def a_budget_above_what_is_scored(case: Case) -> list[str]:
+    case.job["trajectories"] |= {"sample": 0.2}
+    case.job["subset"]["budget"] = 300
+    return ["subset.budget asks for 300 rows", "scored", "Lower the budget"]
+
+
+def a_step_that_is_not_stored(case: Case) -> list[str]:
+    case.job["subset"] |= {"rule": {"score": "at(loss)"}, "at": 12_345}
+    return ["subset.at", "12345", "Change subset.at"]
+
+
+def a_score_that_is_no_number(case: Case) -> list[str]:
+    case.job["subset"]["rule"] = {"score": "log(num_tokens - 1000)"}
+    return ["NaN", "log(num_tokens - 1000)", "example_id", "Change the expression"]
+
+
+def weights_of_a_wrong_number(case: Case) -> list[str]:
+    case.job["clusters"]["weights"] = [1.0, 2.0]
+    return ["clusters.weights", "2", "3"]
+
+
+def steps_that_are_not_stored(case: Case) -> list[str]:
+    case.job["clusters"]["steps"] = [1, 99_999]
+    return ["clusters.steps", "99999"]
+
+
+def differences_of_one_step(case: Case) -> list[str]:
+    case.job["clusters"] |= {"features": "differences", "steps": 1}
+    return ["differences", "steps: expected at least 2"]
+
+
+def used_clusters_of_another_k(case: Case) -> list[str]:
+    case.job["clusters"] |= {"use": case.artifact("clusters").uri, "k": 7}
+    return ["k is 8 there and 7 here", "Set these fields of clusters"]
+
+
+def a_held_out_row_without_a_learned_token(case: Case) -> list[str]:
+    held_out = case.folder / "heldout" / "long.jsonl"
+    tiny.write_jsonl(held_out, [{"instruction": 90 * "x", "output": "y", "source": "s"}])
+    case.job["evaluation"]["files"] = [str(held_out)]
+    return ["long.jsonl", "no learned token", "example_id 0", "target.max_length"]
+
+
+KINDS = [
+    weights_that_are_nan, weights_that_are_missing, stored_losses_of_a_wrong_type, stored_losses_that_are_infinite,
+    a_manifest_that_lies_about_a_hash, rows_that_are_all_alike, no_row_with_a_learned_token, every_row_rejected,
+    columns_that_cannot_be_unified, a_budget_above_what_is_scored, a_step_that_is_not_stored, a_score_that_is_no_number,
+    weights_of_a_wrong_number, steps_that_are_not_stored, differences_of_one_step, used_clusters_of_another_k,
+    a_held_out_row_without_a_learned_token,
+]  # fmt: skip
+MADE_BEFORE = {  # by which stage the error comes: what is made before it may stay
+    rows_that_are_all_alike: "clusters", no_row_with_a_learned_token: "proxy", a_budget_above_what_is_scored: "subset",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_it_stops_the_run_with_one_message_and_commits_nothing_of_it(
+    case: Case, kind: Callable[[Case], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = kind(case)
+    before = set(case.storage.rglob("manifest.json"))
+    path = case.folder / "job.yaml"
+    path.write_text(yaml.safe_dump(case.job))
+    assert run.main(["--config", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("error:") == 1, said
+    assert "Traceback" not in said
+    for word in words:
+        assert word in said, said
+    made = {found.parts[-3] for found in set(case.storage.rglob("manifest.json")) - before}
+    stages = ["examples", "proxy", "trajectories", "clusters", "subset", "target", "evaluation", "report"]
+    failed = MADE_BEFORE.get(kind)
+    assert not made & set(stages[stages.index(failed) :] if failed else stages), made
