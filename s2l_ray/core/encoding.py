@@ -6,6 +6,7 @@ a character of it is: no merge across the border of prompt and answer can shift 
 
 import itertools
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -277,6 +278,18 @@ def _tokens_of(span: tuple[int, int], text: str, tokens: Any, count: int) -> tup
         return first, count
     return first, bisect_left(
         range(count), span[1], lo=first, key=lambda number: tokens.token_to_chars(number)[0]
+    )
+
+
+def check_some_learned(encoded: Sequence[Encoded], section: str) -> None:
+    """Refuse rows of which not one has a learned token: the section's fields do not fit the data."""
+    if any(example.reason is None for example in encoded):
+        return
+    reasons = Counter(example.reason for example in encoded)
+    counted = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    raise UserError(
+        f"preparing the {section}: of the first {len(encoded)} rows not one has a token to learn ({counted}; the row with example_id "
+        f"{encoded[0].example_id} first). Change {section}.prompt, template, learn, truncation or max_length."
     )
 
 

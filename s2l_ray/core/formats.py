@@ -173,6 +173,10 @@ def read(source: Source, kind: str, spans: Sequence[Span], head: int, bad: BadRo
     return READERS[kind](source, spans, head, bad)
 
 
+def _spans(rows: int, every: int) -> list[Span]:
+    return [Span(first, min(every, rows - first)) for first in range(0, rows, every)]
+
+
 # ---- JSON: an object a line, or an array of objects
 
 SPACE = b" \t\r\n"
@@ -236,12 +240,17 @@ class _Counter:
         self.starts += ends[first - 1 :: self.every].tolist()
         self.pieces += len(ends)
 
+    def add_one(self, end: int) -> None:
+        self.pieces += 1
+        if self.pieces % self.every == 0:
+            self.starts.append(end)
+
     def spans(self, end: int) -> list[Span]:
         """The spans of a stream whose pieces end at `end`."""
-        starts = self.starts[: -(-self.pieces // self.every)]
+        bounds = [*self.starts[: -(-self.pieces // self.every)], end]
         return [
-            Span(number * self.every, min(self.every, self.pieces - number * self.every), start, stop)
-            for number, (start, stop) in enumerate(zip(starts, [*starts[1:], end], strict=True))
+            span._replace(start=start, end=stop)
+            for span, (start, stop) in zip(_spans(self.pieces, self.every), pairwise(bounds), strict=True)
         ]
 
 
@@ -397,7 +406,8 @@ def _records(lines: Iterator[str], name: str) -> Iterator[list[str]]:
 
 
 def _cut_csv(source: Source, every: int) -> FileIndex:
-    position, count = 0, 0
+    position = 0
+    counter = _Counter(every, 0)
 
     def lines() -> Iterator[str]:
         nonlocal position
@@ -409,23 +419,29 @@ def _cut_csv(source: Source, every: int) -> FileIndex:
     records = _records(lines(), source.name)
     try:
         header = next(records, [])
-        head = position
-        starts = [head]
-        for count, _ in enumerate(records, 1):
-            if count % every == 0:
-                starts.append(position)
+        counter.starts = [position]
+        for _ in records:
+            counter.add_one(position)
     except csv.Error as error:
         raise UserError(
-            f"reading {source.uri}, row {count + 1}: a quote does not end where its field does ({error}). Put fields that hold "
+            f"reading {source.uri}, row {counter.pieces + 1}: a quote does not end where its field does ({error}). Put fields that hold "
             "quotes or line ends in quotes, and double the quotes inside."
         ) from None
-    spans = [
-        Span(number * every, min(every, count - number * every), start, stop)
-        for number, (start, stop) in enumerate(pairwise([*starts[: -(-count // every)], position]))
-    ]
-    names = [name.encode("latin-1").decode(errors="replace") for name in header]
+    try:
+        names = [name.encode("latin-1").decode() for name in header]
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"reading {source.uri}: expected a header in UTF-8, got byte 0x{error.object[error.start]:02x}. Convert the file."
+        ) from None
     schema = pa.schema([(name, pa.string()) for name in [*map(_unmarked, names[:1]), *names[1:]]])
-    return FileIndex("csv", count, position, spans, head, _schema_of(source, schema))
+    return FileIndex(
+        "csv",
+        counter.pieces,
+        position,
+        counter.spans(position),
+        counter.starts[0],
+        _schema_of(source, schema),
+    )
 
 
 def _unmarked(text: str) -> str:
@@ -433,7 +449,7 @@ def _unmarked(text: str) -> str:
 
 
 def _read_csv(source: Source, spans: Sequence[Span], head: int, bad: BadRow) -> Iterator[Rows]:
-    header = _unmarked(source.at(0, head).decode(errors="replace"))
+    header = _unmarked(source.at(0, head).decode())
     names = next(_records(io.StringIO(header, newline=""), source.name))
     for span in spans:
         # Bytes that are not UTF-8 become lone surrogates, which only such bytes do.
@@ -473,10 +489,6 @@ def _is_text(text: str) -> bool:
 PLAIN_FEATURES = (
     "Value", "ClassLabel", "Sequence", "List", "LargeList", "Translation", "TranslationVariableLanguages",
 )  # fmt: skip
-
-
-def _spans(rows: int, every: int) -> list[Span]:
-    return [Span(first, min(every, rows - first)) for first in range(0, rows, every)]
 
 
 def _schema_of(source: Source, schema: pa.Schema) -> str:

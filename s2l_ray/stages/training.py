@@ -12,7 +12,6 @@ import os
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from s2l_ray.config import Training
 from s2l_ray.core import order
-from s2l_ray.core.encoding import ROWS_AT_ONCE, Encoded
+from s2l_ray.core.encoding import ROWS_AT_ONCE, Encoded, check_some_learned
 from s2l_ray.core.models import build, load_config, load_encoder, load_tokenizer, parameters, tensor_reader
 from s2l_ray.core.store import Artifact, FileEntry, Part
 from s2l_ray.core.training import TrainingPlan, checkpoint_steps, train
@@ -84,14 +83,7 @@ def _try_rows(work: Work) -> None:
     rows = _read(work.inputs[data], parts[0], ROLES[data]).slice(0, ROWS_TRIED)
     targets = [work.config.target] if work.config.target is not None else []
     for section in work.config.proxy.each() if stage == "proxy" else targets:
-        encoded = load_encoder(section).examples(rows)
-        if not any(example.learned.any() for example in encoded):
-            reasons = Counter(str(example.reason) for example in encoded)
-            counted = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-            raise UserError(
-                f"preparing the {stage}: of the first {len(encoded)} rows not one has a token to learn ({counted}; the row with "
-                f"example_id {encoded[0].example_id} first). Change {stage}.prompt, template, learn, truncation or max_length."
-            )
+        check_some_learned(load_encoder(section).examples(rows), stage)
 
 
 def _make_target(work: Work) -> Outcome:

@@ -18,6 +18,7 @@ from s2l_ray.core.encoding import (
     Encoded,
     Encoder,
     byte_tokenizer,
+    check_some_learned,
     pad,
     prompt_and_answer,
     token_batches,
@@ -352,6 +353,21 @@ def test_rows_of_which_nothing_is_learned_say_why() -> None:
     assert not any(example.learned.any() for example in made)
     (left,) = Encoder(byte_tokenizer(), "plain", 20, truncation="left").examples(conversations(long))
     assert left.reason is None
+
+
+def test_rows_of_which_not_one_is_learned_are_told_before_training() -> None:
+    talks = [
+        [{"role": "user", "content": "a"}],
+        *([{"role": "user", "content": "x" * 9}, TALK[2]] for _ in range(2)),
+    ]
+    encoder = Encoder(byte_tokenizer(), "plain", 8)
+    with pytest.raises(UserError) as refused:
+        check_some_learned(encoder.examples(conversations(*talks)), "proxy")
+    assert (
+        "preparing the proxy: of the first 3 rows not one has a token to learn (2 x no learned token within max_length; "
+        "1 x the conversation has no assistant turn; the row with example_id 0 first). Change proxy.prompt"
+    ) in str(refused.value)
+    check_some_learned(encoder.examples(conversations(*talks, TALK[5:6])), "proxy")
 
 
 # ---- cut

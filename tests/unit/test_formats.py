@@ -3,6 +3,7 @@
 import bz2
 import csv
 import gzip
+import hashlib
 import io
 import json
 import tempfile
@@ -321,6 +322,7 @@ def test_indexes_survive_json(tmp_path: Path) -> None:
         index = index_file(file, 2)
         assert formats.FileIndex.from_dict(json.loads(json.dumps(asdict(index)))) == index
         assert index.rows == 5
+        assert index.sha256 == hashlib.sha256((tmp_path / file.name).read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(

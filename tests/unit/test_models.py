@@ -131,6 +131,28 @@ def test_a_vocabulary_larger_than_the_model_is_refused(folder: Path) -> None:
         models.load_encoder(section)
 
 
+def test_a_given_template_is_read_and_one_that_is_not_text_is_named(folder: Path, tmp_path: Path) -> None:
+    template = tmp_path / "mine.jinja"
+    section = {
+        "model": Model(path=str(folder)),
+        "epochs": 1,
+        "prompt": "chat",
+        "learn": "last",
+        "truncation": "left",
+    }
+    with pytest.raises(UserError, match="no chat template"):
+        models.load_encoder(Training(**section))
+    for content, said in ((None, "mine.jinja: "), (b"\xff", "mine.jinja: .*utf-8")):
+        if content is not None:
+            template.write_bytes(content)
+        with pytest.raises(UserError, match=said + ".*correct `template`"):
+            models.load_encoder(Training(**section, template=str(template)))
+    template.write_text("{{ messages[0].content }}é", encoding="utf-8")
+    encoder = models.load_encoder(Training(**section, template=str(template)))
+    assert (encoder.renderer.learn, encoder.truncation) == ("last", "left")
+    assert models.template_text(Training(**section, template=str(template))) == "{{ messages[0].content }}é"
+
+
 def test_weights_of_another_model_are_refused(folder: Path) -> None:
     wider = models.build(models.load_config(Model(config={**LLAMA, "num_hidden_layers": 3})))
     weights = models.read_weights(

@@ -71,6 +71,9 @@ def test_the_same_job_has_the_same_names(named: Tiny) -> None:
         ("--proxy.checkpoints=4", EXAMPLES),
         ("--proxy.model.config.hidden_size=64", EXAMPLES),
         ("--proxy.zero_stage=2", EXAMPLES),
+        ("--proxy.prompt=alpaca", EXAMPLES),
+        ("--proxy.learn=last", EXAMPLES),
+        ("--proxy.truncation=left", EXAMPLES),
         ("--proxy.members=[{}, {seed: 1}]", EXAMPLES),
         ("--trajectories.dtype=bf16", [*EXAMPLES, "proxy"]),
         ("--trajectories.tokens_per_batch=4096", [*EXAMPLES, "proxy"]),
@@ -189,6 +192,22 @@ def test_a_model_folder_is_known_by_its_files(tree: dict[str, Any], named: Tiny,
         before = after
     with pytest.raises(UserError, match="there is no such folder"):
         named("--target.model={path: absent}")
+
+
+def test_a_template_is_known_by_its_content(named: Tiny, tmp_path: Path) -> None:
+    one, moved, other = (tmp_path / name for name in ("one.jinja", "moved.jinja", "other.jinja"))
+    one.write_text("{{ messages }}")
+    moved.write_text("{{ messages }}")
+    other.write_text("{{ messages }}!")
+    chat = "--proxy.prompt=chat"
+    own, by_one, by_moved, by_other = (
+        named(chat, *(f"--proxy.template={path}" for path in paths))
+        for paths in ([], [one], [moved], [other])
+    )
+    assert by_one == by_moved
+    assert same(by_one, by_other) == same(by_one, own) == EXAMPLES
+    with pytest.raises(UserError, match=r"reading the chat template .*gone\.jinja"):
+        named(chat, f"--proxy.template={tmp_path / 'gone.jinja'}")
 
 
 def test_variants_share_what_they_have_in_common(tree: dict[str, Any]) -> None:
