@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from s2l_ray.config import Config, Training
+from s2l_ray.core import scoring
 from s2l_ray.core.encoding import BYTES
-from s2l_ray.core.models import parameters
+from s2l_ray.core.models import output_shape, parameters
 from s2l_ray.pipeline import Node, Plan
 
 BYTES_PER_TOKEN = 4.0  # of English text, for tokenizers that are not byte-level
@@ -48,14 +49,7 @@ def cost(node: Node, made_plan: Plan) -> Cost:
         memory = max(_training_bytes(s, size, scaling.proxy_workers) for s, size in members)
         return Cost(rows, tokens, sum(flops), memory, scaling.proxy_workers)
     if node.stage.name == "trajectories":
-        models = [(s, parameters(s.model) or 0) for s in config.proxy.each()]
-        scored = rows * config.trajectories.sample
-        tokens = scored * per_row
-        forward = sum(
-            2.0 * size * (s.checkpoints + 1) * scored * min(per_row, s.max_length) for s, size in models
-        )
-        held = sum(size * (s.checkpoints + 1) for s, size in models) * DTYPE_BYTES[config.trajectories.dtype]
-        return Cost(rows, tokens, forward, held, scaling.scorers)
+        return _scoring(config, rows * config.trajectories.sample, per_row)
     if node.stage.name == "clusters":
         columns = config.clusters.num_features([section.checkpoints for section in config.proxy.each()])
         return Cost(
@@ -76,6 +70,18 @@ def cost(node: Node, made_plan: Plan) -> Cost:
             scaling.target_workers,
         )
     return Cost(budget if node.stage.name == "subset" else rows if node.stage.name == "examples" else None)
+
+
+def _scoring(config: Config, rows: float, per_row: float) -> Cost:
+    """Of the rows at every checkpoint of every proxy, step 0 included; half of a row's tokens are taken as learned."""
+    section, total, held = config.trajectories, 0.0, 0
+    for proxy in config.proxy.each():
+        size, length = parameters(proxy.model) or 0, min(per_row, proxy.max_length)
+        one_row = scoring.flops(size, output_shape(proxy.model), [length], [length / 2], section.statistics)
+        total += rows * (proxy.checkpoints + 1) * one_row
+        held += size * (proxy.checkpoints + 1)
+    memory = held * DTYPE_BYTES[section.dtype]
+    return Cost(int(rows), rows * per_row, total, memory, config.scaling.scorers)
 
 
 def _clustered(config: Config, rows: int) -> int:

@@ -14,17 +14,18 @@ f(S) >= (1 - 1/e - EPSILON) of the best choice in expectation.
 
 **Many blocks.** Rows are cut into blocks of at most BLOCK rows of one part in id order. A block passes on *candidates*: rows chosen by
 greedy, each with a weight, the rows that it is the nearest candidate of. Merging is weighted greedy over the candidates of several
-blocks. If every block passed on `budget` candidates, this would be GreeDi (Mirzasoleiman, Karbasi, Sarkar, Krause 2013: at least
-(1 - 1/e)^2 / min(number of blocks, budget) of the optimum) and, with rows dealt to blocks at random, RandGreeDi (Barbosa, Ene, Nguyen,
-Ward 2015: (1 - 1/e) / 2 in expectation). A block here passes on only PASS_ON times its share of the budget, and its rows are neighbours in
-a file: **these two bounds do not hold.** What holds is (a) the bound above for every block and every merge by itself, on its own rows and
-weights, and (b) by the triangle inequality the sum of distances of all rows to the final choice is at most the sum of their distances
-to their candidates plus the weighted sum of the candidates' distances to the final choice. Measured, the result is within a few
-percent of greedy on all rows (tests/unit/test_facility.py).
+blocks. A block passes on PASS_ON times its share of the budget, and at least a THINth of its rows or the whole budget. Where all blocks
+pass on the whole budget (with blocks of 4,096 rows: up to 256), and one merge takes them, this is GreeDi (Mirzasoleiman, Karbasi, Sarkar,
+Krause 2013), and the result has at least (1 - 1/e)^2 / min(number of blocks, budget) of the optimum; were rows dealt to blocks at
+random, it would be RandGreeDi (Barbosa, Ene, Nguyen, Ward 2015) with (1 - 1/e) / 2 in expectation. Rows here are neighbours in a file, and
+with a larger budget blocks pass on fewer than it: **then neither bound holds.** What always holds is (a) the bound above for every
+block and every merge by itself, on its own rows and weights, and (b) by the triangle inequality: the sum of distances of all rows to the
+final choice is at most that to their candidates plus the weighted sum of the candidates' distances to the final choice. Measured, the
+result is within a few percent of greedy on all rows (tests/unit/test_facility.py).
 
 **For the stage that wires this** (`tree`): blocks are numbered over parts in id order; a task reads a part, makes the features of its
 scored rows and answers, for each block, `candidates(ids, rows, count, seed)`. What travels from task to task is these: about PASS_ON x budget
-rows in all, 12 + 4 F bytes each beside their ids: they may be many, so they stay in the object store and are merged in tasks, never on the
+rows in all (or a THINth of all rows, where the budget is small), 16 + 4 F bytes each: they may be many, so they stay in the object store and are merged in tasks, never on the
 driver. The driver holds block sizes and references. `tree` says which neighbours a task merges and down to how many; where one merge would
 exceed MERGE candidates there are several, first to thin the candidates out and then, if they are still more, each with its share of
 the budget: rows of two such merges do not see each other. The references that `tree` returns hold exactly `budget` rows in all;
@@ -47,7 +48,8 @@ from s2l_ray.core.hashing import keyed_hash
 
 BLOCK = 4_096  # most rows of a block
 MERGE = 32_768  # most candidates of a merge: its time grows with their square, half a minute here
-PASS_ON = 2  # candidates of a block, as a multiple of its share of the budget
+PASS_ON = 2  # candidates of a block, as a multiple of its share of the budget, and
+THIN = 16  # as many as one in 16 of its rows, where the whole budget is not less
 LISTED = 1 << 24  # most distances that are kept at once, 8 bytes each: all of a block
 EPSILON, SAMPLE = 0.01, 256  # of stochastic greedy: what it may lose, and the fewest rows that it looks at
 
@@ -258,17 +260,17 @@ def tree(
 
 
 def _pass_on(have: int, weight: int, budget: int, total: int) -> int:
-    return min(have, -(-PASS_ON * budget * weight // total))
+    return min(have, max(-(-PASS_ON * budget * weight // total), min(budget, -(-have // THIN))))
 
 
 def _neighbours(counts: Sequence[int]) -> list[tuple[int, int]]:
     """Runs of neighbours with at most MERGE candidates together, as long as they can be: (first, last + 1) of each."""
-    starts, room = [0], MERGE
+    starts, together = [0], 0
     for number, count in enumerate(counts):
-        if count > room:
+        if together and together + count > MERGE:
             starts.append(number)
-            room = MERGE
-        room -= count
+            together = 0
+        together += count
     return list(zip(starts, [*starts[1:], len(counts)], strict=True))
 
 

@@ -63,18 +63,21 @@ def features(losses_NS: np.ndarray, steps: Sequence[Sequence[int]], section: Clu
       exceeds 1024 (a row of zeros gives ones, as every constant row does).
 
     With weights, every column is multiplied by the root of its weight: k-means' squared distance is then weighted.
-    Losses must be finite; features beyond float32 (huge losses or weights) come out infinite, and k-means refuses them.
+    Losses must be finite (`check_finite`): others give features that are not finite either, and so do features beyond float32 (huge losses
+    or weights); k-means refuses both.
 
     Raises:
         UserError: as `feature_steps`.
     """
     labels = feature_steps(steps, section)
-    made: Columns = []
-    for columns in _columns(steps, section):
-        made += _FEATURES[section.features]([losses_NS[:, column].astype(np.float64) for column in columns])
     result = np.empty((len(losses_NS), len(labels)), dtype=np.float32)
     weights = [1.0] * len(labels) if section.weights is None else section.weights
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        made: Columns = []
+        for columns in _columns(steps, section):
+            made += _FEATURES[section.features](
+                [losses_NS[:, column].astype(np.float64) for column in columns]
+            )
         for place, (column, weight) in enumerate(zip(made, weights, strict=True)):
             result[:, place] = column * np.sqrt(weight)
     return result
@@ -163,15 +166,16 @@ def _zscored(losses: Columns) -> Columns:
     centred = _centred(losses)
     squares = [column * column for column in centred]
     deviation = np.sqrt(sum(squares[1:], squares[0]) / len(squares))
-    divisor = np.where(deviation > 0, deviation, 1.0)
+    divisor = np.where(deviation == 0, 1.0, deviation)
     return [column / divisor for column in centred]
 
 
 def _relative(losses: Columns) -> Columns:
     largest = np.max(np.abs(losses), axis=0)
     first = np.maximum(np.abs(losses[0]), SMALLEST_FIRST * largest)
-    divisor = np.where(first > 0, first, 1.0)
-    return [np.where(first > 0, column / divisor, 1.0) for column in losses]
+    zeros = first == 0  # and not NaN, which must come through
+    divisor = np.where(zeros, 1.0, first)
+    return [np.where(zeros, 1.0, column / divisor) for column in losses]
 
 
 _FEATURES: Mapping[str, Callable[[Columns], Columns]] = MappingProxyType(

@@ -1,10 +1,11 @@
 """One small reader for each format of raw files, behind one seam: `index` cuts a file into spans of rows, `read` gives their rows.
 
-A span is read by itself wherever the file allows it. Compressed text and Arrow streams can only be read from the front: whoever
-reads several of their spans gives them in order, and the file is gone through once.
+A span is read by itself wherever the file allows it. Compressed text, Arrow streams and row groups of Parquet can only be read from
+their front: whoever reads several of their spans gives them in order, and they are gone through once (`task_of`).
 """
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -33,6 +34,7 @@ PEEK = 1 << 16  # bytes of a file that are looked at to tell what it is
 LARGEST_FIELD = (
     1 << 28
 )  # bytes of one CSV field; a quote that is never closed would take the rest of the file
+ROWS_PER_READ = 131_072  # of a row group that one task reads; the rows before them are decoded, too
 LARGEST_SPAN = (1 << 31) - 1  # bytes of text that one Arrow column holds
 UTF8_MARK = b"\xef\xbb\xbf"
 CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
@@ -52,7 +54,8 @@ BadRow = Callable[[int, str, str, str], None]
 class Span(NamedTuple):
     """Rows that are read together: the first one's number, how many, and where they lie.
 
-    In text, bytes `start` to `end` (uncompressed); in an Arrow file, the batch where they begin and that batch's first row.
+    In text, bytes `start` to `end` (uncompressed); in Parquet and Arrow files, the number of the row group or batch where they begin, and
+    its first row.
     """
 
     first_row: int
@@ -151,9 +154,12 @@ def bare_name(name: str) -> str:
     return name if codec_of(name) is None else name.rpartition(".")[0]
 
 
-def is_read_in_turn(kind: str, name: str) -> bool:
-    """Whether a file can only be read from the front, so that its spans belong into one task."""
-    return kind == "arrow stream" or codec_of(name) is not None
+def task_of(kind: str, name: str, span: Span) -> str:
+    """Spans of one file and one name are best read by one task: all of them where the file can only be read from the front, and some
+    of those of a row group of Parquet, which is decoded from its front."""
+    if kind == "arrow stream" or codec_of(name) is not None:
+        return "all"
+    return f"{span.start}/{span.first_row // ROWS_PER_READ}" if kind == "parquet" else f"{span.first_row}"
 
 
 def cut(source: Source, every: int) -> FileIndex:
@@ -171,6 +177,10 @@ def cut(source: Source, every: int) -> FileIndex:
 def read(source: Source, kind: str, spans: Sequence[Span], head: int, bad: BadRow) -> Iterator[Rows]:
     """The rows of spans, in their order, one after the other; rows that are none are told to `bad` and left out."""
     return READERS[kind](source, spans, head, bad)
+
+
+def _spans(rows: int, every: int) -> list[Span]:
+    return [Span(first, min(every, rows - first)) for first in range(0, rows, every)]
 
 
 # ---- JSON: an object a line, or an array of objects
@@ -236,12 +246,17 @@ class _Counter:
         self.starts += ends[first - 1 :: self.every].tolist()
         self.pieces += len(ends)
 
+    def add_one(self, end: int) -> None:
+        self.pieces += 1
+        if self.pieces % self.every == 0:
+            self.starts.append(end)
+
     def spans(self, end: int) -> list[Span]:
         """The spans of a stream whose pieces end at `end`."""
-        starts = self.starts[: -(-self.pieces // self.every)]
+        bounds = [*self.starts[: -(-self.pieces // self.every)], end]
         return [
-            Span(number * self.every, min(self.every, self.pieces - number * self.every), start, stop)
-            for number, (start, stop) in enumerate(zip(starts, [*starts[1:], end], strict=True))
+            span._replace(start=start, end=stop)
+            for span, (start, stop) in zip(_spans(self.pieces, self.every), pairwise(bounds), strict=True)
         ]
 
 
@@ -397,7 +412,8 @@ def _records(lines: Iterator[str], name: str) -> Iterator[list[str]]:
 
 
 def _cut_csv(source: Source, every: int) -> FileIndex:
-    position, count = 0, 0
+    position = 0
+    counter = _Counter(every, 0)
 
     def lines() -> Iterator[str]:
         nonlocal position
@@ -409,23 +425,29 @@ def _cut_csv(source: Source, every: int) -> FileIndex:
     records = _records(lines(), source.name)
     try:
         header = next(records, [])
-        head = position
-        starts = [head]
-        for count, _ in enumerate(records, 1):
-            if count % every == 0:
-                starts.append(position)
+        counter.starts = [position]
+        for _ in records:
+            counter.add_one(position)
     except csv.Error as error:
         raise UserError(
-            f"reading {source.uri}, row {count + 1}: a quote does not end where its field does ({error}). Put fields that hold "
+            f"reading {source.uri}, row {counter.pieces + 1}: a quote does not end where its field does ({error}). Put fields that hold "
             "quotes or line ends in quotes, and double the quotes inside."
         ) from None
-    spans = [
-        Span(number * every, min(every, count - number * every), start, stop)
-        for number, (start, stop) in enumerate(pairwise([*starts[: -(-count // every)], position]))
-    ]
-    names = [name.encode("latin-1").decode(errors="replace") for name in header]
+    try:
+        names = [name.encode("latin-1").decode() for name in header]
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"reading {source.uri}: expected a header in UTF-8, got byte 0x{error.object[error.start]:02x}. Convert the file."
+        ) from None
     schema = pa.schema([(name, pa.string()) for name in [*map(_unmarked, names[:1]), *names[1:]]])
-    return FileIndex("csv", count, position, spans, head, _schema_of(source, schema))
+    return FileIndex(
+        "csv",
+        counter.pieces,
+        position,
+        counter.spans(position),
+        counter.starts[0],
+        _schema_of(source, schema),
+    )
 
 
 def _unmarked(text: str) -> str:
@@ -433,7 +455,7 @@ def _unmarked(text: str) -> str:
 
 
 def _read_csv(source: Source, spans: Sequence[Span], head: int, bad: BadRow) -> Iterator[Rows]:
-    header = _unmarked(source.at(0, head).decode(errors="replace"))
+    header = _unmarked(source.at(0, head).decode())
     names = next(_records(io.StringIO(header, newline=""), source.name))
     for span in spans:
         # Bytes that are not UTF-8 become lone surrogates, which only such bytes do.
@@ -473,10 +495,6 @@ def _is_text(text: str) -> bool:
 PLAIN_FEATURES = (
     "Value", "ClassLabel", "Sequence", "List", "LargeList", "Translation", "TranslationVariableLanguages",
 )  # fmt: skip
-
-
-def _spans(rows: int, every: int) -> list[Span]:
-    return [Span(first, min(every, rows - first)) for first in range(0, rows, every)]
 
 
 def _schema_of(source: Source, schema: pa.Schema) -> str:
@@ -526,7 +544,7 @@ def _feature_types(feature: Any) -> set[str]:
     return kind.union(*map(_feature_types, feature.values()))
 
 
-def _rows_of(source: Source, table: pa.Table, span: Span) -> Rows:
+def _rows_of(table: pa.Table, span: Span) -> Rows:
     if table.num_rows != span.rows:
         raise OSError(f"expected {span.rows} rows from row {span.first_row + 1}, got {table.num_rows}")
     numbers = np.arange(span.first_row, span.first_row + span.rows, dtype=np.int64)
@@ -536,18 +554,10 @@ def _rows_of(source: Source, table: pa.Table, span: Span) -> Rows:
 def _cut_parquet(source: Source, every: int) -> FileIndex:
     file = open_parquet(source.file, source.uri)
     groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    begins = np.cumsum([0, *(group.num_rows for group in groups)])[:-1].tolist()
     size, rows = sum(group.total_byte_size for group in groups), file.metadata.num_rows
-    return FileIndex("parquet", rows, size, _spans(rows, every), schema=_schema_of(source, file.schema_arrow))
-
-
-def _read_parquet(source: Source, spans: Sequence[Span], head: int, bad: BadRow) -> Iterator[Rows]:
-    file = open_parquet(source.file, source.uri)
-    ends = np.cumsum([file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)])
-    for span in spans:
-        first, last = np.searchsorted(ends, [span.first_row, span.first_row + span.rows - 1], side="right")
-        begins = int(ends[first - 1]) if first else 0
-        table = file.read_row_groups(range(first, min(last + 1, len(ends))))
-        yield _rows_of(source, table.slice(span.first_row - begins, span.rows), span)
+    spans = _placed(_spans(rows, every), begins)
+    return FileIndex("parquet", rows, size, spans, schema=_schema_of(source, file.schema_arrow))
 
 
 def _cut_arrow(source: Source, every: int) -> FileIndex:
@@ -558,30 +568,40 @@ def _cut_arrow(source: Source, every: int) -> FileIndex:
             f"reading {source.uri}: this is Feather version 1, which nothing writes any more. Write it again as version 2."
         )
     kind = "arrow file" if begin == b"ARROW1" else "arrow stream"
-    schema, batches = _arrow(source, kind)
+    schema, batches = _batches(source, kind, Span(0, 0))
     begins, size, rows = [], 0, 0
     for first, batch in batches:
         begins.append(first)
         rows, size = first + batch.num_rows, size + batch.nbytes
     spans = _spans(rows, every)
     if kind == "arrow file":
-        places = np.searchsorted(begins, [span.first_row for span in spans], side="right") - 1
-        spans = [
-            span._replace(start=int(place), end=begins[place])
-            for span, place in zip(spans, places, strict=True)
-        ]
+        spans = _placed(spans, begins)
     return FileIndex(kind, rows, size, spans, schema=_schema_of(source, schema))
 
 
-def _arrow(
-    source: Source, kind: str, batch: int = 0, row: int = 0
-) -> tuple[pa.Schema, Iterator[tuple[int, pa.RecordBatch]]]:
-    """The schema and the batches, each with its first row; those of the file format from `batch`, which begins at `row`."""
+def _placed(spans: list[Span], begins: list[int]) -> list[Span]:
+    """The spans with the batch each begins in; `begins` has the first row of each batch."""
+    places = np.searchsorted(begins, [span.first_row for span in spans], side="right") - 1
+    return [
+        span._replace(start=int(place), end=begins[place]) for span, place in zip(spans, places, strict=True)
+    ]
+
+
+def _batches(source: Source, kind: str, span: Span) -> tuple[pa.Schema, Iterator[tuple[int, pa.RecordBatch]]]:
+    """The schema, and batches with the first row of each, from the one where `span` begins; a stream is read from its front."""
     if kind == "arrow stream":
-        reader = open_arrow_stream(source.file, source.uri)
-        return reader.schema, _with_first_rows(reader, 0)
-    file = open_arrow_file(source.file, source.uri)
-    return file.schema, _with_first_rows(map(file.get_batch, range(batch, file.num_record_batches)), row)
+        stream = open_arrow_stream(source.file, source.uri)
+        return stream.schema, _with_first_rows(stream, 0)
+    batches: Iterable[pa.RecordBatch]
+    if kind == "arrow file":
+        file = open_arrow_file(source.file, source.uri)
+        schema = file.schema
+        batches = map(file.get_batch, range(span.start, file.num_record_batches))
+    else:
+        file = open_parquet(source.file, source.uri)
+        schema = file.schema_arrow
+        batches = file.iter_batches(span.rows, row_groups=range(span.start, file.num_row_groups))
+    return schema, _with_first_rows(batches, span.end)
 
 
 def _with_first_rows(batches: Iterable[pa.RecordBatch], row: int) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -590,17 +610,11 @@ def _with_first_rows(batches: Iterable[pa.RecordBatch], row: int) -> Iterator[tu
         row += batch.num_rows
 
 
-def _read_arrow_file(source: Source, spans: Sequence[Span], head: int, bad: BadRow) -> Iterator[Rows]:
-    for span in spans:
-        schema, batches = _arrow(source, "arrow file", span.start, span.end)
-        yield _rows_of(source, _gather(span, [], batches, schema), span)
-
-
-def _read_arrow_stream(source: Source, spans: Sequence[Span], head: int, bad: BadRow) -> Iterator[Rows]:
-    schema, batches = _arrow(source, "arrow stream")
+def _read_columns(source: Source, spans: Sequence[Span], head: int, bad: BadRow, kind: str) -> Iterator[Rows]:
+    schema, batches = _batches(source, kind, spans[0])
     held: list[tuple[int, pa.RecordBatch]] = []
     for span in spans:
-        yield _rows_of(source, _gather(span, held, batches, schema), span)
+        yield _rows_of(_gather(span, held, batches, schema), span)
 
 
 def _gather(
@@ -627,7 +641,8 @@ READERS: dict[str, Callable[[Source, Sequence[Span], int, BadRow], Iterator[Rows
     "lines": _read_lines,
     "array": _read_array,
     "csv": _read_csv,
-    "parquet": _read_parquet,
-    "arrow file": _read_arrow_file,
-    "arrow stream": _read_arrow_stream,
+    **{
+        kind: functools.partial(_read_columns, kind=kind)
+        for kind in ("parquet", "arrow file", "arrow stream")
+    },
 }

@@ -201,6 +201,14 @@ def parameters(model: Model) -> int | None:
     return sum(tensor.numel() for tensor in built.parameters())
 
 
+def output_shape(model: Model) -> tuple[int, int]:
+    """V and H of the output layer; zeros for Hub names, whose config is not at hand."""
+    if model.hub is not None:
+        return 0, 0
+    config = load_config(model)
+    return config.vocab_size, config.hidden_size
+
+
 def tensor_reader(model: Model) -> Callable[[str], Any] | None:
     """Reads one tensor of the model's weights by name, from safetensors only; None for a model with random weights."""
     if model.config is not None:

@@ -62,9 +62,9 @@ class PartRange:
         return Span(self.first_row, self.rows, self.start, self.end)
 
     @property
-    def in_turn(self) -> bool:
-        """Whether the file can only be read from the front, so that one task should make all its parts."""
-        return formats.is_read_in_turn(self.kind, self.file.name)
+    def task(self) -> str:
+        """Parts of one task are best read together, in their order."""
+        return f"{self.file_number}/{formats.task_of(self.kind, self.file.name, self.span)}"
 
 
 @dataclass
@@ -237,7 +237,8 @@ def index_file(file: RawFile, rows_per_part: int) -> FileIndex:
 
 
 def _damaged(file: RawFile, error: Exception) -> UserError:
-    return UserError(f"reading {file.uri}: the data are damaged ({error}). Replace the file.")
+    what = " ".join(str(error).split())  # some libraries write several lines
+    return UserError(f"reading {file.uri}: the data are damaged ({what}). Replace the file.")
 
 
 def part_ranges(files: list[RawFile], indexes: list[FileIndex]) -> list[PartRange]:
@@ -481,5 +482,5 @@ def original_rows(table: pa.Table, schema: pa.Schema | None = None) -> pa.Table:
     for number, column in enumerate(rows.schema):
         if is_json(schema.field(column.name)) and not is_json(column):
             text = [None if value is None else to_json(value) for value in rows[number].to_pylist()]
-            rows = rows.set_column(number, json_field(column.name), [text])
+            rows = rows.set_column(number, json_field(column.name), pa.array(text, pa.string()))
     return pa.concat_tables([schema.empty_table(), rows], promote_options="permissive")

@@ -34,6 +34,7 @@ from s2l_ray.core.report_pictures import (
     drawing,
 )
 
+MAX_MOVES = 12  # clusters in the table of what moved
 Best = Callable[[list[float]], float]  # min or max: which of several values of a metric is the best
 
 
@@ -142,7 +143,26 @@ def _clustering_view(clustering: Clustering) -> dict:
         "overview": draw_overview(clustering),
         "objective": draw_objective(clustering) if len(clustering.objective) else None,
         "cards": cards,
+        "moves": _moves(clustering),
     }
+
+
+def _moves(clustering: Clustering) -> list[dict]:
+    """The clusters whose centroids went furthest, the first of equals first."""
+    moved = clustering.moved
+    if moved is None:
+        return []
+    order = np.argsort(-np.asarray(moved.shifts, dtype=float), kind="stable")[:MAX_MOVES]
+    return [
+        {
+            "cluster": int(k),
+            "base": moved.base_sizes[k],
+            "before": moved.before[k],
+            "size": clustering.sizes[k],
+            "shift": moved.shifts[k],
+        }
+        for k in order
+    ]
 
 
 def _has_sources(data: ReportData) -> bool:

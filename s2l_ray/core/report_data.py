@@ -5,6 +5,7 @@ are the words that page and pictures both use.
 """
 
 import math
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,11 +53,27 @@ class ClusterExample:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Moved:
+    """How clusters changed that began from those of another artifact: sizes there, those of the present rows under its centroids
+    (`before`), and how far each centroid went, all [K]; a cluster of a new source has 0 in each.
+
+    `new_rows`: how many more rows there are now; `changed`: rows that refining moved to another cluster.
+    """
+
+    base_sizes: Sequence[int]
+    before: Sequence[int]
+    shifts: Sequence[float]
+    new_rows: int
+    changed: int
+    new_sources: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Clustering:
     """The clusters of one variant: trajectories, sizes, what was taken of each, and some members.
 
-    mean, low and high are [K, T]; NaN where a cluster is empty; `band` says in words what low and high are. steps is [T],
-    sizes and quotas (None: not drawn from) are [K], objective has one value per round. sources and source_sizes [S, K] are
+    mean, low and high are [K, T] of what was clustered, which `feature` names; NaN where a cluster is empty; `band` says in words
+    what low and high are. steps is [T], sizes and quotas (None: not drawn from) are [K], objective has one value per round. sources and source_sizes [S, K] are
     optional together. Raises ValueError if the shapes disagree.
     """
 
@@ -71,6 +88,8 @@ class Clustering:
     objective: Sequence[float] = ()
     sources: Sequence[str] = ()
     source_sizes: np.ndarray | None = None
+    feature: str = "loss"
+    moved: Moved | None = None
     examples: Sequence[ClusterExample] = ()
 
     def __post_init__(self) -> None:
@@ -78,10 +97,12 @@ class Clustering:
         expected: dict[str, tuple[int, ...]] = {"mean": shape, "low": shape, "high": shape}
         if self.quotas is not None:
             expected["quotas"] = shape[:1]
+        if self.moved is not None:
+            expected |= {"moved.base_sizes": shape[:1], "moved.before": shape[:1], "moved.shifts": shape[:1]}
         if self.source_sizes is not None:
             expected["source_sizes"] = (len(self.sources), shape[0])
         for name, want in expected.items():
-            if (got := np.shape(getattr(self, name))) != want:
+            if (got := np.shape(operator.attrgetter(name)(self))) != want:
                 raise ValueError(
                     f"report, clusters of {self.variant}: {name} has shape {got}, expected {want}"
                 )
@@ -130,7 +151,8 @@ class StageCost:
 class ReportData:
     """Everything on the page: nothing per example but a few samples. Sections whose data are empty are not shown.
 
-    `num_examples` counts the rows of the examples artifact; sources [S] and source_sizes [S] are its sources and their rows.
+    `num_examples` counts the rows of the examples artifact; sources [S] and source_sizes [S] are its sources and their rows. Of a
+    data set that extends another, `new_files` and `dropped_files` are names of raw files.
     """
 
     run: str
@@ -140,6 +162,8 @@ class ReportData:
     subsets: Sequence[Subset] = ()
     sources: Sequence[str] = ()
     source_sizes: Sequence[int] = ()
+    new_files: Sequence[str] = ()
+    dropped_files: Sequence[str] = ()
     proxies: Sequence[LossCurve] = ()
     clusterings: Sequence[Clustering] = ()
     left_out: Sequence[LeftOut] = ()

@@ -167,8 +167,10 @@ def draw_panels(clustering: Clustering) -> Picture:
     grid[0, 0].xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     grid[0, 0].locator_params(axis="y", nbins=4)
     figure.supxlabel("proxy step", fontsize=8.5, color=MUTED, y=0.04 / height)
-    figure.supylabel("loss", fontsize=8.5, color=MUTED, x=0.004)
-    return _picture(figure, f"Mean loss trajectory and band of the {len(shown)} largest clusters")
+    figure.supylabel(clustering.feature, fontsize=8.5, color=MUTED, x=0.004)
+    return _picture(
+        figure, f"Mean {clustering.feature} by step and band of the {len(shown)} largest clusters"
+    )
 
 
 def _draw_band(panel: Axes, clustering: Clustering, k: int) -> None:
@@ -198,7 +200,7 @@ def draw_overview(clustering: Clustering) -> Picture:
         clustering.mean[order].T, aspect="auto", cmap="viridis", interpolation="nearest"
     )
     steps = [f"{s:,}" for s in clustering.steps]
-    _style_heat(grid[1, 0], grid[1, 1], image, "Mean loss by proxy step", steps)
+    _style_heat(grid[1, 0], grid[1, 1], image, f"Mean {clustering.feature} by proxy step", steps)
     if has_sources:
         _draw_places(grid[2, 0], grid[2, 1], clustering, order)
     for axes in grid[:, 0]:
@@ -207,7 +209,7 @@ def draw_overview(clustering: Clustering) -> Picture:
     if len(sizes) <= MAX_NUMBERED:
         grid[-1, 0].set_xticks(range(len(sizes)), [str(k) for k in order], fontsize=7)
     grid[-1, 0].set_xlabel("clusters, smallest first")
-    return _picture(figure, "Sizes, quotas, mean losses and sources of all clusters, smallest first")
+    return _picture(figure, "Sizes, quotas, means and sources of all clusters, smallest first")
 
 
 def _draw_sizes(axes: Axes, clustering: Clustering, order: np.ndarray) -> None:

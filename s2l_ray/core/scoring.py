@@ -97,7 +97,7 @@ def reason_of(versions: Sequence[Encoded]) -> str | None:
     """Why an example cannot be scored, as one of the proxies encodes it; None where all of them learn some token."""
     for version in versions:
         if not version.learned.any():
-            return getattr(version, "reason", None) or NO_LEARNED_TOKEN
+            return version.reason or NO_LEARNED_TOKEN
     return None
 
 
@@ -142,28 +142,25 @@ def score_statistics(
     together = [name for name in names if name != ANSWER_LOSS]
     made = _one_pass(models, examples, together, encoder.pad, tokens_per_batch, device)
     if ANSWER_LOSS in names:
-        alone = answers(examples, encoder.start or [encoder.end])
+        alone = answers(examples, encoder.bos, encoder.end)
         made[ANSWER_LOSS] = _one_pass(models, alone, (), encoder.pad, tokens_per_batch, device)["loss"]
     for name, values in made.items():
         check_finite(name, values, examples, labels)
     return made
 
 
-def answers(examples: Sequence[Encoded], first: Sequence[int]) -> list[Encoded]:
-    """The learned tokens of each example alone, after the ids `first` (the start token, or else the end token).
+def answers(examples: Sequence[Encoded], start: int | None, end: int) -> list[Encoded]:
+    """The learned tokens of each example alone, after the start token where the example begins with it, or else the end token.
 
     So exactly the tokens that are predicted with the prompt are predicted without it, and the quotient of the two losses is IFD
-    (Li et al. 2023, "From Quantity to Quality", equations 2 to 4).
+    (Li et al. 2023, "From Quantity to Quality": their Instruction-Following Difficulty).
     """
-    ids = np.array(first, np.int32)
-    return [
-        Encoded(
-            example.example_id,
-            np.concatenate([ids, example.input_ids[example.learned]]).astype(np.int32),
-            np.arange(len(ids) + int(example.learned.sum())) >= len(ids),
-        )
-        for example in examples
-    ]
+    made = []
+    for example in examples:
+        first = start if example.input_ids[0] == start else end
+        ids = np.array([first, *example.input_ids[example.learned]], np.int32)
+        made.append(Encoded(example.example_id, ids, np.arange(len(ids)) > 0))
+    return made
 
 
 def flops(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from s2l_ray.core.encoding import prompt_and_answer
+from s2l_ray.core.features import AXES
 from s2l_ray.core.report import render
 from s2l_ray.core.report_data import (
     ClusterExample,
@@ -13,6 +14,7 @@ from s2l_ray.core.report_data import (
     Evaluation,
     LeftOut,
     LossCurve,
+    Moved,
     ReportData,
     StageCost,
     Subset,
@@ -42,6 +44,8 @@ def make(work: Work) -> Outcome:
         ],
         sources=sources,
         source_sizes=[examples.info["sources"][source] for source in sources],
+        new_files=examples.info["new_files"],
+        dropped_files=examples.info["dropped_files"],
         proxies=_curves(variants),
         clusterings=_clusterings(work, variants),
         left_out=_left_out(examples, trajectories),
@@ -101,8 +105,19 @@ def _clustering(work: Work, variant: str, stages: dict[str, Manifest]) -> Cluste
         sizes=clusters.info["sizes"],
         quotas=subset.info["clusters"] if subset is not None else None,
         objective=clusters.info["objectives"],
+        feature=AXES[clusters.info["features"]],
+        moved=_moved(clusters.info),
         examples=_members(work, variant, stages),
     )
+
+
+def _moved(info: dict[str, Any]) -> Moved | None:
+    """What moved, with nothing for the clusters of new sources, which come last."""
+    if "moved" not in info:
+        return None
+    moved = dict(info["moved"])
+    new = info["k"] - len(moved["base_sizes"])
+    return Moved(**moved | {name: moved[name] + new * [0] for name in ("base_sizes", "before", "shifts")})
 
 
 def _members(work: Work, variant: str, stages: dict[str, Manifest]) -> list[ClusterExample]:

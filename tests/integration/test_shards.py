@@ -123,7 +123,7 @@ def make_trajectories(source: Artifact, manifest: Manifest) -> Manifest:
             "losses": vector_column(scored, losses),
             "reason": pa.array(reasons.tolist(), pa.string()),
         }
-        data = parquet_bytes(pa.table(columns, schema=trajectories_schema(STEPS)))
+        data = parquet_bytes(pa.table(columns, schema=trajectories_schema(STEPS + 1)))
         parts.append(
             artifact.write_part(part.index, part.rows, {"data": (".parquet", data)}, "node", "run", {})
         )

@@ -375,3 +375,58 @@ def test_help_explains_every_field_with_its_default() -> None:
 )
 def test_a_share_of_the_rows_is_that_of_its_digits(budget: float, eligible: int, rows: int) -> None:
     assert config.budget_rows(budget, eligible) == rows
+
+
+def test_a_statistic_is_stored_once() -> None:
+    message = refusal("--trajectories.statistics=[el2n, grand, el2n]")
+    assert "trajectories.statistics: expected every statistic once, got el2n twice or more" in message
+    assert "trajectories.statistics.0" in refusal("--trajectories.statistics=[perplexity]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["--clusters.steps=[]"], "clusters: steps: expected distinct step numbers from 0, got []"),
+        (["--clusters.steps=[5, 5]"], "distinct step numbers from 0, got [5, 5]"),
+        (["--clusters.steps=[-1]"], "distinct step numbers from 0, got [-1]"),
+        (["--clusters.steps=0"], "steps: expected at least 1 with features: raw and initial: false, got 0"),
+        (["--clusters.steps=1", "--clusters.features=zscored"], "at least 2 with features: zscored"),
+        (
+            ["--clusters.steps=1", "--clusters.initial=true"],
+            "at least 2 with features: raw and initial: true",
+        ),
+        (["--clusters.steps=13"], "clusters.steps: expected at most 12, the steps of every proxy"),
+        (["--clusters.steps=14", "--clusters.initial=true"], "clusters.steps: expected at most 13"),
+        (
+            ["--clusters.weights=[1, -1]"],
+            "weights: expected numbers from 0, not all of them 0, got [1.0, -1.0]",
+        ),
+        (["--clusters.weights=[0, 0]"], "not all of them 0"),
+        (["--clusters.weights=[]"], "not all of them 0, got []"),
+        (["--clusters.weights=[1, 2]"], "clusters.weights: expected 12 numbers, one for every step"),
+        (["--clusters.steps=3", "--clusters.weights=[1, 2]"], "clusters.weights: expected 3 numbers"),
+        (["--clusters.refine=true"], "refine: expected clusters.use"),
+    ],
+)
+def test_clusters_that_cannot_be_made_are_refused(overrides: list[str], said: str) -> None:
+    assert said in refusal(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns"),
+    [
+        ({}, 12 + 4),
+        ({"initial": True}, 13 + 5),
+        ({"steps": 3}, 6),
+        ({"steps": 3, "initial": True}, 6),
+        ({"steps": [5, 10], "initial": True}, 6),
+        ({"steps": [0, 5, 10], "features": "differences"}, 4),
+        ({"features": "differences"}, 11 + 3),
+    ],
+)
+def test_the_number_of_feature_columns_is_that_of_the_features(fields: dict[str, Any], columns: int) -> None:
+    from s2l_ray.core.features import feature_steps
+
+    section = config.Clusters.model_validate(fields)
+    stored = [[0, 5 * step] for step in range(13)] + [[1, 5 * step] for step in range(5)]
+    assert section.num_features([12, 4]) == columns == len(feature_steps(stored, section))

@@ -45,6 +45,26 @@ def test_the_paper_run_costs_what_its_models_say(tmp_path: Path) -> None:
     assert costs["proxy"].memory == proxy * (2 + 4 + 12 / 4)  # ZeRO-1 shards the optimiser only
 
 
+def test_statistics_cost_what_they_compute(tmp_path: Path) -> None:
+    def scoring(*statistics: str) -> float:
+        chosen = {"statistics": list(statistics), "dtype": "fp32"}
+        made_plan = pipeline.plan(config.load(None, [], tiny.job(tmp_path, trajectories=chosen)))
+        node = next(node for node in made_plan.nodes if node.stage.name == "trajectories")
+        found = estimate.cost(node, made_plan).flops
+        assert found is not None
+        return found
+
+    plain = scoring()
+    assert scoring("el2n", "mean_probability", "min_probability") == plain
+    size, rows = 37_280, 300
+    length = plain / (2 * size * rows * 4)  # tokens of a row: the file's bytes, cut at max_length
+    assert length == 64
+    assert scoring("answer_loss") - plain == pytest.approx(2 * size * rows * 4 * (length / 2 + 1))
+    assert scoring("grand") - plain == pytest.approx(
+        2 * rows * 4 * (length / 2) * min(length / 2, 32) * (260 + 32)
+    )
+
+
 def test_what_is_there_is_reused_in_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made_plan = pipeline.plan(config.load(None, [], tiny.job(tmp_path)))
     examples = made_plan.nodes[0].artifact

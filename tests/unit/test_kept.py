@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from s2l_ray.config import Columns
-from s2l_ray.core import exports, kmeans, order, selection
-from s2l_ray.core.encoding import Encoder, byte_tokenizer
+from s2l_ray.config import Clusters, Columns
+from s2l_ray.core import exports, grouped, kmeans, order, scoring, selection
+from s2l_ray.core.encoding import Encoder, byte_tokenizer, token_batches
+from s2l_ray.core.features import features
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.rawfiles import find_files, index_file, part_ranges, read_part
-from s2l_ray.core.tables import EXAMPLES_FIXED
+from s2l_ray.core.tables import EXAMPLES_FIXED, trajectories_schema
 from s2l_ray.pipeline import STAGES
 from tests import tiny
 
@@ -30,10 +31,11 @@ KEPT = {
     ("target", 1): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
     ("proxy", 2): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
     ("target", 2): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
+    ("trajectories", 2): "a95c19278b4cf10bc3245a4789f4884e8c86afb3ae44a0f8d9719354c2ccad2a",
     ("clusters", 1): "19d6e55c881469e7451614054011557d6730ddfd9bed61d553d2745d8a73c1e6",
-    ("clusters", 2): "19d6e55c881469e7451614054011557d6730ddfd9bed61d553d2745d8a73c1e6",
+    ("clusters", 2): "2fed1c98b2d6ab7c82248c4fb1248df4588af1a497933273327207e8219e77aa",
     ("subset", 1): "018440c0f9e9afbd87f852b7deff88548ba6b45afe664df25b323c3dd4a63e28",
-    ("subset", 2): "d06bbc8a21353bd35b55f6a4946dc5bbaa4425645baf03a5493c09a5c8d5581a",
+    ("subset", 2): "217ca58f5c5ccc65efad0ef8b586094445acab3cfd8e1a9e2b19fc1a6d5635e4",
 }
 
 
@@ -57,14 +59,29 @@ def training(folder: Path) -> Any:
     return [windows, [(e.example_id, e.input_ids.tolist(), e.learned.tolist()) for e in encoded]]
 
 
+def trajectories(folder: Path) -> Any:
+    """Columns, batches and what is scored without its prompt; the numbers themselves differ in their last bits between CPUs."""
+    encoded = Encoder(byte_tokenizer(), "alpaca", 200).examples(rows(folder))
+    alone = [(e.input_ids.tolist(), e.learned.tolist()) for e in scoring.answers(encoded, None, 256)]
+    schema = trajectories_schema(3, ["mean_probability", "min_probability", "el2n", "grand", "answer_loss"])
+    batches = token_batches([len(e.input_ids) for e in encoded], 500)
+    return [[(field.name, str(field.type)) for field in schema], batches, alone]
+
+
 def clusters(folder: Path) -> Any:
-    """On small whole numbers, where every sum is exact on every kind of CPU."""
+    """On small whole numbers, where every sum is exact on every kind of CPU: all rows, and differences within sources on a sample."""
     losses = np.random.Generator(np.random.PCG64(5)).integers(0, 6, (300, 4)).astype(np.float32)
     shard = kmeans.Shard([(np.arange(300), losses)])
     found = kmeans.fit(
         lambda method, args: [getattr(shard, method)(*args)], k=6, seed=1, max_rounds=3, tolerance=0.0
     )
-    return shard.labels(0, found.centroids)[0].tolist()
+    section = Clusters(k=3, within="source", features="differences", points_per_centroid=8, max_rounds=3)
+    rows = features(losses, [[0, 0], [0, 5], [0, 10], [0, 15]], section)
+    held = grouped.GroupedShard([(np.arange(300), rows, np.arange(300) % 2)])
+    within = [
+        grouped.fit_group(lambda *call: [held.call(*call)], group, section).centroids for group in (0, 1)
+    ]
+    return [shard.labels(0, found.centroids)[0].tolist(), held.labels(0, within)[0].tolist()]
 
 
 def subset(folder: Path) -> Any:
@@ -96,6 +113,7 @@ def subset(folder: Path) -> Any:
         ("examples", examples),
         ("proxy", training),
         ("target", training),
+        ("trajectories", trajectories),
         ("clusters", clusters),
         ("subset", subset),
     ],

@@ -230,6 +230,77 @@ def test_one_far_outlier_has_its_own_cluster_and_the_others_stay_apart() -> None
     assert result.objective < 2 * reference
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4, 12, 40])
+def test_padding_and_company_do_not_change_the_bits_of_faiss(steps: int) -> None:
+    rows = np.random.default_rng(0).normal(size=(8192, steps)).astype(np.float32)
+    kmeans.nearest(rows[:1], rows[:3])  # fixes FAISS's method
+    index = faiss.IndexFlatL2(steps)
+    index.add(rows[:100])
+    together = index.search(rows, 1)
+    for count in (1, 2, 7):
+        part = index.search(rows[1024 : (count + 1) * 1024], 1)
+        padded = np.zeros((4096, steps), np.float32)
+        padded[:700] = rows[1024:1724]
+        for found, size in ((part, count * 1024), (index.search(padded, 1), 700)):
+            np.testing.assert_array_equal(found[0][:size], together[0][1024 : 1024 + size])
+            np.testing.assert_array_equal(found[1][:size], together[1][1024 : 1024 + size])
+
+
+@pytest.mark.parametrize("start", [None, PLAIN[:10]])
+def test_without_tolerance_exactly_the_rounds_that_are_allowed_unless_nothing_moves(
+    start: np.ndarray | None,
+) -> None:
+    noise = np.random.default_rng(0).normal(size=(4000, 12)).astype(np.float32)
+    assert len(run(noise, 10, max_rounds=20, tolerance=0.0, start=start).history) == 20
+    few = run(PLAIN[:12], 10, max_rounds=20, tolerance=0.0, start=start)
+    assert len(few.history) < 20
+    assert few.history[-1].shift == 0
+
+
+def test_fewer_distinct_rows_than_clusters_are_one_cluster_each_where_that_is_asked_for() -> None:
+    rows = np.repeat(np.array([[0.0, 1], [-0.0, 1], [2, 2], [3, 3]], dtype=np.float32), 30, axis=0)
+    result = run(rows, 7, fewer=True)
+    assert result.centroids.tolist() == [[0, 1], [2, 2], [3, 3]]
+    assert result.sizes.tolist() == [60, 30, 30]
+    assert (result.objective, result.converged) == (0, True)
+    assert len(run(rows, 2, fewer=True).centroids) == 2
+    # with a start, what nothing can fill stays where it was
+    start = np.array([[9, 9], [0, 1], [8, 8], [7, 7], [3, 3]], dtype=np.float32)
+    kept = run(rows, 5, start=start, fewer=True)
+    assert kept.sizes.tolist() == [30, 60, 30, 0, 0]
+    assert kept.centroids.tolist() == [[2, 2], [0, 1], [3, 3], [7, 7], [2.5, 2.5]]
+
+
+@pytest.mark.parametrize("leading", [2, 16])
+def test_the_hash_limit_is_that_of_a_full_sort(
+    leading: int, parts: list[Part], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kmeans, "_LEADING", leading)
+    ids = np.concatenate([ids for ids, _ in parts])
+    hashes = np.sort(kmeans.keyed_hash(6, ids))
+    for count in (1, 2, 1000, len(ids)):
+        limit = kmeans.hash_limit(spread(parts, 3), 6, count)
+        assert limit == int(hashes[count - 1])
+        sampled = [
+            shard.sampled(6, limit).summary().num_rows for shard in (Shard(parts[:4]), Shard(parts[4:]))
+        ]
+        assert sum(sampled) == count
+
+
+def test_centroids_from_a_sample_have_the_sizes_of_all_rows(parts: list[Part]) -> None:
+    limit = kmeans.hash_limit(spread(parts, 3), 4, 900)
+    chosen = [kmeans.keyed_hash(4, ids) <= np.uint64(limit) for ids, _ in parts]
+    small = [(ids[keep], rows[keep]) for (ids, rows), keep in zip(parts, chosen, strict=True)]
+    whole = fit(spread(small, 2), everyone=spread(parts, 3), **OPTIONS)
+    alone = fit(spread(small, 5), **OPTIONS)
+    assert whole.centroids.tobytes() == alone.centroids.tobytes()
+    assert whole.history == alone.history
+    assert alone.sizes.sum() == 900
+    assert whole.sizes.sum() == sum(len(ids) for ids, _ in parts)
+    rows = np.concatenate([rows for _, rows in parts])
+    assert whole.objective == pytest.approx(objective(rows, whole.centroids), rel=1e-6)
+
+
 def test_empty_clusters_get_the_farthest_distinct_rows() -> None:
     rows = np.zeros((30, 2), dtype=np.float32)
     rows[[4, 9, 17]] = [[8, 0], [8, 0], [0, 8]]

@@ -17,6 +17,7 @@ from s2l_ray.core.report_data import (
     Evaluation,
     LeftOut,
     LossCurve,
+    Moved,
     ReportData,
     StageCost,
     Subset,
@@ -334,7 +335,43 @@ def test_long_texts_are_cut_and_several_clusterings_fold() -> None:
     assert "s2l_k9: 2 clusters" in page.words
 
 
+def test_features_are_named_and_what_moved_is_told() -> None:
+    shifts = np.linspace(0, 1, 40)
+    moved = Moved(
+        base_sizes=range(1000, 1040),
+        before=range(2000, 2040),
+        shifts=shifts,
+        new_rows=12_345,
+        changed=678,
+        new_sources=["<new>"],
+    )
+    data = full_data(40)
+    changed = clustering(40, 4, ("a",), feature="z-scored loss", moved=moved)
+    page = Page(render(replace(data, clusterings=[changed])))
+    assert "mean z-scored loss" in page.words
+    assert sum("z-scored loss" in svg for svg in page.pictures()) == 2
+    assert "12,345 more examples; 678 examples are in another cluster" in page.words
+    assert "new sources with clusters of their own: <new>" in page.words
+    size = changed.sizes[39]
+    assert f"391,0392,039{size:,}1.000" in page.words
+    assert "The 12 clusters whose centroids moved most" in page.words
+    plain = Page(render(data))
+    assert "moved" not in plain.words
+    assert "mean loss" in plain.words
+
+
+def test_new_and_dropped_files_of_an_extended_data_set_are_named() -> None:
+    data = replace(full_data(), new_files=["new/b.jsonl", HOSTILE], dropped_files=["old.csv"])
+    words = Page(render(data)).words
+    assert "extends: 2 files, new/b.jsonl, " in words
+    assert "gone or changed: 1 file, old.csv" in words
+    assert "extends" not in Page(render(full_data())).words
+
+
 def test_arrays_of_other_shapes_are_refused() -> None:
+    moved = Moved(base_sizes=[0] * 5, before=[1, 2], shifts=[0] * 5, new_rows=0, changed=0)
+    with pytest.raises(ValueError, match=r"moved.before has shape \(2,\), expected \(5,\)"):
+        clustering(5, 4, ("a",), moved=moved)
     with pytest.raises(ValueError, match=r"clusters of s2l: high has shape \(2, 3\), expected \(5, 4\)"):
         clustering(5, 4, ("a",), high=np.zeros((2, 3)))
 

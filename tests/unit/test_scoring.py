@@ -17,8 +17,8 @@ CPU = torch.device("cpu")
 class Marks:
     """As much of an encoder as scoring looks at."""
 
-    def __init__(self, start: list[int]) -> None:
-        self.start, self.end, self.pad = start, 2, 0
+    def __init__(self, bos: int | None = None) -> None:
+        self.bos, self.end, self.pad = bos, 2, 0
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 70, 10_000])
@@ -31,13 +31,14 @@ def test_every_model_scores_every_example_in_its_place(tokens_per_batch: int) ->
     assert score(models, [], 0, tokens_per_batch, CPU).shape == (0, 2)
 
 
-@pytest.mark.parametrize("start", [[], [1]], ids=["end token first", "start token first"])
-def test_the_loss_of_an_answer_is_that_of_its_tokens_without_the_prompt(start: list[int]) -> None:
+def test_the_loss_of_an_answer_is_that_of_its_tokens_without_the_prompt() -> None:
     made, rows = model("gpt_neox"), examples(2)
-    found = score_statistics([made], rows, ["answer_loss", "el2n"], Marks(start), 100, CPU)  # type: ignore[arg-type]
+    for row in rows[::2]:
+        row.input_ids[0] = 1
+    found = score_statistics([made], rows, ["answer_loss", "el2n"], Marks(bos=1), 100, CPU)  # type: ignore[arg-type]
     assert list(found) == ["loss", "el2n", "answer_loss"]
-    for row, value in zip(rows, found["answer_loss"][:, 0], strict=True):
-        ids = torch.tensor([start[0] if start else 2, *row.input_ids[row.learned]])[None].long()
+    for number, (row, value) in enumerate(zip(rows, found["answer_loss"][:, 0], strict=True)):
+        ids = torch.tensor([2 if number % 2 else 1, *row.input_ids[row.learned]])[None].long()
         with torch.inference_mode():
             expected = made(input_ids=ids, labels=ids).loss.item()
         assert value == pytest.approx(expected, rel=1e-6, abs=1e-5)
@@ -48,16 +49,16 @@ def test_the_loss_of_an_answer_is_that_of_its_tokens_without_the_prompt(start: l
 
 def test_answers_predict_exactly_the_learned_tokens() -> None:
     rows = examples(3)
-    for row, alone in zip(rows, answers(rows, [7]), strict=True):
+    for row, alone in zip(rows, answers(rows, None, 7), strict=True):
         assert alone.example_id == row.example_id
         assert alone.input_ids.dtype == np.int32
         assert alone.input_ids[~alone.learned].tolist() == [7]
         assert alone.input_ids[alone.learned].tolist() == row.input_ids[row.learned].tolist()
 
 
-def test_an_encoders_answers_begin_at_its_end_token_where_it_has_no_start() -> None:
+def test_an_encoders_answers_begin_at_its_end_token_where_it_has_no_start_token() -> None:
     encoder = Encoder(byte_tokenizer(), "plain", 40)
-    assert encoder.start == []
+    assert encoder.bos is None
     made = copy.deepcopy(model("llama"))
     made.resize_token_embeddings(260)
     row = Encoded(0, np.array([65, 66, 67], np.int32), np.array([False, True, True]))
@@ -79,7 +80,7 @@ def test_a_value_that_is_not_finite_is_told_with_its_example_and_step(names: lis
     with pytest.raises(
         UserError, match=r"loss of example_id 5 under the proxy at step 40 is nan.*learning_rate"
     ):
-        score_statistics([model("llama"), broken], rows, names, Marks([]), 100, CPU, labels)  # type: ignore[arg-type]
+        score_statistics([model("llama"), broken], rows, names, Marks(), 100, CPU, labels)  # type: ignore[arg-type]
 
 
 def test_labels_name_the_proxy_where_there_are_several() -> None:
