@@ -56,7 +56,7 @@ def main() -> None:
         path = job(Path(folder), args)
         command = [sys.executable, "-m", "s2l_ray.run", "--config", path, "--until", "proxy"]
         subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, stdout=sys.stderr)
-        trained = only(folder, "proxy").manifest().info
+        (trained,) = only(folder, "proxy").manifest().info["members"]
         scored = scoring(path, folder)
     result = {
         "train_seconds": trained["train_seconds"],
