@@ -305,6 +305,14 @@ class Trajectories(Section):
     )
     seed: int = Field(0, ge=0, description="seed of that draw")
 
+    @field_validator("statistics")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        twice = sorted({name for name in value if value.count(name) > 1})
+        if twice:
+            raise ValueError(f"expected every statistic once, got {', '.join(twice)} twice or more")
+        return value
+
 
 class Clusters(Section):
     k: int = Field(

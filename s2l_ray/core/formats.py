@@ -1,10 +1,11 @@
 """One small reader for each format of raw files, behind one seam: `index` cuts a file into spans of rows, `read` gives their rows.
 
-A span is read by itself wherever the file allows it. Compressed text and Arrow streams can only be read from the front: whoever
-reads several of their spans gives them in order, and the file is gone through once.
+A span is read by itself wherever the file allows it. Compressed text, Arrow streams and row groups of Parquet can only be read from
+their front: whoever reads several of their spans gives them in order, and they are gone through once (`task_of`).
 """
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -33,6 +34,7 @@ PEEK = 1 << 16  # bytes of a file that are looked at to tell what it is
 LARGEST_FIELD = (
     1 << 28
 )  # bytes of one CSV field; a quote that is never closed would take the rest of the file
+ROWS_PER_READ = 131_072  # of a row group that one task reads; the rows before them are decoded, too
 LARGEST_SPAN = (1 << 31) - 1  # bytes of text that one Arrow column holds
 UTF8_MARK = b"\xef\xbb\xbf"
 CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
@@ -52,7 +54,8 @@ BadRow = Callable[[int, str, str, str], None]
 class Span(NamedTuple):
     """Rows that are read together: the first one's number, how many, and where they lie.
 
-    In text, bytes `start` to `end` (uncompressed); in an Arrow file, the batch where they begin and that batch's first row.
+    In text, bytes `start` to `end` (uncompressed); in Parquet and Arrow files, the number of the row group or batch where they begin, and
+    its first row.
     """
 
     first_row: int
@@ -151,9 +154,12 @@ def bare_name(name: str) -> str:
     return name if codec_of(name) is None else name.rpartition(".")[0]
 
 
-def is_read_in_turn(kind: str, name: str) -> bool:
-    """Whether a file can only be read from the front, so that its spans belong into one task."""
-    return kind == "arrow stream" or codec_of(name) is not None
+def task_of(kind: str, name: str, span: Span) -> str:
+    """Spans of one file and one name are best read by one task: all of them where the file can only be read from the front, and some
+    of those of a row group of Parquet, which is decoded from its front."""
+    if kind == "arrow stream" or codec_of(name) is not None:
+        return "all"
+    return f"{span.start}/{span.first_row // ROWS_PER_READ}" if kind == "parquet" else f"{span.first_row}"
 
 
 def cut(source: Source, every: int) -> FileIndex:
@@ -538,7 +544,7 @@ def _feature_types(feature: Any) -> set[str]:
     return kind.union(*map(_feature_types, feature.values()))
 
 
-def _rows_of(source: Source, table: pa.Table, span: Span) -> Rows:
+def _rows_of(table: pa.Table, span: Span) -> Rows:
     if table.num_rows != span.rows:
         raise OSError(f"expected {span.rows} rows from row {span.first_row + 1}, got {table.num_rows}")
     numbers = np.arange(span.first_row, span.first_row + span.rows, dtype=np.int64)
@@ -548,18 +554,10 @@ def _rows_of(source: Source, table: pa.Table, span: Span) -> Rows:
 def _cut_parquet(source: Source, every: int) -> FileIndex:
     file = open_parquet(source.file, source.uri)
     groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    begins = np.cumsum([0, *(group.num_rows for group in groups)])[:-1].tolist()
     size, rows = sum(group.total_byte_size for group in groups), file.metadata.num_rows
-    return FileIndex("parquet", rows, size, _spans(rows, every), schema=_schema_of(source, file.schema_arrow))
-
-
-def _read_parquet(source: Source, spans: Sequence[Span], head: int, bad: BadRow) -> Iterator[Rows]:
-    file = open_parquet(source.file, source.uri)
-    ends = np.cumsum([file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)])
-    for span in spans:
-        first, last = np.searchsorted(ends, [span.first_row, span.first_row + span.rows - 1], side="right")
-        begins = int(ends[first - 1]) if first else 0
-        table = file.read_row_groups(range(first, min(last + 1, len(ends))))
-        yield _rows_of(source, table.slice(span.first_row - begins, span.rows), span)
+    spans = _placed(_spans(rows, every), begins)
+    return FileIndex("parquet", rows, size, spans, schema=_schema_of(source, file.schema_arrow))
 
 
 def _cut_arrow(source: Source, every: int) -> FileIndex:
@@ -570,30 +568,40 @@ def _cut_arrow(source: Source, every: int) -> FileIndex:
             f"reading {source.uri}: this is Feather version 1, which nothing writes any more. Write it again as version 2."
         )
     kind = "arrow file" if begin == b"ARROW1" else "arrow stream"
-    schema, batches = _arrow(source, kind)
+    schema, batches = _batches(source, kind, Span(0, 0))
     begins, size, rows = [], 0, 0
     for first, batch in batches:
         begins.append(first)
         rows, size = first + batch.num_rows, size + batch.nbytes
     spans = _spans(rows, every)
     if kind == "arrow file":
-        places = np.searchsorted(begins, [span.first_row for span in spans], side="right") - 1
-        spans = [
-            span._replace(start=int(place), end=begins[place])
-            for span, place in zip(spans, places, strict=True)
-        ]
+        spans = _placed(spans, begins)
     return FileIndex(kind, rows, size, spans, schema=_schema_of(source, schema))
 
 
-def _arrow(
-    source: Source, kind: str, batch: int = 0, row: int = 0
-) -> tuple[pa.Schema, Iterator[tuple[int, pa.RecordBatch]]]:
-    """The schema and the batches, each with its first row; those of the file format from `batch`, which begins at `row`."""
+def _placed(spans: list[Span], begins: list[int]) -> list[Span]:
+    """The spans with the batch each begins in; `begins` has the first row of each batch."""
+    places = np.searchsorted(begins, [span.first_row for span in spans], side="right") - 1
+    return [
+        span._replace(start=int(place), end=begins[place]) for span, place in zip(spans, places, strict=True)
+    ]
+
+
+def _batches(source: Source, kind: str, span: Span) -> tuple[pa.Schema, Iterator[tuple[int, pa.RecordBatch]]]:
+    """The schema, and batches with the first row of each, from the one where `span` begins; a stream is read from its front."""
     if kind == "arrow stream":
-        reader = open_arrow_stream(source.file, source.uri)
-        return reader.schema, _with_first_rows(reader, 0)
-    file = open_arrow_file(source.file, source.uri)
-    return file.schema, _with_first_rows(map(file.get_batch, range(batch, file.num_record_batches)), row)
+        stream = open_arrow_stream(source.file, source.uri)
+        return stream.schema, _with_first_rows(stream, 0)
+    batches: Iterable[pa.RecordBatch]
+    if kind == "arrow file":
+        file = open_arrow_file(source.file, source.uri)
+        schema = file.schema
+        batches = map(file.get_batch, range(span.start, file.num_record_batches))
+    else:
+        file = open_parquet(source.file, source.uri)
+        schema = file.schema_arrow
+        batches = file.iter_batches(span.rows, row_groups=range(span.start, file.num_row_groups))
+    return schema, _with_first_rows(batches, span.end)
 
 
 def _with_first_rows(batches: Iterable[pa.RecordBatch], row: int) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -602,17 +610,11 @@ def _with_first_rows(batches: Iterable[pa.RecordBatch], row: int) -> Iterator[tu
         row += batch.num_rows
 
 
-def _read_arrow_file(source: Source, spans: Sequence[Span], head: int, bad: BadRow) -> Iterator[Rows]:
-    for span in spans:
-        schema, batches = _arrow(source, "arrow file", span.start, span.end)
-        yield _rows_of(source, _gather(span, [], batches, schema), span)
-
-
-def _read_arrow_stream(source: Source, spans: Sequence[Span], head: int, bad: BadRow) -> Iterator[Rows]:
-    schema, batches = _arrow(source, "arrow stream")
+def _read_columns(source: Source, spans: Sequence[Span], head: int, bad: BadRow, kind: str) -> Iterator[Rows]:
+    schema, batches = _batches(source, kind, spans[0])
     held: list[tuple[int, pa.RecordBatch]] = []
     for span in spans:
-        yield _rows_of(source, _gather(span, held, batches, schema), span)
+        yield _rows_of(_gather(span, held, batches, schema), span)
 
 
 def _gather(
@@ -639,7 +641,8 @@ READERS: dict[str, Callable[[Source, Sequence[Span], int, BadRow], Iterator[Rows
     "lines": _read_lines,
     "array": _read_array,
     "csv": _read_csv,
-    "parquet": _read_parquet,
-    "arrow file": _read_arrow_file,
-    "arrow stream": _read_arrow_stream,
+    **{
+        kind: functools.partial(_read_columns, kind=kind)
+        for kind in ("parquet", "arrow file", "arrow stream")
+    },
 }

@@ -40,10 +40,9 @@ def token_losses(model: nn.Module, input_ids_BL: torch.Tensor, learned_BL: torch
     return F.cross_entropy(logits_MV.float(), input_ids_BL[learned_BL], reduction="none")
 
 
-@torch.inference_mode()
 def example_losses(model: nn.Module, input_ids_BL: torch.Tensor, learned_BL: torch.Tensor) -> torch.Tensor:
     """Mean loss over the learned tokens of each example, float32 [B]; NaN for an example without any."""
-    return _means(token_losses(model, input_ids_BL, learned_BL), learned_BL.sum(1))
+    return example_statistics(model, input_ids_BL, learned_BL)["loss"]
 
 
 @torch.no_grad()
@@ -55,42 +54,55 @@ def example_statistics(
     With p the softmax of the final logits (after soft caps and scales) and y the learned token, over an example's n learned tokens:
 
     loss: mean of -log p_y.
-    mean_probability, min_probability: mean and lowest p_y.
-    el2n: mean of ||p - onehot(y)||_2. Paul et al. 2021 ("Deep Learning on a Data Diet", definition 2.2) define it for one label; the
-        mean over tokens is that of Marion et al. 2023 ("When Less is More").
-    grand: norm of the gradient of the example's loss (Paul et al. 2021, definition 2.1), restricted to the output layer: the
+    mean_probability, min_probability: mean and lowest p_y; as cheap as the loss.
+    el2n: mean of ||p - onehot(y)||_2. Paul et al. 2021 ("Deep Learning on a Data Diet", section 2) define it for one label; the mean
+        over tokens is that of Marion et al. 2023 ("When Less is More").
+    grand: norm of the gradient of the example's loss (Paul et al. 2021, section 2), restricted to the output layer: the
         Frobenius norm over its weight [V, H], as it is used there (where it is tied to the input embedding, that use is left out),
         and over its bias where it has one. Exact, not estimated: see `_OutputGradient`.
-
-    The logits are made in blocks of LOGITS_AT_ONCE, so that their memory grows neither with the batch nor with the vocabulary.
     """
-    if not names:
-        return {"loss": example_losses(model, input_ids_BL, learned_BL)}
-    counts_B, targets_M = learned_BL.sum(1), input_ids_BL[learned_BL]
+    counts_B = learned_BL.sum(1)
+    if {"el2n", "grand"}.isdisjoint(names):
+        with torch.inference_mode():
+            losses_M = token_losses(model, input_ids_BL, learned_BL)
+            made = _of_losses(losses_M, counts_B)
+    else:
+        made = _of_errors(model, input_ids_BL, learned_BL, counts_B, "grand" in names)
+    return {name: made[name] for name in ("loss", *names)}
+
+
+def _of_losses(losses_M: torch.Tensor, counts_B: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {
+        "loss": _means(losses_M, counts_B),
+        "mean_probability": _means((-losses_M).exp(), counts_B),
+        "min_probability": _lowest(-losses_M, counts_B).exp(),
+    }
+
+
+def _of_errors(
+    model: nn.Module,
+    input_ids_BL: torch.Tensor,
+    learned_BL: torch.Tensor,
+    counts_B: torch.Tensor,
+    with_gradient: bool,
+) -> dict[str, torch.Tensor]:
+    """All statistics but, unless asked for, GraNd; the logits are made in blocks of LOGITS_AT_ONCE."""
+    layer, targets_M = _output_layer(model), input_ids_BL[learned_BL]
     hidden_MH = _hidden_states(model, input_ids_BL, _positions(learned_BL))
-    gradient = _OutputGradient(_output_layer(model), counts_B) if "grand" in names else None
-    log_probabilities_M, el2n_M = (torch.empty(len(targets_M), device=targets_M.device) for _ in range(2))
-    for pieces in _blocks(counts_B.tolist(), max(1, LOGITS_AT_ONCE // _output_layer(model).weight.shape[0])):
+    gradient = _OutputGradient(layer, counts_B) if with_gradient else None
+    losses_M, el2n_M = (torch.empty(len(targets_M), device=targets_M.device) for _ in range(2))
+    for pieces in _blocks(counts_B.tolist(), max(1, LOGITS_AT_ONCE // layer.weight.shape[0])):
         block = slice(pieces[0][1], pieces[-1][2])
-        logits_CV, at_layer_CV = _logits(
-            model, hidden_MH[block], input_ids_BL[:1, :1], differentiable=gradient is not None
-        )
-        log_probabilities_M[block], errors_CV = _errors(logits_CV.detach(), targets_M[block])
+        logits_CV, at_layer_1CV = _logits(model, hidden_MH[block], input_ids_BL[:1, :1], with_gradient)
+        losses_M[block], errors_CV = _errors(logits_CV.detach(), targets_M[block])
         el2n_M[block] = torch.linalg.vector_norm(errors_CV, dim=1)
         if gradient is not None:
-            errors_CV = _through(logits_CV, at_layer_CV, errors_CV)
+            errors_CV = _through(logits_CV, at_layer_1CV, errors_CV)
             for example, first, stop in pieces:
                 place = slice(first - block.start, stop - block.start)
                 gradient.add(example, errors_CV[place], hidden_MH[first:stop])
-    made = {
-        "loss": _means(-log_probabilities_M, counts_B),
-        "mean_probability": _means(log_probabilities_M.exp(), counts_B),
-        "min_probability": _lowest(log_probabilities_M, counts_B).exp(),
-        "el2n": _means(el2n_M, counts_B),
-    }
-    if gradient is not None:
-        made["grand"] = gradient.norms()
-    return {name: made[name] for name in ("loss", *names)}
+    made = {**_of_losses(losses_M, counts_B), "el2n": _means(el2n_M, counts_B)}
+    return made if gradient is None else {**made, "grand": gradient.norms()}
 
 
 # ------------------------------------------------------------------------------------------ the model around its output layer
@@ -179,15 +191,15 @@ def _blocks(counts: list[int], at_once: int) -> Iterator[list[tuple[int, int, in
 
 
 def _errors(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """log p of the targets [C], and the errors p - onehot [C, V], in fp32.
+    """Losses of the targets [C], and the errors p - onehot [C, V], in fp32.
 
     Errors add up to 0, so that of the target is taken from the others: p - 1 would lose its digits where p is nearly 1.
     """
     log_probabilities_CV = logits_CV.float().log_softmax(-1)
     places_C1 = targets_C.unsqueeze(1)
-    target_C = log_probabilities_CV.gather(1, places_C1).squeeze(1)
+    losses_C = -log_probabilities_CV.gather(1, places_C1).squeeze(1)
     errors_CV = log_probabilities_CV.exp_().scatter_(1, places_C1, 0.0)
-    return target_C, errors_CV.scatter_(1, places_C1, -errors_CV.sum(1, keepdim=True))
+    return losses_C, errors_CV.scatter_(1, places_C1, -errors_CV.sum(1, keepdim=True))
 
 
 def _through(logits_CV: torch.Tensor, at_layer_1CV: torch.Tensor, errors_CV: torch.Tensor) -> torch.Tensor:

@@ -62,9 +62,9 @@ class PartRange:
         return Span(self.first_row, self.rows, self.start, self.end)
 
     @property
-    def in_turn(self) -> bool:
-        """Whether the file can only be read from the front, so that one task should make all its parts."""
-        return formats.is_read_in_turn(self.kind, self.file.name)
+    def task(self) -> str:
+        """Parts of one task are best read together, in their order."""
+        return f"{self.file_number}/{formats.task_of(self.kind, self.file.name, self.span)}"
 
 
 @dataclass

@@ -151,7 +151,8 @@ class StageCost:
 class ReportData:
     """Everything on the page: nothing per example but a few samples. Sections whose data are empty are not shown.
 
-    `num_examples` counts the rows of the examples artifact; sources [S] and source_sizes [S] are its sources and their rows.
+    `num_examples` counts the rows of the examples artifact; sources [S] and source_sizes [S] are its sources and their rows. Of a
+    data set that extends another, `new_files` and `dropped_files` are names of raw files.
     """
 
     run: str
@@ -161,6 +162,8 @@ class ReportData:
     subsets: Sequence[Subset] = ()
     sources: Sequence[str] = ()
     source_sizes: Sequence[int] = ()
+    new_files: Sequence[str] = ()
+    dropped_files: Sequence[str] = ()
     proxies: Sequence[LossCurve] = ()
     clusterings: Sequence[Clustering] = ()
     left_out: Sequence[LeftOut] = ()

@@ -153,7 +153,7 @@ def answers(examples: Sequence[Encoded], start: int | None, end: int) -> list[En
     """The learned tokens of each example alone, after the start token where the example begins with it, or else the end token.
 
     So exactly the tokens that are predicted with the prompt are predicted without it, and the quotient of the two losses is IFD
-    (Li et al. 2023, "From Quantity to Quality", equations 2 to 4).
+    (Li et al. 2023, "From Quantity to Quality": their Instruction-Following Difficulty).
     """
     made = []
     for example in examples:

@@ -264,15 +264,15 @@ def make_parts(
     make_several: MakeParts | None = None,
     load: Callable[[PartContext], Callable[[dict[str, Any]], Part]] | None = None,
     actors: int = 1,
-    groups: Mapping[int, str] | None = None,
+    tasks: Mapping[int, str] | None = None,
 ) -> list[Part]:
     """Make the parts that no earlier run finished, by streaming their descriptors through Ray Data tasks, or actors.
 
     Args:
         jobs: part number -> small JSON descriptor.
-        make: makes a part in a task. `make_several`: makes those of a group, in the order of their numbers. `load`: prepares an actor
+        make: makes a part in a task. `make_several`: makes all parts of a task, in the order of their numbers. `load`: prepares an actor
             and gives the function that makes parts in it. One of the three.
-        groups: part number -> name of the group whose parts one task makes; a part without one is a group by itself.
+        tasks: part number -> name of the task that makes it; without it, each part has its own.
 
     Returns:
         All parts by number, whoever made them.
@@ -280,11 +280,11 @@ def make_parts(
     done = {index: part for index, part in work.artifact.finished_parts().items() if index in jobs}
     if done:
         log.info("%s: %d of %d parts are there from an earlier run", work.label, len(done), len(jobs))
-    by_group: dict[str | int, list[dict[str, Any]]] = {}
+    by_task: dict[str | int, list[dict[str, Any]]] = {}
     for index, job in jobs.items():
         if index not in done:
-            by_group.setdefault((groups or {}).get(index, index), []).append({"index": index, **job})
-    todo = [{"jobs": json.dumps(group)} for group in by_group.values()]
+            by_task.setdefault(tasks[index] if tasks else index, []).append({"index": index, **job})
+    todo = [{"jobs": json.dumps(several)} for several in by_task.values()]
     if not todo:
         return [done[index] for index in jobs]
     rows = ray.data.from_items(todo, override_num_blocks=len(todo))

@@ -35,8 +35,8 @@ def make(work: Work) -> Outcome:
     if base is not None:
         kept = kept_parts(base, work.ranges)
         adopt_parts(work, {index: (work.inputs["base"], part) for index, part in kept.items()})
-    in_turn = {part.index: part.file.name for part in work.ranges if part.in_turn}
-    parts = make_parts(work, jobs, make_several=_make_parts, groups=in_turn)
+    tasks = {part.index: part.task for part in work.ranges}
+    parts = make_parts(work, jobs, make_several=_make_parts, tasks=tasks)
     rows = sum(part.rows for part in parts)
     if rows == 0:
         raise UserError(

@@ -44,6 +44,8 @@ def make(work: Work) -> Outcome:
         ],
         sources=sources,
         source_sizes=[examples.info["sources"][source] for source in sources],
+        new_files=examples.info["new_files"],
+        dropped_files=examples.info["dropped_files"],
         proxies=_curves(variants),
         clusterings=_clusterings(work, variants),
         left_out=_left_out(examples, trajectories),

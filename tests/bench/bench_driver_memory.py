@@ -16,19 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import Config  # noqa: E402
-from s2l_ray.core.rawfiles import original_rows  # noqa: E402
-from s2l_ray.core.store import FORMAT, Artifact, Manifest, Store  # noqa: E402
-from s2l_ray.core.tables import parquet_bytes, schema_text, trajectories_schema, vector_column  # noqa: E402
-from s2l_ray.stages.work import Outcome, Work  # noqa: E402
-
-COLUMNS = {"names": {"instruction": "instruction", "output": "output"}, "order": ["instruction", "output"]}
+from s2l_ray.core.store import Artifact, Store  # noqa: E402
+from s2l_ray.stages.work import Work  # noqa: E402
+from tests import synthetic  # noqa: E402
 
 
 def main() -> None:
@@ -52,7 +46,7 @@ def main() -> None:
     results = []
     for rows in args.rows:
         with tempfile.TemporaryDirectory() as storage:
-            build(storage, rows, args.rows_per_part, args.steps)
+            synthetic.build(storage, rows, args.rows_per_part, args.steps, statistics=())
             results.append({"rows": rows, **measured_apart(storage, rows, args)})
             print_row(results[-1], first=len(results) == 1)
     print(json.dumps({"bench": "driver_memory", "steps": args.steps, "k": args.k, "results": results}))
@@ -81,80 +75,6 @@ def print_row(result: dict[str, Any], first: bool) -> None:
     print(f"{result['rows']:>10,}  {result['parts']:>5}  {result['before_mb']:10.1f}{cells}", flush=True)
 
 
-# ------------------------------------------------------------------------------------------------------ synthetic data
-
-
-def build(storage: str, rows: int, rows_per_part: int, steps: int) -> None:
-    """Commit examples and trajectories of `rows` rows: losses fall from a random height, as those of real rows do."""
-    made: dict[str, list[Any]] = {"examples": [], "trajectories": []}
-    artifacts = {stage: Artifact(Store(storage), stage, "bench") for stage in made}
-    schema = ""
-    for index, first in enumerate(range(0, rows, rows_per_part)):
-        count = min(rows_per_part, rows - first)
-        tables = part_tables(first, count, steps)
-        schema = schema_text(original_rows(tables["examples"], COLUMNS).schema)
-        for stage, table in tables.items():
-            files = {"data": (".parquet", parquet_bytes(table))}
-            made[stage].append(artifacts[stage].write_part(index, count, files, "", "", {"columns": COLUMNS}))
-    infos = {
-        "examples": {"schema": schema, "columns": [COLUMNS["names"]]},
-        "trajectories": {
-            "scored": rows,
-            "sources": {"s": rows},
-            "steps": [[0, step] for step in range(steps)],
-        },
-    }
-    for stage, parts in made.items():
-        commit(artifacts[stage], Outcome(parts, info=infos[stage]))
-
-
-def part_tables(first: int, count: int, steps: int) -> dict[str, pa.Table]:
-    numbers = np.random.default_rng(first)
-    start, rate = numbers.uniform(1, 6, (count, 1)), numbers.uniform(0, 0.3, (count, 1))
-    losses = start * np.exp(-rate * np.arange(steps)) + numbers.normal(0, 0.05, (count, steps))
-    ids, text = pa.array(np.arange(first, first + count)), pa.array(["a"] * count)
-    everyone = np.ones(count, bool)
-    columns = {
-        "example_id": ids,
-        "source": pa.array(["s"] * count),
-        "num_tokens": pa.array(everyone.astype(np.int32)),
-        "losses": vector_column(everyone, losses),
-        "reason": pa.nulls(count, pa.string()),
-    }
-    nothing = pa.nulls(count, pa.string())
-    examples = {
-        "example_id": ids,
-        "source": columns["source"],
-        "instruction": text,
-        "input": nothing,
-        "output": text,
-    }
-    return {
-        "examples": pa.table(examples),
-        "trajectories": pa.table(columns, schema=trajectories_schema(steps)),
-    }
-
-
-def commit(artifact: Artifact, outcome: Outcome) -> Manifest:
-    manifest = Manifest(
-        FORMAT,
-        artifact.stage,
-        artifact.fingerprint,
-        {},
-        {},
-        outcome.parts,
-        outcome.files,
-        outcome.info,
-        0,
-        "",
-        "",
-        {},
-        {},
-    )
-    artifact.commit(manifest)
-    return manifest
-
-
 # --------------------------------------------------------------------------------------------------------- measurement
 
 
@@ -173,14 +93,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     )
     edge.connect(config)
     store = Store(args.measure)
-    inputs = {stage: Artifact(store, stage, "bench") for stage in ("examples", "trajectories", "clusters")}
+    names = {"examples": synthetic.NAME, "trajectories": synthetic.NAME, "clusters": "bench"}
+    inputs = {stage: Artifact(store, stage, name) for stage, name in names.items()}
     manifests = {stage: inputs[stage].manifest() for stage in ("examples", "trajectories")}
     answer: dict[str, Any] = {"parts": len(manifests["examples"].parts), "before_mb": resident_mb()}
     for stage, module in (("clusters", clusters), ("subset", subset)):
         began, before = time.monotonic(), resident_mb()
         forget_peak()
         artifact = Artifact(store, stage, "bench")
-        manifests[stage] = commit(artifact, module.make(Work(config, artifact, inputs, manifests, "bench")))
+        manifests[stage] = synthetic.commit(
+            artifact, module.make(Work(config, artifact, inputs, manifests, "bench"))
+        )
         peak = resident_mb("VmHWM")
         seconds = round(time.monotonic() - began, 1)
         answer[stage] = {"peak_mb": peak, "grown_mb": round(peak - before, 1), "seconds": seconds}

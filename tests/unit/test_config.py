@@ -134,6 +134,12 @@ def test_a_budget_above_the_data_says_how_many_there_are() -> None:
         (["--proxy.epochs=null"], "proxy: expected exactly one of epochs and steps; got epochs=None"),
         (["--target.tokenizer=null"], "target: model.config has no tokenizer of its own"),
         (["--examples.files=[]"], "examples.files: expected at least one file"),
+        (["--examples.dataset=a/b"], "examples: expected either files or dataset; got both"),
+        (["--examples.dataset_config=main"], "examples: dataset_config is only used with dataset"),
+        (
+            ["--examples.columns={messages: m, output: o}"],
+            "examples.columns: expected either messages or instruction and output; got messages and ['output']",
+        ),
         (["--evaluation.max_new_tokens=3"], "evaluation.files: expected at least one held-out file"),
     ],
 )
@@ -375,6 +381,12 @@ def test_help_explains_every_field_with_its_default() -> None:
 )
 def test_a_share_of_the_rows_is_that_of_its_digits(budget: float, eligible: int, rows: int) -> None:
     assert config.budget_rows(budget, eligible) == rows
+
+
+def test_a_statistic_is_stored_once() -> None:
+    message = refusal("--trajectories.statistics=[el2n, grand, el2n]")
+    assert "trajectories.statistics: expected every statistic once, got el2n twice or more" in message
+    assert "trajectories.statistics.0" in refusal("--trajectories.statistics=[perplexity]")
 
 
 @pytest.mark.parametrize(

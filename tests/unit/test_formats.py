@@ -243,11 +243,28 @@ def test_items_of_an_array_end_where_json_says(items: list[Any], chunk: int, ind
 def test_parts_of_a_compressed_file_are_read_in_one_pass(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{n}", "completion": "a" * 50} for n in range(2000)]
     parts = parts_of(tmp_path, "a.jsonl.gz", gzip.compress(as_lines(rows)), 100)
-    assert all(part.in_turn for part in parts)
+    assert len({part.task for part in parts}) == 1
     wanted = [parts[3], parts[4], parts[17]]
     found = [original_rows(read.table).to_pylist() for read in read_parts(wanted, Columns())]
     assert found == [rows[300:400], rows[400:500], rows[1700:1800]]
-    assert not any(part.in_turn for part in parts_of(tmp_path, "b.json", as_array(rows), 100))
+    assert len({part.task for part in parts_of(tmp_path, "b.json", as_array(rows), 100)}) == 20
+
+
+def test_parts_of_a_large_row_group_are_read_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": f"q{n}", "completion": "a"} for n in range(100)]
+    monkeypatch.setattr(formats, "ROWS_PER_READ", 20)
+    parts = parts_of(tmp_path, "a.parquet", as_parquet(rows, group=50), 5)
+    tasks = [[int(part.task.split("/")[1]) for part in parts], len({part.task for part in parts})]
+    assert tasks == [
+        [0] * 10 + [1] * 10,
+        6,
+    ]  # rows 0-19, 20-39, 40-49 of the first group; 50-59, 60-79, 80-99 of the second
+    assert len({part.task for part in parts_of(tmp_path, "b.parquet", as_parquet(rows, group=4), 5)}) == 20
+    wanted = [parts[1], parts[3], parts[12]]
+    found = [original_rows(read.table).to_pylist() for read in read_parts(wanted, Columns())]
+    assert found == [rows[5:10], rows[15:20], rows[60:65]]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -356,3 +373,15 @@ def test_real_files_are_all_readable() -> None:
         found = ids(parts)
         assert len(found) == sum(part.rows for part in parts)
         assert (np.diff(found) == 1).all()
+
+
+def test_batches_that_no_later_span_needs_are_let_go() -> None:
+    table = pa.table({"n": range(100)})
+    batches = ((first, table.slice(first, 5).to_batches()[0]) for first in range(0, 100, 5))
+    held: list[tuple[int, pa.RecordBatch]] = []
+    for first in range(0, 100, 12):
+        span = formats.Span(first, min(12, 100 - first))
+        assert formats._gather(span, held, batches, table.schema)["n"].to_pylist() == list(
+            range(first, first + span.rows)
+        )
+        assert len(held) <= 4

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pytest
 
 from s2l_ray.config import Clusters, Columns
-from s2l_ray.core import exports, grouped, kmeans, order, selection
-from s2l_ray.core.encoding import Encoder, byte_tokenizer
+from s2l_ray.core import exports, grouped, kmeans, order, scoring, selection
+from s2l_ray.core.encoding import Encoder, byte_tokenizer, token_batches
 from s2l_ray.core.features import features
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.rawfiles import find_files, index_file, part_ranges, read_part
-from s2l_ray.core.tables import EXAMPLES_FIXED
+from s2l_ray.core.tables import EXAMPLES_FIXED, trajectories_schema
 from s2l_ray.pipeline import STAGES
 from tests import tiny
 
@@ -31,10 +31,11 @@ KEPT = {
     ("target", 1): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
     ("proxy", 2): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
     ("target", 2): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
+    ("trajectories", 2): "a95c19278b4cf10bc3245a4789f4884e8c86afb3ae44a0f8d9719354c2ccad2a",
     ("clusters", 1): "19d6e55c881469e7451614054011557d6730ddfd9bed61d553d2745d8a73c1e6",
     ("clusters", 2): "2fed1c98b2d6ab7c82248c4fb1248df4588af1a497933273327207e8219e77aa",
     ("subset", 1): "018440c0f9e9afbd87f852b7deff88548ba6b45afe664df25b323c3dd4a63e28",
-    ("subset", 2): "d06bbc8a21353bd35b55f6a4946dc5bbaa4425645baf03a5493c09a5c8d5581a",
+    ("subset", 2): "217ca58f5c5ccc65efad0ef8b586094445acab3cfd8e1a9e2b19fc1a6d5635e4",
 }
 
 
@@ -56,6 +57,15 @@ def training(folder: Path) -> Any:
     ]
     encoded = Encoder(byte_tokenizer(), "alpaca", 200).examples(rows(folder))
     return [windows, [(e.example_id, e.input_ids.tolist(), e.learned.tolist()) for e in encoded]]
+
+
+def trajectories(folder: Path) -> Any:
+    """Columns, batches and what is scored without its prompt; the numbers themselves differ in their last bits between CPUs."""
+    encoded = Encoder(byte_tokenizer(), "alpaca", 200).examples(rows(folder))
+    alone = [(e.input_ids.tolist(), e.learned.tolist()) for e in scoring.answers(encoded, None, 256)]
+    schema = trajectories_schema(3, ["mean_probability", "min_probability", "el2n", "grand", "answer_loss"])
+    batches = token_batches([len(e.input_ids) for e in encoded], 500)
+    return [[(field.name, str(field.type)) for field in schema], batches, alone]
 
 
 def clusters(folder: Path) -> Any:
@@ -103,6 +113,7 @@ def subset(folder: Path) -> Any:
         ("examples", examples),
         ("proxy", training),
         ("target", training),
+        ("trajectories", trajectories),
         ("clusters", clusters),
         ("subset", subset),
     ],

@@ -360,6 +360,14 @@ def test_features_are_named_and_what_moved_is_told() -> None:
     assert "mean loss" in plain.words
 
 
+def test_new_and_dropped_files_of_an_extended_data_set_are_named() -> None:
+    data = replace(full_data(), new_files=["new/b.jsonl", HOSTILE], dropped_files=["old.csv"])
+    words = Page(render(data)).words
+    assert "extends: 2 files, new/b.jsonl, " in words
+    assert "gone or changed: 1 file, old.csv" in words
+    assert "extends" not in Page(render(full_data())).words
+
+
 def test_arrays_of_other_shapes_are_refused() -> None:
     moved = Moved(base_sizes=[0] * 5, before=[1, 2], shifts=[0] * 5, new_rows=0, changed=0)
     with pytest.raises(ValueError, match=r"moved.before has shape \(2,\), expected \(5,\)"):

@@ -110,6 +110,18 @@ def test_groups_of_nested_quotas_may_lie_in_any_order() -> None:
     assert quotas(sizes, 20, parents=parents).tolist() == [4, 5, 5, 6]
 
 
+def test_bug_12_a_source_with_more_rows_than_its_share_and_fewer_than_clusters() -> None:
+    """The published code raises on a source of 60 rows, a share of 40 and 100 clusters (the quotas' half of that bug)."""
+    sizes = np.zeros((2, 100), np.int64)
+    sizes[0, :60] = 1  # a cluster for each of its rows, the others empty
+    sizes[1] = 9
+    parents = np.repeat([0, 1], 100)
+    for small in (0, 2):  # 2: all clusters of the first source are tiny, and used all the same
+        taken = quotas(sizes.reshape(-1), 80, small, parents).reshape(2, 100)
+        assert taken.sum(axis=1).tolist() == [40, 40]
+        assert (taken <= sizes).all()
+
+
 # -------------------------------------------------------------------------------------------------------------------- draw
 
 
