@@ -39,6 +39,7 @@ def test_the_paper_run_costs_what_its_models_say(tmp_path: Path) -> None:
     assert costs["proxy"].flops == 6 * proxy * 3 * tokens
     assert costs["trajectories"].flops == 2 * proxy * 13 * tokens
     assert costs["target"].rows == int(0.11 * 262_039)
+    assert costs["clusters"].flops == 3 * 262_039 * 12 * 100 * 100  # columns x clusters x rounds
     assert (
         costs["target"].memory == target * 18 / 8
     )  # ZeRO-3: bf16 weights, fp32 gradients, master and two moments, 8 ways
