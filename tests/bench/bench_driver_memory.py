@@ -23,6 +23,7 @@ from s2l_ray.config import Config  # noqa: E402
 from s2l_ray.core.store import Artifact, Store  # noqa: E402
 from s2l_ray.stages.work import Work  # noqa: E402
 from tests import synthetic  # noqa: E402
+from tests.committed import commit  # noqa: E402
 
 
 def main() -> None:
@@ -101,9 +102,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         began, before = time.monotonic(), resident_mb()
         forget_peak()
         artifact = Artifact(store, stage, "bench")
-        manifests[stage] = synthetic.commit(
-            artifact, module.make(Work(config, artifact, inputs, manifests, "bench"))
-        )
+        manifests[stage] = commit(artifact, module.make(Work(config, artifact, inputs, manifests, "bench")))
         peak = resident_mb("VmHWM")
         seconds = round(time.monotonic() - began, 1)
         answer[stage] = {"peak_mb": peak, "grown_mb": round(peak - before, 1), "seconds": seconds}

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from s2l_ray import config, estimate, pipeline, run
-from s2l_ray.core.store import FORMAT, Manifest
 from tests import tiny
+from tests.committed import commit
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
 
@@ -69,9 +69,7 @@ def test_statistics_cost_what_they_compute(tmp_path: Path) -> None:
 def test_what_is_there_is_reused_in_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made_plan = pipeline.plan(config.load(None, [], tiny.job(tmp_path)))
     examples = made_plan.nodes[0].artifact
-    examples.commit(
-        Manifest(FORMAT, "examples", examples.fingerprint, {}, {}, [], [], {}, 0.0, "", "", {}, {})
-    )
+    commit(examples)
     estimate.print_plan(made_plan)
     states = [
         line.split("│")[3].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")
