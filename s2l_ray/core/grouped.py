@@ -115,7 +115,7 @@ def fit_group(
     num_rows = summary_of(everyone).num_rows
     if base is not None and (not section.refine or not num_rows):
         last = assigned(everyone, base)
-        return FitResult(base, last.counts, float(last.objective), history=(), converged=True)
+        return FitResult(base, last.sizes, last.objective, history=(), converged=True)
     return fit(
         shards_of(call, _view(everyone, group, section, num_rows)),
         k=section.k if base is None else len(base),
@@ -151,7 +151,7 @@ class Moved:
 def moved(call: Call, group: int, base: np.ndarray, centroids: np.ndarray) -> Moved:
     """Compare two sets of centroids [K, F] with the same numbers on all rows of a group."""
     everyone = shards_of(call, View(group))
-    before = assigned(everyone, base).counts
+    before = assigned(everyone, base).sizes
     changed = assigned(everyone, centroids, previous=base).moves
     shifts = np.linalg.norm(centroids.astype(np.float64) - base.astype(np.float64), axis=1)
     return Moved(before, changed, shifts)

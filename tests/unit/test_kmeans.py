@@ -19,11 +19,13 @@ from s2l_ray.core.kmeans import (
     BLOCK,
     FitResult,
     FitState,
+    Nearest,
+    Partial,
     Shard,
     Shards,
+    Totals,
     fit,
     fixed_point_exponent,
-    member_sums,
 )
 from s2l_ray.errors import UserError
 
@@ -233,7 +235,7 @@ def test_one_far_outlier_has_its_own_cluster_and_the_others_stay_apart() -> None
 @pytest.mark.parametrize("steps", [1, 2, 4, 12, 40])
 def test_padding_and_company_do_not_change_the_bits_of_faiss(steps: int) -> None:
     rows = np.random.default_rng(0).normal(size=(8192, steps)).astype(np.float32)
-    kmeans.nearest(rows[:1], rows[:3])  # fixes FAISS's method
+    Nearest(rows[:3])  # fixes FAISS's method
     index = faiss.IndexFlatL2(steps)
     index.add(rows[:100])
     together = index.search(rows, 1)
@@ -405,13 +407,31 @@ def test_fixed_point_sums_are_exact_sums_of_the_rounded_values(data: st.DataObje
         data.draw(st.lists(st.integers(0, k - 1), min_size=len(rows), max_size=len(rows))), np.int32
     )
     exponent = fixed_point_exponent(len(rows), float(np.abs(rows).max()))
-    sums = member_sums(rows, labels, k, exponent)
+    totals = Totals((k, steps), exponent)
+    totals.add(rows, labels)
     scale = Fraction(2) ** exponent
     expected = [[0] * steps for _ in range(k)]
     for row, label in zip(rows, labels, strict=True):
         for t, value in enumerate(row.tolist()):
             expected[label][t] += round(Fraction(value) * scale)  # exact, half to even
-    assert sums.tolist() == expected
+    assert totals.sums.tolist() == expected
+    fixed = [[round(Fraction(value) * scale) for value in row] for row in rows.tolist()]
+    assert totals.squares == sum(value**2 for row in fixed for value in row)
+    other = np.array(
+        data.draw(st.lists(st.integers(0, k - 1), min_size=len(rows), max_size=len(rows))), np.int32
+    )
+    totals.move(rows, labels, other)
+    moved = Totals((k, steps), exponent)
+    moved.add(rows, other)
+    assert (totals.sums.tolist(), totals.counts.tolist()) == (moved.sums.tolist(), moved.counts.tolist())
+    # the objective is that of the fixed-point rows, exactly, and rounded once
+    centroids = rows[np.arange(k) % len(rows)]
+    exact = sum(
+        (value / scale - Fraction(c)) ** 2
+        for row, label in zip(fixed, other, strict=True)
+        for value, c in zip(row, centroids[label].tolist(), strict=True)
+    )
+    assert Partial(moved.sums, moved.counts, moved.squares, 0).objective(centroids, exponent) == float(exact)
 
 
 @given(st.integers(1, 10**12), finite.map(abs).filter(bool))
