@@ -66,9 +66,7 @@ def measured(args: argparse.Namespace, dtype: str, part: list[Encoded]) -> dict[
     for size in args.tokens_per_batch:
         name = f"ours, {size:,}"
         batches = sampled(part, size, args.tokens)
-        sides[name] = lambda batches=batches, size=size: [
-            score([model], one, 0, size, CPU) for one in batches
-        ]
+        sides[name] = partial(ours, model, batches, size)
         tokens[name] = sum(len(row.input_ids) for one in batches for row in one)
         waste[name] = padding(part, size)
     rows = [row for one in sampled(part, args.tokens_per_batch[0], args.tokens) for row in one]
