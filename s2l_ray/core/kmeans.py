@@ -29,8 +29,10 @@ BLOCK = 8_192  # most rows of a part that are worked on at once: few enough for 
 PRODUCT = (
     1_024  # rows of every matrix product inside FAISS; another size may change the last bits of its distances
 )
+STRIDE = 2_048  # rows of a ball
+LANES = 16  # centroids that a kernel of FAISS takes at a time, or a multiple of them
 START_ROWS = 65_536
-_LIMB = 20  # bits of the pieces whose products are added up in int64
+_PIECE = 18  # bits; see _sum_of_squares
 _SUBNORMAL = 149  # every float32 is a whole number of 2^-149
 _LEADING = 16  # bits of a hash by which rows are counted
 _NO_LABELS = np.empty(0, np.int32)
@@ -149,6 +151,26 @@ def fixed_point_exponent(num_rows: int, max_abs: float) -> int:
     return 62 - exact.bit_length() - (exponent - 53)
 
 
+@dataclass(frozen=True)
+class Balls:
+    """One ball around every STRIDE rows of a part: centres float64 [M, T] and radii float64 [M], a little too large."""
+
+    centres: np.ndarray
+    radii: np.ndarray
+
+    @classmethod
+    def around(cls, rows: np.ndarray) -> "Balls":
+        """Of rows float32 [n, T], in their order."""
+        starts = range(0, len(rows), STRIDE)
+        centres, radii = np.empty((len(starts), rows.shape[1])), np.empty(len(starts))
+        for number, start in enumerate(starts):
+            some = rows[start : start + STRIDE].astype(np.float64)
+            centres[number] = some.mean(axis=0)
+            some -= centres[number]
+            radii[number] = math.sqrt(np.einsum("nt,nt->n", some, some).max()) * (1 + 1e-9)
+        return cls(centres, radii)
+
+
 class Nearest:
     """Finds the nearest of some centroids, float32 [K, T].
 
@@ -158,34 +180,51 @@ class Nearest:
 
     It does so by one of two methods, depending on the size of the call, and by matrix products of so many rows.
     Both are fixed here and calls are padded to whole products, so that a row gets the same bits in any company.
+
+    Where balls around the rows are known, FAISS is only shown the centroids that can be the nearest of some row of a ball.
+    Its kernels go through 16 centroids at a time, and which of two equal ones they find depends on the places in the 16. So
+    whole sixteens are left out, of centroids sorted to lie close together. What is left is found as among all: see `_holds`.
     """
 
     def __init__(self, centroids: np.ndarray) -> None:
-        faiss.omp_set_num_threads(1)
-        faiss.cvar.distance_compute_blas_threshold = 1  # always products
-        faiss.cvar.distance_compute_blas_query_bs = PRODUCT
-        self._steps = centroids.shape[1]
-        self._centroids = centroids.astype(np.float64)
-        self._centre = np.median(self._centroids, axis=0).astype(np.float32)
+        _fix_method()
+        num, self._steps = centroids.shape
+        wide = centroids.astype(np.float64)
+        self.order = _close_together(wide)
         # one long subtraction is several times as fast as a short one for every row
+        self._centre = np.median(wide, axis=0).astype(np.float32)
         self._centres = np.tile(self._centre, BLOCK)
+        # filled up with the last one, which is then found, if at all, under one of several numbers
+        self._numbers = np.concatenate([self.order, np.repeat(self.order[-1:], -num % LANES)])
+        self._offsets = (wide - self._centre)[self._numbers]
+        self._reach = float(np.abs(self._offsets).max())
+        self._indexes: dict[float, Any] = {}  # of all centroids, by the power of two
         self._block = np.empty((BLOCK, self._steps), np.float32)
         self._found = np.empty((BLOCK, 1), np.float32), np.empty((BLOCK, 1), np.int64)
-        self._reach = float(np.abs(self._centroids - self._centre).max())
-        self._indexes: dict[float, Any] = {}  # by the power of two
 
-    def labels(self, rows: np.ndarray) -> np.ndarray:
-        """Nearest centroid of each row of one part: int32 [n], from float32 [n, T]."""
+    def labels(self, rows: np.ndarray, balls: Balls | None = None) -> np.ndarray:
+        """Nearest centroid of each row of one part: int32 [n], from float32 [n, T]; the same with and without its balls."""
+        if balls is not None and len(self._numbers) > LANES and _holds(self._steps):
+            stride, needed = STRIDE, self._needed(balls)
+        else:
+            stride, needed = BLOCK, None
         labels = np.empty(len(rows), dtype=np.int32)
-        for start in range(0, len(rows), BLOCK):
-            some = rows[start : start + BLOCK]
-            size = -(-len(some) // PRODUCT) * PRODUCT
-            distances, found = (array[:size] for array in self._found)
+        for number, start in enumerate(range(0, len(rows), stride)):
+            some = rows[start : start + stride]
             unit = self._fill(some)
-            self._block[len(some) : size] = 0
-            self._index(unit).search(self._block[:size], 1, D=distances, I=found)
-            labels[start : start + BLOCK] = found[: len(some), 0]
+            columns = None if needed is None or unit != 1 else _columns(needed[number])
+            labels[start : start + stride] = self._search(len(some), unit, columns)
         return labels
+
+    def _search(self, num_rows: int, unit: float, columns: np.ndarray | None) -> np.ndarray:
+        size = -(-num_rows // PRODUCT) * PRODUCT
+        self._block[num_rows:size] = 0
+        distances, found = (array[:size] for array in self._found)
+        if columns is None:
+            self._index(unit).search(self._block[:size], 1, D=distances, I=found)
+            return self._numbers[found[:num_rows, 0]]
+        _flat_index(self._offsets[columns]).search(self._block[:size], 1, D=distances, I=found)
+        return self._numbers[columns[found[:num_rows, 0]]]
 
     def _fill(self, rows: np.ndarray) -> float:
         """Put rows less the centre, times a power of two, at the begin of the block; the power is returned."""
@@ -202,10 +241,92 @@ class Nearest:
 
     def _index(self, unit: float) -> Any:
         if unit not in self._indexes:
-            index = faiss.IndexFlatL2(self._steps)
-            index.add(((self._centroids - self._centre) * unit).astype(np.float32))
-            self._indexes[unit] = index
+            self._indexes[unit] = _flat_index(self._offsets * unit)
         return self._indexes[unit]
+
+    def _needed(self, balls: Balls) -> np.ndarray:
+        """Which sixteens of centroids have one that can be the nearest of a row in a ball: bool [M, K / 16].
+
+        a is the centroid nearest to the middle m of a ball of radius r. For all x in it, |x-c|^2 - |x-a|^2 is at least
+        |m-c|^2 - |m-a|^2 - 2 r |c-a|. If half of that is more than what FAISS may be wrong about one distance, it finds
+        c farther than a. Its error is below (T + 8) 2^-24 (|x| + |c|)^2; twice as much is allowed for.
+        """
+        middles, sizes = balls.centres - self._centre, np.linalg.norm(self._offsets, axis=1)
+        squared = (middles**2).sum(axis=1)[:, None] - 2 * middles @ self._offsets.T + sizes**2
+        nearest = squared.argmin(axis=1)
+        apart = sizes**2 + (sizes**2)[nearest][:, None] - 2 * self._offsets[nearest] @ self._offsets.T
+        apart = np.sqrt(np.maximum(apart, 0, out=apart), out=apart)
+        largest = np.linalg.norm(middles, axis=1) + balls.radii
+        error = (
+            (self._steps + 8)
+            * 2.0**-23
+            * (largest[:, None] + np.maximum(sizes, sizes[nearest][:, None])) ** 2
+        )
+        lead = (squared - squared[np.arange(len(nearest)), nearest][:, None]) / 2 - balls.radii[
+            :, None
+        ] * apart
+        return (lead <= error + 2.0**-140).reshape(len(nearest), -1, LANES).any(axis=2)
+
+
+def _fix_method() -> None:
+    faiss.omp_set_num_threads(1)
+    faiss.cvar.distance_compute_blas_threshold = 1  # always products
+    faiss.cvar.distance_compute_blas_query_bs = PRODUCT
+
+
+def _flat_index(vectors: np.ndarray) -> Any:
+    index = faiss.IndexFlatL2(vectors.shape[1])
+    index.add(vectors.astype(np.float32))
+    return index
+
+
+def _columns(sixteens: np.ndarray) -> np.ndarray | None:
+    """Places of the centroids in these sixteens (bool); None where there is little to leave out."""
+    chosen = np.flatnonzero(sixteens)
+    return (
+        None
+        if len(chosen) > 0.8 * len(sixteens)
+        else (chosen[:, None] * LANES + np.arange(LANES)).reshape(-1)
+    )
+
+
+def _close_together(points: np.ndarray) -> np.ndarray:
+    """An order of points float64 [K, T] in which neighbours lie close together: halved across the widest column, again and again."""
+
+    def halved(chosen: np.ndarray) -> list[np.ndarray]:
+        if len(chosen) <= LANES:
+            return [chosen]
+        own = points[chosen]
+        chosen = chosen[np.argsort(own[:, np.ptp(own, axis=0).argmax()], kind="stable")]
+        half = -(-len(chosen) // (2 * LANES)) * LANES
+        return halved(chosen[:half]) + halved(chosen[half:])
+
+    return np.concatenate(halved(np.arange(len(points))))
+
+
+@functools.cache
+def _holds(steps: int) -> bool:
+    """Whether FAISS, on this machine, finds among some sixteens of centroids the same bits as among all, equal ones included.
+
+    Its matrix products may take another way when they are small. Then nothing is left out, and it takes longer.
+    """
+    _fix_method()
+    draw = np.random.default_rng(0)
+    vectors = draw.normal(size=(130 * LANES, steps)).astype(np.float32)
+    vectors[draw.permutation(len(vectors))[:400]] = vectors[:400]
+    rows = (vectors[draw.integers(0, len(vectors), PRODUCT)] + draw.normal(0, 0.1, (PRODUCT, steps))).astype(
+        np.float32
+    )
+    distances, found = _flat_index(vectors).search(rows, 1)
+    for count in (1, 2, 3, 5, 8, 13, 40, 65, 100):
+        chosen = np.sort(draw.permutation(130)[:count])
+        columns = (chosen[:, None] * LANES + np.arange(LANES)).reshape(-1)
+        some, number = _flat_index(vectors[columns]).search(rows, 1)
+        inside = np.isin(found[:, 0], columns)
+        equal = vectors[columns[number[:, 0]]] == vectors[found[:, 0]]
+        if (some != distances)[inside].any() or not equal[inside].all():
+            return False
+    return True
 
 
 def squared_distances(rows: np.ndarray, centroids: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -259,16 +380,14 @@ class Totals:
 
 
 def _sum_of_squares(values: np.ndarray) -> int:
-    """Exact for |values| < 2^62: products of their pieces of 20 bits, of 2^22 numbers at a time, fit int64."""
+    """Exact for |values| < 2^62: float64 holds sums of 2^16 products of two pieces of 18 bits, in any order of adding."""
     total = 0
-    for start in range(0, values.size, 1 << 22):
-        rest = np.abs(values.reshape(-1)[start : start + (1 << 22)])
-        pieces = []
-        while rest.any():
-            pieces.append(rest & ((1 << _LIMB) - 1))
-            rest >>= _LIMB
-        for (i, a), (j, b) in itertools.combinations_with_replacement(enumerate(pieces), 2):
-            total += int(a @ b) * (1 if i == j else 2) << (_LIMB * (i + j))
+    for start in range(0, values.size, 1 << 16):
+        some = np.abs(values.reshape(-1)[start : start + (1 << 16)])
+        shifts = range(0, int(some.max()).bit_length(), _PIECE)
+        pieces = [(shift, (some >> shift & ((1 << _PIECE) - 1)).astype(np.float64)) for shift in shifts]
+        for (i, a), (j, b) in itertools.combinations_with_replacement(pieces, 2):
+            total += int(a @ b) * (1 if i == j else 2) << (i + j)
     return total
 
 
@@ -281,8 +400,35 @@ class _Labelled:
     totals: Totals | None
 
 
+@dataclass
+class _Part:
+    """Rows of a part: ids int64 [n], rows float32 [n, T]; once in order of their clusters, `places` has each row's place as given."""
+
+    ids: np.ndarray
+    rows: np.ndarray
+    places: np.ndarray | None = None
+    balls: Balls | None = None
+
+    def put_in_order(self, keys: np.ndarray) -> None:
+        """Sort the rows by keys [n], and draw the balls."""
+        order = np.argsort(keys, kind="stable")  # by radix where keys have 16 bits
+        self.ids, self.rows = self.ids[order], self.rows[order]
+        self.places, self.balls = order.astype(np.uint32), Balls.around(self.rows)
+
+    def as_given(self, values: np.ndarray) -> np.ndarray:
+        """Values of the rows [n], in the order in which the rows were given."""
+        if self.places is None:
+            return values
+        result = np.empty_like(values)
+        result[self.places] = values
+        return result
+
+
 class Shard:
-    """Some parts of the trajectories in memory: float32 rows, int64 ids, and the labels of the last centroids."""
+    """Some parts of the trajectories in memory: rows, ids, and the labels of the last centroids.
+
+    After the first round the rows of a part are sorted by their cluster, so that those of a ball (see Nearest) lie close together.
+    """
 
     def __init__(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
         """Take (example ids int64 [n], losses float32 [n, T]) of each part, only the rows that could be
@@ -290,14 +436,13 @@ class Shard:
 
         Raises UserError, naming the example, if a loss is not finite, or if T differs between parts.
         """
-        self._ids: list[np.ndarray] = []
-        self._rows: list[np.ndarray] = []
+        self._parts: list[_Part] = []
         self._summary = NO_ROWS
         self._last: _Labelled | None = None
         for ids, rows in parts:
-            self._ids.append(np.ascontiguousarray(ids, dtype=np.int64))
-            self._rows.append(np.ascontiguousarray(rows, dtype=np.float32))
-            self._summary += _part_summary(self._ids[-1], self._rows[-1])
+            part = _Part(np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(rows, np.float32))
+            self._parts.append(part)
+            self._summary += _part_summary(part.ids, part.rows)
 
     def summary(self) -> Summary:
         """Number of rows, largest absolute value and T."""
@@ -314,19 +459,19 @@ class Shard:
 
     def sampled(self, seed: int, limit: int) -> "Shard":
         """The same parts with only the rows whose keyed hash is at most `limit`."""
-        keep = [keyed_hash(seed, ids) <= np.uint64(limit) for ids in self._ids]
-        return Shard((ids[k], rows[k]) for ids, rows, k in zip(self._ids, self._rows, keep, strict=True))
+        keep = [keyed_hash(seed, part.ids) <= np.uint64(limit) for part in self._parts]
+        return Shard((part.ids[k], part.rows[k]) for part, k in zip(self._parts, keep, strict=True))
 
     def hash_counts(self, seed: int) -> np.ndarray:
         """Rows by the leading 16 bits of their keyed hash, int64 [65536]."""
         counts = np.zeros(1 << _LEADING, dtype=np.int64)
-        for ids in self._ids:
-            counts += np.bincount(_leading(keyed_hash(seed, ids)), minlength=len(counts))
+        for part in self._parts:
+            counts += np.bincount(_leading(keyed_hash(seed, part.ids)), minlength=len(counts))
         return counts
 
     def hashes(self, seed: int, leading: int) -> np.ndarray:
         """The keyed hashes with these leading 16 bits, uint64; one row in 65,536."""
-        found = [keyed_hash(seed, ids) for ids in self._ids]
+        found = [keyed_hash(seed, part.ids) for part in self._parts]
         return np.concatenate([np.empty(0, np.uint64), *(h[_leading(h) == leading] for h in found)])
 
     def step(self, centroids: np.ndarray, exponent: int, previous: np.ndarray | None) -> Partial:
@@ -342,15 +487,19 @@ class Shard:
             kept = None
         totals, search = kept or Totals(centroids.shape, exponent), Nearest(centroids)
         moves = 0 if before else self._summary.num_rows
-        after = before.labels if before else [_NO_LABELS] * len(self._rows)
-        for number, rows in enumerate(self._rows):
-            old, after[number] = after[number], _small(search.labels(rows), len(centroids))
+        after = before.labels if before else [_NO_LABELS] * len(self._parts)
+        for number, part in enumerate(self._parts):
+            old, after[number] = after[number], _small(search.labels(part.rows, part.balls), len(centroids))
             moved = np.flatnonzero(old != after[number]) if before else _NO_LABELS
             moves += len(moved)
             if kept is None:
-                totals.add(rows, after[number])
+                totals.add(part.rows, after[number])
             else:
-                totals.move(rows[moved], old[moved], after[number][moved])
+                totals.move(part.rows[moved], old[moved], after[number][moved])
+            if part.balls is None:
+                keys = _small(np.argsort(search.order), len(centroids))[after[number]]
+                part.put_in_order(keys)
+                after[number] = after[number][part.places]
         self._last = _Labelled(centroids.tobytes(), after, totals)
         return Partial(totals.sums.copy(), totals.counts.copy(), totals.squares, moves)
 
@@ -363,9 +512,10 @@ class Shard:
         """
         skip = {_value(row) for row in taken}
         best = self._nothing(np.float64)
-        for (ids, rows), labels in zip(
-            self._filled(), filter(len, self._labelled(centroids).labels), strict=True
-        ):
+        for part, labels in zip(self._parts, self._labelled(centroids).labels, strict=True):
+            if not len(labels):
+                continue
+            ids, rows = part.ids, part.rows
             keys = -squared_distances(rows, centroids, labels)
             keep = keys <= best.keys[-1] if len(best.keys) == m else np.ones(len(ids), dtype=bool)
             best = best.joined(Ranked(keys[keep], ids[keep], rows[keep])).first_distinct(m, skip)
@@ -373,19 +523,19 @@ class Shard:
 
     def labels(self, part_index: int, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cluster int32 [n] and Euclidean distance float32 [n] of one part, in the order given."""
-        rows = self._rows[part_index]
+        part = self._parts[part_index]
         if self._last is not None and self._last.centroids == centroids.tobytes():
             labels = self._last.labels[part_index].astype(np.int32)
         else:
-            labels = Nearest(centroids).labels(rows)
-        return labels, np.sqrt(squared_distances(rows, centroids, labels)).astype(np.float32)
+            labels = Nearest(centroids).labels(part.rows, part.balls)
+        distances = np.sqrt(squared_distances(part.rows, centroids, labels)).astype(np.float32)
+        return part.as_given(labels), part.as_given(distances)
 
     def spread(self, centroids: np.ndarray) -> np.ndarray:
         """Sums of squared deviations of each cluster's members at every step, float64 [K, T]; for pictures, not exact."""
         total = np.zeros(centroids.shape)
-        for rows, labels in zip(self._rows, self._labelled(centroids).labels, strict=True):
-            if len(rows):
-                np.add.at(total, labels, (rows - centroids[labels]) ** 2)
+        for part, labels in zip(self._parts, self._labelled(centroids).labels, strict=True):
+            np.add.at(total, labels, (part.rows - centroids[labels]) ** 2)
         return total
 
     def _labelled(self, centroids: np.ndarray) -> _Labelled:
@@ -394,12 +544,12 @@ class Shard:
         if self._last is None or self._last.centroids != key:
             self._last = None  # never hold two sets while the second is made
             search = Nearest(centroids)
-            labels = [_small(search.labels(rows), len(centroids)) for rows in self._rows]
+            labels = [_small(search.labels(part.rows, part.balls), len(centroids)) for part in self._parts]
             self._last = _Labelled(key, labels, None)
         return self._last
 
     def _filled(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        return ((ids, rows) for ids, rows in zip(self._ids, self._rows, strict=True) if len(ids))
+        return ((part.ids, part.rows) for part in self._parts if len(part.ids))
 
     def _nothing(self, key_type: type) -> Ranked:
         steps = self._summary.num_steps

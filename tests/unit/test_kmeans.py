@@ -17,6 +17,7 @@ from sklearn.cluster import KMeans
 from s2l_ray.core import kmeans
 from s2l_ray.core.kmeans import (
     BLOCK,
+    Balls,
     FitResult,
     FitState,
     Nearest,
@@ -246,6 +247,25 @@ def test_padding_and_company_do_not_change_the_bits_of_faiss(steps: int) -> None
         for found, size in ((part, count * 1024), (index.search(padded, 1), 700)):
             np.testing.assert_array_equal(found[0][:size], together[0][1024 : 1024 + size])
             np.testing.assert_array_equal(found[1][:size], together[1][1024 : 1024 + size])
+
+
+@pytest.mark.parametrize("rows", [PLAIN, HALF, HEAVY, PLAIN + 1000, PLAIN * np.float32(1e30)])
+@pytest.mark.parametrize("k", [2, 16, 17, 300])
+def test_leaving_out_far_centroids_does_not_change_the_nearest_one(rows: np.ndarray, k: int) -> None:
+    draw = np.random.default_rng(k)
+    centroids = rows[draw.permutation(len(rows))[:k]].copy()
+    centroids[: k // 4] = centroids[-(k // 4) :] if k >= 4 else centroids[:0]  # equal ones
+    search = Nearest(centroids)
+    # copies in narrow heaps, so that the balls are small; on a grid, so that distances tie
+    heaps = np.concatenate([np.repeat(rows[i : i + 1], 2048, axis=0) for i in range(0, 900, 100)])
+    heaps = heaps + (draw.integers(-2, 3, heaps.shape) * np.float32(2**-6) * np.abs(heaps)).astype(np.float32)
+    balls = Balls.around(heaps)
+    np.testing.assert_array_equal(search.labels(heaps, balls), search.labels(heaps))
+    if k == 300 and rows is PLAIN:
+        assert kmeans._holds(rows.shape[1]), "FAISS has changed: nothing is left out any more"
+        assert search._needed(balls).mean() < 0.5
+    inside = np.linalg.norm(heaps[:2048] - balls.centres[0], axis=1)
+    assert inside.max() <= balls.radii[0] <= inside.max() * 1.01
 
 
 @pytest.mark.parametrize("start", [None, PLAIN[:10]])
