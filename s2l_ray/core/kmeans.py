@@ -2,7 +2,7 @@
 centroids.
 
 The same rows, cut into the same parts, give the same bits for any number of shards, any order of parts or
-answers and any restart: FAISS always multiplies matrices of the same size (see `Nearest`), and members are added as
+answers and any restart: a row's label depends on nothing but the row and the centroids (see `Nearest`), and members are added as
 int64 fixed point. Integer sums are exact, so a round only takes the rows that changed their cluster out of one sum and
 adds them to another, and the objective follows from the sums. Every method of a shard is a pure function of its parts
 and arguments; what it keeps is only a cache.
@@ -19,18 +19,12 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-import faiss
 import numpy as np
 
 from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.nearest import BLOCK, Balls, Nearest
 from s2l_ray.errors import UserError
 
-BLOCK = 8_192  # most rows of a part that are worked on at once: few enough for the second level of cache
-PRODUCT = (
-    1_024  # rows of every matrix product inside FAISS; another size may change the last bits of its distances
-)
-STRIDE = 2_048  # rows of a ball
-LANES = 16  # centroids that a kernel of FAISS takes at a time, or a multiple of them
 START_ROWS = 65_536
 _PIECE = 18  # bits; see _sum_of_squares
 _SUBNORMAL = 149  # every float32 is a whole number of 2^-149
@@ -90,6 +84,10 @@ class Ranked:
 
     def joined(self, other: "Ranked") -> "Ranked":
         """Both, unordered."""
+        if not len(self.ids):  # without rows there is no T
+            return other
+        if not len(other.ids):
+            return self
         return Ranked(
             np.concatenate([self.keys, other.keys]),
             np.concatenate([self.ids, other.ids]),
@@ -149,184 +147,6 @@ def fixed_point_exponent(num_rows: int, max_abs: float) -> int:
     mantissa, exponent = math.frexp(max_abs)
     exact = num_rows * int(math.ldexp(mantissa, 53))  # num_rows * max_abs = exact * 2^(exponent - 53)
     return 62 - exact.bit_length() - (exponent - 53)
-
-
-@dataclass(frozen=True)
-class Balls:
-    """One ball around every STRIDE rows of a part: centres float64 [M, T] and radii float64 [M], a little too large."""
-
-    centres: np.ndarray
-    radii: np.ndarray
-
-    @classmethod
-    def around(cls, rows: np.ndarray) -> "Balls":
-        """Of rows float32 [n, T], in their order."""
-        starts = range(0, len(rows), STRIDE)
-        centres, radii = np.empty((len(starts), rows.shape[1])), np.empty(len(starts))
-        for number, start in enumerate(starts):
-            some = rows[start : start + STRIDE].astype(np.float64)
-            centres[number] = some.mean(axis=0)
-            some -= centres[number]
-            radii[number] = math.sqrt(np.einsum("nt,nt->n", some, some).max()) * (1 + 1e-9)
-        return cls(centres, radii)
-
-
-class Nearest:
-    """Finds the nearest of some centroids, float32 [K, T].
-
-    FAISS computes |x|^2 - 2xc + |c|^2 in float32, which cancels where all values share an offset and leaves the range
-    above 1e19 and below 1e-19. So it is shown rows and centroids relative to the median centroid, and huge or tiny ones
-    divided by a power of two.
-
-    It does so by one of two methods, depending on the size of the call, and by matrix products of so many rows.
-    Both are fixed here and calls are padded to whole products, so that a row gets the same bits in any company.
-
-    Where balls around the rows are known, FAISS is only shown the centroids that can be the nearest of some row of a ball.
-    Its kernels go through 16 centroids at a time, and which of two equal ones they find depends on the places in the 16. So
-    whole sixteens are left out, of centroids sorted to lie close together. What is left is found as among all: see `_holds`.
-    """
-
-    def __init__(self, centroids: np.ndarray) -> None:
-        _fix_method()
-        num, self._steps = centroids.shape
-        wide = centroids.astype(np.float64)
-        self.order = _close_together(wide)
-        # one long subtraction is several times as fast as a short one for every row
-        self._centre = np.median(wide, axis=0).astype(np.float32)
-        self._centres = np.tile(self._centre, BLOCK)
-        # filled up with the last one, which is then found, if at all, under one of several numbers
-        self._numbers = np.concatenate([self.order, np.repeat(self.order[-1:], -num % LANES)])
-        self._offsets = (wide - self._centre)[self._numbers]
-        self._reach = float(np.abs(self._offsets).max())
-        self._indexes: dict[float, Any] = {}  # of all centroids, by the power of two
-        self._block = np.empty((BLOCK, self._steps), np.float32)
-        self._found = np.empty((BLOCK, 1), np.float32), np.empty((BLOCK, 1), np.int64)
-
-    def labels(self, rows: np.ndarray, balls: Balls | None = None) -> np.ndarray:
-        """Nearest centroid of each row of one part: int32 [n], from float32 [n, T]; the same with and without its balls."""
-        if balls is not None and len(self._numbers) > LANES and _holds(self._steps):
-            stride, needed = STRIDE, self._needed(balls)
-        else:
-            stride, needed = BLOCK, None
-        labels = np.empty(len(rows), dtype=np.int32)
-        for number, start in enumerate(range(0, len(rows), stride)):
-            some = rows[start : start + stride]
-            unit = self._fill(some)
-            columns = None if needed is None or unit != 1 else _columns(needed[number])
-            labels[start : start + stride] = self._search(len(some), unit, columns)
-        return labels
-
-    def _search(self, num_rows: int, unit: float, columns: np.ndarray | None) -> np.ndarray:
-        size = -(-num_rows // PRODUCT) * PRODUCT
-        self._block[num_rows:size] = 0
-        distances, found = (array[:size] for array in self._found)
-        if columns is None:
-            self._index(unit).search(self._block[:size], 1, D=distances, I=found)
-            return self._numbers[found[:num_rows, 0]]
-        _flat_index(self._offsets[columns]).search(self._block[:size], 1, D=distances, I=found)
-        return self._numbers[columns[found[:num_rows, 0]]]
-
-    def _fill(self, rows: np.ndarray) -> float:
-        """Put rows less the centre, times a power of two, at the begin of the block; the power is returned."""
-        flat, moved = rows.reshape(-1), self._block[: len(rows)].reshape(-1)
-        with np.errstate(over="ignore"):
-            np.subtract(flat, self._centres[: len(flat)], out=moved)
-        reach = max(float(moved.max()), -float(moved.min()), self._reach)
-        if 2.0**-40 <= reach <= 2.0**40:
-            return 1.0
-        wide = rows - self._centre.astype(np.float64)
-        unit = math.ldexp(1.0, -math.frexp(max(wide.max(), -wide.min(), self._reach))[1])
-        np.multiply(wide, unit, out=self._block[: len(rows)], casting="same_kind")
-        return unit
-
-    def _index(self, unit: float) -> Any:
-        if unit not in self._indexes:
-            self._indexes[unit] = _flat_index(self._offsets * unit)
-        return self._indexes[unit]
-
-    def _needed(self, balls: Balls) -> np.ndarray:
-        """Which sixteens of centroids have one that can be the nearest of a row in a ball: bool [M, K / 16].
-
-        a is the centroid nearest to the middle m of a ball of radius r. For all x in it, |x-c|^2 - |x-a|^2 is at least
-        |m-c|^2 - |m-a|^2 - 2 r |c-a|. If half of that is more than what FAISS may be wrong about one distance, it finds
-        c farther than a. Its error is below (T + 8) 2^-24 (|x| + |c|)^2; twice as much is allowed for.
-        """
-        middles, sizes = balls.centres - self._centre, np.linalg.norm(self._offsets, axis=1)
-        squared = (middles**2).sum(axis=1)[:, None] - 2 * middles @ self._offsets.T + sizes**2
-        nearest = squared.argmin(axis=1)
-        apart = sizes**2 + (sizes**2)[nearest][:, None] - 2 * self._offsets[nearest] @ self._offsets.T
-        apart = np.sqrt(np.maximum(apart, 0, out=apart), out=apart)
-        largest = np.linalg.norm(middles, axis=1) + balls.radii
-        error = (
-            (self._steps + 8)
-            * 2.0**-23
-            * (largest[:, None] + np.maximum(sizes, sizes[nearest][:, None])) ** 2
-        )
-        lead = (squared - squared[np.arange(len(nearest)), nearest][:, None]) / 2 - balls.radii[
-            :, None
-        ] * apart
-        return (lead <= error + 2.0**-140).reshape(len(nearest), -1, LANES).any(axis=2)
-
-
-def _fix_method() -> None:
-    faiss.omp_set_num_threads(1)
-    faiss.cvar.distance_compute_blas_threshold = 1  # always products
-    faiss.cvar.distance_compute_blas_query_bs = PRODUCT
-
-
-def _flat_index(vectors: np.ndarray) -> Any:
-    index = faiss.IndexFlatL2(vectors.shape[1])
-    index.add(vectors.astype(np.float32))
-    return index
-
-
-def _columns(sixteens: np.ndarray) -> np.ndarray | None:
-    """Places of the centroids in these sixteens (bool); None where there is little to leave out."""
-    chosen = np.flatnonzero(sixteens)
-    return (
-        None
-        if len(chosen) > 0.8 * len(sixteens)
-        else (chosen[:, None] * LANES + np.arange(LANES)).reshape(-1)
-    )
-
-
-def _close_together(points: np.ndarray) -> np.ndarray:
-    """An order of points float64 [K, T] in which neighbours lie close together: halved across the widest column, again and again."""
-
-    def halved(chosen: np.ndarray) -> list[np.ndarray]:
-        if len(chosen) <= LANES:
-            return [chosen]
-        own = points[chosen]
-        chosen = chosen[np.argsort(own[:, np.ptp(own, axis=0).argmax()], kind="stable")]
-        half = -(-len(chosen) // (2 * LANES)) * LANES
-        return halved(chosen[:half]) + halved(chosen[half:])
-
-    return np.concatenate(halved(np.arange(len(points))))
-
-
-@functools.cache
-def _holds(steps: int) -> bool:
-    """Whether FAISS, on this machine, finds among some sixteens of centroids the same bits as among all, equal ones included.
-
-    Its matrix products may take another way when they are small. Then nothing is left out, and it takes longer.
-    """
-    _fix_method()
-    draw = np.random.default_rng(0)
-    vectors = draw.normal(size=(130 * LANES, steps)).astype(np.float32)
-    vectors[draw.permutation(len(vectors))[:400]] = vectors[:400]
-    rows = (vectors[draw.integers(0, len(vectors), PRODUCT)] + draw.normal(0, 0.1, (PRODUCT, steps))).astype(
-        np.float32
-    )
-    distances, found = _flat_index(vectors).search(rows, 1)
-    for count in (1, 2, 3, 5, 8, 13, 40, 65, 100):
-        chosen = np.sort(draw.permutation(130)[:count])
-        columns = (chosen[:, None] * LANES + np.arange(LANES)).reshape(-1)
-        some, number = _flat_index(vectors[columns]).search(rows, 1)
-        inside = np.isin(found[:, 0], columns)
-        equal = vectors[columns[number[:, 0]]] == vectors[found[:, 0]]
-        if (some != distances)[inside].any() or not equal[inside].all():
-            return False
-    return True
 
 
 def squared_distances(rows: np.ndarray, centroids: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -392,7 +212,7 @@ def _sum_of_squares(values: np.ndarray) -> int:
 
 
 @dataclass(frozen=True)
-class _Labelled:
+class Labelled:
     """The rows of a shard under some centroids (as bytes): labels of every part, and totals where they were asked for."""
 
     centroids: bytes
@@ -430,15 +250,19 @@ class Shard:
     After the first round the rows of a part are sorted by their cluster, so that those of a ball (see Nearest) lie close together.
     """
 
-    def __init__(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+    def __init__(
+        self, parts: Iterable[tuple[np.ndarray, np.ndarray]], sort: bool = True, last: Labelled | None = None
+    ) -> None:
         """Take (example ids int64 [n], losses float32 [n, T]) of each part, only the rows that could be
         scored.
+
+        With sort=False rows stay as they are, and `last` may be that of an earlier such Shard of the same parts.
 
         Raises UserError, naming the example, if a loss is not finite, or if T differs between parts.
         """
         self._parts: list[_Part] = []
         self._summary = NO_ROWS
-        self._last: _Labelled | None = None
+        self._sort, self.last = sort, last
         for ids, rows in parts:
             part = _Part(np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(rows, np.float32))
             self._parts.append(part)
@@ -481,7 +305,7 @@ class Shard:
         here; a shard that was restarted finds them again, so moves are exact whatever happened.
         """
         before = None if previous is None else self._labelled(previous)
-        self._last = None  # its totals change from here on
+        self.last = None  # its totals change from here on
         kept = before.totals if before else None
         if kept is None or kept.exponent != exponent or kept.sums.shape != centroids.shape:
             kept = None
@@ -496,11 +320,11 @@ class Shard:
                 totals.add(part.rows, after[number])
             else:
                 totals.move(part.rows[moved], old[moved], after[number][moved])
-            if part.balls is None:
+            if self._sort and part.balls is None:
                 keys = _small(np.argsort(search.order), len(centroids))[after[number]]
                 part.put_in_order(keys)
                 after[number] = after[number][part.places]
-        self._last = _Labelled(centroids.tobytes(), after, totals)
+        self.last = Labelled(centroids.tobytes(), after, totals)
         return Partial(totals.sums.copy(), totals.counts.copy(), totals.squares, moves)
 
     def farthest(self, m: int, centroids: np.ndarray, taken: np.ndarray) -> Ranked:
@@ -524,8 +348,8 @@ class Shard:
     def labels(self, part_index: int, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cluster int32 [n] and Euclidean distance float32 [n] of one part, in the order given."""
         part = self._parts[part_index]
-        if self._last is not None and self._last.centroids == centroids.tobytes():
-            labels = self._last.labels[part_index].astype(np.int32)
+        if self.last is not None and self.last.centroids == centroids.tobytes():
+            labels = self.last.labels[part_index].astype(np.int32)
         else:
             labels = Nearest(centroids).labels(part.rows, part.balls)
         distances = np.sqrt(squared_distances(part.rows, centroids, labels)).astype(np.float32)
@@ -538,15 +362,15 @@ class Shard:
             np.add.at(total, labels, (part.rows - centroids[labels]) ** 2)
         return total
 
-    def _labelled(self, centroids: np.ndarray) -> _Labelled:
+    def _labelled(self, centroids: np.ndarray) -> Labelled:
         """All parts under these centroids; the last ones asked for are kept."""
         key = centroids.tobytes()
-        if self._last is None or self._last.centroids != key:
-            self._last = None  # never hold two sets while the second is made
+        if self.last is None or self.last.centroids != key:
+            self.last = None  # never hold two sets while the second is made
             search = Nearest(centroids)
             labels = [_small(search.labels(part.rows, part.balls), len(centroids)) for part in self._parts]
-            self._last = _Labelled(key, labels, None)
-        return self._last
+            self.last = Labelled(key, labels, None)
+        return self.last
 
     def _filled(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
         return ((part.ids, part.rows) for part in self._parts if len(part.ids))
@@ -564,12 +388,30 @@ def _leading(hashes: np.ndarray) -> np.ndarray:
     return (hashes >> np.uint64(64 - _LEADING)).astype(np.int64)
 
 
+def merged(method: str, args: tuple[Any, ...], answers: Iterable[Any]) -> Any:
+    """What a Shard of all rows would answer to a method, from the answers of those that have some of them, in any order."""
+    match method:
+        case "hashes":
+            return np.concatenate(list(answers))
+        case "sample":
+            return functools.reduce(lambda a, b: a.joined(b).first(args[1]), answers)
+        case "farthest":
+            skip = {_value(row) for row in args[2]}
+            return functools.reduce(lambda a, b: a.joined(b).first_distinct(args[0], skip), answers)
+        case _:
+            return functools.reduce(operator.add, answers)
+
+
+def _ask(shards: Shards, method: str, *args: Any) -> Any:
+    return merged(method, args, shards(method, args))
+
+
 def hash_limit(shards: Shards, seed: int, num_rows: int) -> int:
     """The `num_rows`-th smallest keyed hash of all rows, of which there are at least so many."""
-    ends = np.cumsum(sum(shards("hash_counts", (seed,))))
+    ends = np.cumsum(_ask(shards, "hash_counts", seed))
     leading = int(np.searchsorted(ends, num_rows))
     before = int(ends[leading - 1]) if leading else 0
-    hashes = np.sort(np.concatenate(list(shards("hashes", (seed, leading)))))
+    hashes = np.sort(_ask(shards, "hashes", seed, leading))
     return int(hashes[num_rows - before - 1])
 
 
@@ -726,7 +568,8 @@ def fit(
 
 def summary_of(shards: Shards) -> Summary:
     """Of all rows."""
-    return functools.reduce(operator.add, shards("summary", ()), NO_ROWS)
+    summary: Summary = _ask(shards, "summary")
+    return summary
 
 
 @dataclass(frozen=True)
@@ -782,7 +625,7 @@ def _renumbered(state: FitState) -> FitState:
 
 
 def _step(shards: Shards, args: tuple[Any, ...], num_rows: int) -> Partial:
-    partial: Partial = functools.reduce(operator.add, shards("step", args))
+    partial: Partial = _ask(shards, "step", *args)
     if partial.counts.sum() != num_rows:
         raise RuntimeError(f"k-means: expected {num_rows} rows from the shards, got {partial.counts.sum()}")
     return partial
@@ -790,9 +633,7 @@ def _step(shards: Shards, args: tuple[Any, ...], num_rows: int) -> Partial:
 
 def _start(shards: Shards, k: int, seed: int, start_rows: int, fewer: bool) -> np.ndarray:
     """k-means++ on the start sample; the farthest of all rows complete it if too few are distinct."""
-    samples = (sample for sample in shards("sample", (seed, start_rows)) if len(sample.ids))
-    sample = functools.reduce(lambda a, b: a.joined(b).first(start_rows), samples)
-    centroids = _plus_plus(sample.rows, k, seed)
+    centroids = _plus_plus(_ask(shards, "sample", seed, start_rows).rows, k, seed)
     if len(centroids) < k:
         more = _farthest(shards, k - len(centroids), centroids, centroids, k, fewer)
         centroids = np.concatenate([centroids, more])
@@ -817,20 +658,11 @@ def _farthest(
     shards: Shards, m: int, centroids: np.ndarray, taken: np.ndarray, k: int, fewer: bool
 ) -> np.ndarray:
     """Rows [m, T] by the rule of Shard.farthest over all shards; where there are not so many: `fewer`, or a UserError."""
-    rows = _farthest_up_to(shards, m, centroids, taken)
+    rows: np.ndarray = _ask(shards, "farthest", m, centroids, taken).rows
     if len(rows) < m and not fewer:
         raise UserError(
             f"Clustering trajectories: expected at least clusters.k = {k} distinct trajectories, got "
-            f"{len(_farthest_up_to(shards, k, centroids, taken[:0]))}. Lower clusters.k, or tell more rows apart: more "
+            f"{len(_ask(shards, 'farthest', k, centroids, taken[:0]).ids)}. Lower clusters.k, or tell more rows apart: more "
             "clusters.steps, other clusters.features, more clusters.points_per_centroid where that is set."
         )
     return rows
-
-
-def _farthest_up_to(shards: Shards, m: int, centroids: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    skip = {_value(row) for row in taken}
-    best = Ranked(np.empty(0), np.empty(0, np.int64), centroids[:0])
-    for found in shards("farthest", (m, centroids, taken)):
-        if len(found.ids):  # a shard without rows does not know T
-            best = best.joined(found).first_distinct(m, skip)
-    return best.rows

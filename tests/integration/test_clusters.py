@@ -111,11 +111,13 @@ def make(
     config: Config,
     *,
     shards: int = 2,
+    shard_memory: int | None = None,
     trajectories: Manifest | None = None,
     base: Manifest | None = None,
 ) -> Manifest:
     """Clusters under a name of their own."""
-    config = config.model_copy(update={"scaling": config.scaling.model_copy(update={"shards": shards})})
+    scaling = config.scaling.model_copy(update={"shards": shards, "shard_memory": shard_memory})
+    config = config.model_copy(update={"scaling": scaling})
     inputs = {"trajectories": data.artifact("trajectories", "t")}
     manifests = {"trajectories": data.manifest if trajectories is None else trajectories}
     if base is not None:
@@ -226,6 +228,14 @@ def test_any_number_of_shards_and_any_order_of_parts_give_the_same_bytes(
     order = np.random.default_rng(0).permutation(len(PART_ROWS))
     shuffled = replace(data.manifest, parts=[data.manifest.parts[number] for number in order])
     assert_same(data, within, make(data, "shuffled", data.config(**WITHIN), trajectories=shuffled))
+
+
+def test_shards_that_stream_their_parts_give_the_same_bytes(
+    data: Data, within: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_same(data, within, make(data, "streamed", data.config(**WITHIN), shards=3, shard_memory=1))
+    watch(monkeypatch, 9, lambda shards: ray.kill(shards.actors[1], no_restart=False))
+    assert_same(data, within, make(data, "streamed-killed", data.config(**WITHIN), shards=2, shard_memory=1))
 
 
 # --------------------------------------------------------------------------------------------------------------- deaths

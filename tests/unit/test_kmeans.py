@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from s2l_ray.core import kmeans
+from s2l_ray.core import kmeans, nearest
 from s2l_ray.core.kmeans import (
     BLOCK,
     Balls,
@@ -262,7 +262,7 @@ def test_leaving_out_far_centroids_does_not_change_the_nearest_one(rows: np.ndar
     balls = Balls.around(heaps)
     np.testing.assert_array_equal(search.labels(heaps, balls), search.labels(heaps))
     if k == 300 and rows is PLAIN:
-        assert kmeans._holds(rows.shape[1]), "FAISS has changed: nothing is left out any more"
+        assert nearest._holds(rows.shape[1]), "FAISS has changed: nothing is left out any more"
         assert search._needed(balls).mean() < 0.5
     inside = np.linalg.norm(heaps[:2048] - balls.centres[0], axis=1)
     assert inside.max() <= balls.radii[0] <= inside.max() * 1.01
