@@ -23,6 +23,7 @@ from s2l_ray.config import Config  # noqa: E402
 from s2l_ray.core.store import Artifact, Store  # noqa: E402
 from s2l_ray.stages.work import Work  # noqa: E402
 from tests import synthetic  # noqa: E402
+from tests.bench.frame import finish  # noqa: E402
 from tests.committed import commit  # noqa: E402
 
 
@@ -50,7 +51,7 @@ def main() -> None:
             synthetic.build(storage, rows, args.rows_per_part, args.steps, statistics=())
             results.append({"rows": rows, **measured_apart(storage, rows, args)})
             print_row(results[-1], first=len(results) == 1)
-    print(json.dumps({"bench": "driver_memory", "steps": args.steps, "k": args.k, "results": results}))
+    finish("driver_memory", steps=args.steps, k=args.k, results=results)
 
 
 def measured_apart(storage: str, rows: int, args: argparse.Namespace) -> dict[str, Any]:
