@@ -537,6 +537,12 @@ class Scaling(Section):
         2, ge=1, description="actors that score, and that evaluate; fewer start when the cluster is smaller"
     )
     shards: int = Field(2, ge=1, description="k-means shard actors")
+    shard_memory: int | None = Field(
+        None,
+        ge=1,
+        description="bytes that one shard actor may use for rows; where its parts need more, it reads them again every round. "
+        "Default: it holds all",
+    )
     max_failures: int = Field(
         3, ge=0, description="worker or node losses that a training survives before the run stops"
     )

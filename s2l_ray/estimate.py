@@ -4,6 +4,7 @@ Estimates only: 6 FLOPs a parameter and token for training, 2 for a forward pass
 weights, gradients and optimiser state as ZeRO shards them, not activations.
 """
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from s2l_ray.config import Config, Training
 from s2l_ray.core import scoring
 from s2l_ray.core.encoding import BYTES
+from s2l_ray.core.features import bytes_of_row
 from s2l_ray.core.models import output_shape, parameters
 from s2l_ray.pipeline import Node, Plan
 
@@ -56,7 +58,7 @@ def cost(node: Node, made_plan: Plan) -> Cost:
             rows,
             None,
             3.0 * _clustered(config, rows) * columns * config.clusters.k * config.clusters.max_rounds,
-            rows * columns * 4.0 / scaling.shards,
+            min(rows * bytes_of_row(columns) / scaling.shards, scaling.shard_memory or math.inf),
             scaling.shards,
         )
     if node.stage.name == "target" and config.target is not None:

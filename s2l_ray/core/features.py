@@ -83,6 +83,11 @@ def features(losses_NS: np.ndarray, steps: Sequence[Sequence[int]], section: Clu
     return result
 
 
+def bytes_of_row(num_features: int) -> int:
+    """Memory that a shard that holds its rows needs for a row: features, id, place in its part and label."""
+    return 4 * num_features + 8 + 4 + 2
+
+
 def check_finite(ids: np.ndarray, losses_NS: np.ndarray, steps: Sequence[Sequence[int]]) -> None:
     """Refuse losses that are NaN or infinite: as numbers they would move a whole cluster, as zeros they would make one up.
 

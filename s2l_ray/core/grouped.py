@@ -6,14 +6,32 @@ group's fit is a plain fit of kmeans.py over the shards of that group. A group m
 Shapes: n rows of a part, F features, K clusters of a group.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from s2l_ray.config import Clusters
-from s2l_ray.core.kmeans import FitResult, FitState, Shard, Shards, assigned, fit, hash_limit, summary_of
+from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.kmeans import (
+    FitResult,
+    FitState,
+    Labelled,
+    Shard,
+    Shards,
+    assigned,
+    fit,
+    hash_limit,
+    merged,
+    summary_of,
+)
+
+Rows = tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]  # ids int64 [n], features float32 [n, F], group numbers int [n]
 
 NOTHING = Shard([])
 
@@ -33,7 +51,7 @@ Call = Callable[[View, str, tuple[Any, ...]], Iterable[Any]]  # calls a method o
 class GroupedShard:
     """The parts of one process, their rows by group: a Shard for every view."""
 
-    def __init__(self, parts: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+    def __init__(self, parts: Iterable[Rows]) -> None:
         """Take (example ids int64 [n], features float32 [n, F], group numbers int [n]) of each part.
 
         Raises:
@@ -76,6 +94,66 @@ class GroupedShard:
         return self._sample[1]
 
 
+class StreamedShard:
+    """A GroupedShard that does not hold its parts but reads them anew for every call, one after the other and one ahead.
+
+    It answers with the same bits. What it holds are at most two parts, the rows of a sampled view, and of the last group labels
+    and totals per part (2 bytes a row, 8 K F a part), which save finding the labels of the previous centroids again.
+    """
+
+    def __init__(self, count: int, read: Callable[[int], Rows]) -> None:
+        """Parts 0 to count - 1, which `read` reads in a thread: ids, features and group numbers as GroupedShard takes them."""
+        self._count, self._read = count, read
+        self._groups: dict[int, set[int]] = {}  # of the parts read so far
+        self._group = 0
+        self._last: dict[int, Labelled | None] = {}  # by part, for this group
+        self._sample: tuple[View, Shard] | None = None
+
+    def call(self, view: View, method: str, args: tuple[Any, ...]) -> Any:
+        """A method of the Shard of a view."""
+        if view.limit is not None:
+            return getattr(self._sampled(view), method)(*args)
+        answers = (getattr(shard, method)(*args) for shard in self._shards(view.group))
+        return merged(method, args, chain([getattr(NOTHING, method)(*args)], answers))
+
+    def labels(self, part: int, centroids: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """See GroupedShard.labels."""
+        return GroupedShard([self._read(part)]).labels(0, centroids)
+
+    def _sampled(self, view: View) -> Shard:
+        if self._sample is None or self._sample[0] != view:
+            seed, limit = view.seed, np.uint64(view.limit or 0)
+            chosen = (
+                (keyed_hash(seed, ids) <= limit, ids, rows) for _, ids, rows in self._of_group(view.group)
+            )
+            self._sample = view, Shard((ids[keep], rows[keep]) for keep, ids, rows in chosen)
+        return self._sample[1]
+
+    def _shards(self, group: int) -> Iterator[Shard]:
+        """A Shard for every part that has rows of the group."""
+        if group != self._group:
+            self._group, self._last = group, {}
+        for number, ids, rows in self._of_group(group):
+            shard = Shard([(ids, rows)], sort=False, last=self._last.pop(number, None))
+            yield shard
+            self._last[number] = shard.last
+
+    def _of_group(self, group: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(part, ids, rows) of the group, of every part that has some."""
+        wanted = [part for part in range(self._count) if group in self._groups.get(part, {group})]
+        with ThreadPoolExecutor(1) as reader:
+            coming = [reader.submit(self._read, part) for part in wanted[:1]]
+            for place, part in enumerate(wanted):
+                ids, rows, groups = coming.pop().result()
+                coming += [
+                    reader.submit(self._read, following) for following in wanted[place + 1 : place + 2]
+                ]
+                self._groups[part] = set(np.unique(groups).tolist())
+                mine = groups == group
+                if mine.any():
+                    yield (part, ids, rows) if mine.all() else (part, ids[mine], rows[mine])
+
+
 def _by_group(groups: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
     """(group, its rows in their order) of every group that has rows."""
     order = np.argsort(groups, kind="stable")
@@ -115,7 +193,7 @@ def fit_group(
     num_rows = summary_of(everyone).num_rows
     if base is not None and (not section.refine or not num_rows):
         last = assigned(everyone, base)
-        return FitResult(base, last.counts, float(last.objective), history=(), converged=True)
+        return FitResult(base, last.sizes, last.objective, history=(), converged=True)
     return fit(
         shards_of(call, _view(everyone, group, section, num_rows)),
         k=section.k if base is None else len(base),
@@ -151,7 +229,7 @@ class Moved:
 def moved(call: Call, group: int, base: np.ndarray, centroids: np.ndarray) -> Moved:
     """Compare two sets of centroids [K, F] with the same numbers on all rows of a group."""
     everyone = shards_of(call, View(group))
-    before = assigned(everyone, base).counts
+    before = assigned(everyone, base).sizes
     changed = assigned(everyone, centroids, previous=base).moves
     shifts = np.linalg.norm(centroids.astype(np.float64) - base.astype(np.float64), axis=1)
     return Moved(before, changed, shifts)

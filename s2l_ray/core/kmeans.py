@@ -2,14 +2,16 @@
 centroids.
 
 The same rows, cut into the same parts, give the same bits for any number of shards, any order of parts or
-answers and any restart: FAISS always multiplies matrices of the same size (see `nearest`), members are added as
-int64 fixed point, objectives as exact fractions. Every method of a shard is a pure function of its parts and
-arguments; what it keeps is only a cache.
+answers and any restart: a row's label depends on nothing but the row and the centroids (see `Nearest`), and members are added as
+int64 fixed point. Integer sums are exact, so a round only takes the rows that changed their cluster out of one sum and
+adds them to another, and the objective follows from the sums. Every method of a shard is a pure function of its parts
+and arguments; what it keeps is only a cache.
 
 Shapes: N rows (examples that could be scored), T columns (steps, or features made of them), K clusters.
 """
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable
@@ -17,17 +19,17 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-import faiss
 import numpy as np
 
 from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.nearest import BLOCK, Balls, Nearest
 from s2l_ray.errors import UserError
 
-BLOCK = 65_536  # most rows of a part that are worked on at once
-PRODUCT = (
-    1_024  # rows of every matrix product inside FAISS; another size may change the last bits of its distances
-)
+START_ROWS = 65_536
+_PIECE = 18  # bits; see _sum_of_squares
+_SUBNORMAL = 149  # every float32 is a whole number of 2^-149
 _LEADING = 16  # bits of a hash by which rows are counted
+_NO_LABELS = np.empty(0, np.int32)
 Shards = Callable[[str, tuple[Any, ...]], Iterable[Any]]
 
 
@@ -82,6 +84,10 @@ class Ranked:
 
     def joined(self, other: "Ranked") -> "Ranked":
         """Both, unordered."""
+        if not len(self.ids):  # without rows there is no T
+            return other
+        if not len(other.ids):
+            return self
         return Ranked(
             np.concatenate([self.keys, other.keys]),
             np.concatenate([self.ids, other.ids]),
@@ -96,22 +102,37 @@ class Ranked:
 class Partial:
     """One round's sums over some rows; addable, and exact, so that the order of adding does not matter.
 
-    sums int64 [K, T] in units of 2^-exponent, counts int64 [K], objective (sum of squared distances), and
-    moves, the rows whose cluster is not the one they had under the previous centroids (all rows in the first
-    round).
+    sums int64 [K, T] in units of 2^-exponent, counts int64 [K], squares (sum of all squared values in units of
+    2^-2exponent), and moves, the rows whose cluster is not the one they had under the previous centroids (all rows
+    in the first round).
     """
 
     sums: np.ndarray
     counts: np.ndarray
-    objective: Fraction
+    squares: int
     moves: int
 
     def __add__(self, other: "Partial") -> "Partial":
         return Partial(
             self.sums + other.sums,
             self.counts + other.counts,
-            self.objective + other.objective,
+            self.squares + other.squares,
             self.moves + other.moves,
+        )
+
+    def objective(self, centroids: np.ndarray, exponent: int) -> float:
+        """Sum of squared distances of the rows, as fixed point has them, to their centroids float32 [K, T].
+
+        |x - c|^2 summed is sum |x|^2 - 2 c sum x + n |c|^2. In whole numbers nothing cancels; one rounding at the end.
+        """
+        whole = np.frompyfunc(lambda value: int(math.ldexp(value, _SUBNORMAL)), 1, 1)(centroids.astype(float))
+        counts = self.counts.astype(object)[:, None]
+        linear, square = (whole * self.sums.astype(object)).sum(), (counts * whole * whole).sum()
+        two = Fraction(2)
+        return float(
+            self.squares * two ** (-2 * exponent)
+            - linear * two ** (1 - exponent - _SUBNORMAL)
+            + square * two ** (-2 * _SUBNORMAL)
         )
 
 
@@ -128,33 +149,6 @@ def fixed_point_exponent(num_rows: int, max_abs: float) -> int:
     return 62 - exact.bit_length() - (exponent - 53)
 
 
-def nearest(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Nearest centroid of each row of one part: int32 [n], from float32 [n, T] and float32 [K, T].
-
-    FAISS computes |x|^2 - 2xc + |c|^2 in float32, which overflows above 1e19 and cancels where all values
-    share an offset. So it is shown rows and centroids relative to the median centroid and divided by a power
-    of two.
-
-    It does so by one of two methods, depending on the size of the call, and by matrix products of so many rows.
-    Both are fixed here and calls are padded to whole products, so that a row gets the same bits in any company.
-    """
-    faiss.omp_set_num_threads(1)
-    faiss.cvar.distance_compute_blas_threshold = 1  # always products
-    faiss.cvar.distance_compute_blas_query_bs = PRODUCT
-    centre = np.median(centroids.astype(np.float64), axis=0)
-    offsets = centroids - centre
-    labels = np.empty(len(rows), dtype=np.int32)
-    for start in range(0, len(rows), BLOCK):
-        moved = rows[start : start + BLOCK] - centre
-        unit = math.ldexp(1.0, -math.frexp(max(moved.max(), -moved.min(), np.abs(offsets).max()))[1])
-        block = np.zeros((-(-len(moved) // PRODUCT) * PRODUCT, rows.shape[1]), dtype=np.float32)
-        np.multiply(moved, unit, out=block[: len(moved)], casting="same_kind")
-        index = faiss.IndexFlatL2(rows.shape[1])
-        index.add((offsets * unit).astype(np.float32))
-        labels[start : start + BLOCK] = index.search(block, 1)[1][: len(moved), 0]
-    return labels
-
-
 def squared_distances(rows: np.ndarray, centroids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Squared Euclidean distance of each row to the centroid of its label: float64 [n], summed in step order.
 
@@ -167,37 +161,112 @@ def squared_distances(rows: np.ndarray, centroids: np.ndarray, labels: np.ndarra
     return total
 
 
-def member_sums(rows: np.ndarray, labels: np.ndarray, num_clusters: int, exponent: int) -> np.ndarray:
-    """Sums of each cluster's rows, int64 [K, T] in units of 2^-exponent; each value rounded half to even."""
-    sums = np.zeros((num_clusters, rows.shape[1]), dtype=np.int64)
-    if len(rows):
-        # numpy sorts 16-bit integers by radix, ten times faster than 32-bit ones
-        small = labels.astype(np.uint16) if num_clusters <= 2**16 else labels
-        order = np.argsort(small, kind="stable")
-        ordered = labels[order]
-        starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-        scaled = np.multiply(rows[order], math.ldexp(1.0, exponent), dtype=np.float64)
-        sums[ordered[starts]] = np.add.reduceat(np.rint(scaled, out=scaled).astype(np.int64), starts, axis=0)
-    return sums
+class Totals:
+    """Members of K clusters added up: sums int64 [K, T] in units of 2^-exponent, counts int64 [K], and squares, see Partial.
+
+    Each value is rounded to fixed point, half to even, so what was added can be taken away without a trace.
+    """
+
+    def __init__(self, shape: tuple[int, int], exponent: int) -> None:
+        self.exponent, self.squares = exponent, 0
+        self.sums = np.zeros(shape, dtype=np.int64)
+        self.counts = np.zeros(shape[0], dtype=np.int64)
+
+    def add(self, rows: np.ndarray, labels: np.ndarray) -> None:
+        """Rows float32 [n, T] that were in no cluster, to those of labels int [n]."""
+        for start in range(0, len(rows), BLOCK):
+            values = self._fixed(rows[start : start + BLOCK])
+            self._change(np.add, values, labels[start : start + BLOCK])
+            self.squares += _sum_of_squares(values)
+
+    def move(self, rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
+        """Rows float32 [n, T], from clusters int [n] to others."""
+        for start in range(0, len(rows), BLOCK):
+            values = self._fixed(rows[start : start + BLOCK])
+            self._change(np.subtract, values, before[start : start + BLOCK])
+            self._change(np.add, values, after[start : start + BLOCK])
+
+    def _fixed(self, rows: np.ndarray) -> np.ndarray:
+        scaled = np.multiply(rows, math.ldexp(1.0, self.exponent), dtype=np.float64)
+        return np.rint(scaled, out=scaled).astype(np.int64)
+
+    def _change(self, change: np.ufunc, values: np.ndarray, labels: np.ndarray) -> None:
+        steps = values.shape[1]
+        places = labels.astype(np.int64)[:, None] * steps + np.arange(steps)
+        change.at(
+            self.sums.reshape(-1), places.reshape(-1), values.reshape(-1)
+        )  # fast for one dimension only
+        change(self.counts, np.bincount(labels, minlength=len(self.counts)), out=self.counts)
+
+
+def _sum_of_squares(values: np.ndarray) -> int:
+    """Exact for |values| < 2^62: float64 holds sums of 2^16 products of two pieces of 18 bits, in any order of adding."""
+    total = 0
+    for start in range(0, values.size, 1 << 16):
+        some = np.abs(values.reshape(-1)[start : start + (1 << 16)])
+        shifts = range(0, int(some.max()).bit_length(), _PIECE)
+        pieces = [(shift, (some >> shift & ((1 << _PIECE) - 1)).astype(np.float64)) for shift in shifts]
+        for (i, a), (j, b) in itertools.combinations_with_replacement(pieces, 2):
+            total += int(a @ b) * (1 if i == j else 2) << (i + j)
+    return total
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The rows of a shard under some centroids (as bytes): labels of every part, and totals where they were asked for."""
+
+    centroids: bytes
+    labels: list[np.ndarray]
+    totals: Totals | None
+
+
+@dataclass
+class _Part:
+    """Rows of a part: ids int64 [n], rows float32 [n, T]; once in order of their clusters, `places` has each row's place as given."""
+
+    ids: np.ndarray
+    rows: np.ndarray
+    places: np.ndarray | None = None
+    balls: Balls | None = None
+
+    def put_in_order(self, keys: np.ndarray) -> None:
+        """Sort the rows by keys [n], and draw the balls."""
+        order = np.argsort(keys, kind="stable")  # by radix where keys have 16 bits
+        self.ids, self.rows = self.ids[order], self.rows[order]
+        self.places, self.balls = order.astype(np.uint32), Balls.around(self.rows)
+
+    def as_given(self, values: np.ndarray) -> np.ndarray:
+        """Values of the rows [n], in the order in which the rows were given."""
+        if self.places is None:
+            return values
+        result = np.empty_like(values)
+        result[self.places] = values
+        return result
 
 
 class Shard:
-    """Some parts of the trajectories in memory: float32 rows, int64 ids, int32 labels of the last centroids."""
+    """Some parts of the trajectories in memory: rows, ids, and the labels of the last centroids.
 
-    def __init__(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+    After the first round the rows of a part are sorted by their cluster, so that those of a ball (see Nearest) lie close together.
+    """
+
+    def __init__(
+        self, parts: Iterable[tuple[np.ndarray, np.ndarray]], sort: bool = True, last: Labelled | None = None
+    ) -> None:
         """Take (example ids int64 [n], losses float32 [n, T]) of each part, only the rows that could be
         scored.
 
+        With sort=False rows stay as they are, and `last` may be that of an earlier such Shard of the same parts.
+
         Raises UserError, naming the example, if a loss is not finite, or if T differs between parts.
         """
-        self._ids: list[np.ndarray] = []
-        self._rows: list[np.ndarray] = []
+        self._parts: list[_Part] = []
         self._summary = NO_ROWS
-        self._last: tuple[bytes, list[np.ndarray]] | None = None
+        self._sort, self.last = sort, last
         for ids, rows in parts:
-            self._ids.append(np.ascontiguousarray(ids, dtype=np.int64))
-            self._rows.append(np.ascontiguousarray(rows, dtype=np.float32))
-            self._summary += _part_summary(self._ids[-1], self._rows[-1])
+            part = _Part(np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(rows, np.float32))
+            self._parts.append(part)
+            self._summary += _part_summary(part.ids, part.rows)
 
     def summary(self) -> Summary:
         """Number of rows, largest absolute value and T."""
@@ -214,19 +283,19 @@ class Shard:
 
     def sampled(self, seed: int, limit: int) -> "Shard":
         """The same parts with only the rows whose keyed hash is at most `limit`."""
-        keep = [keyed_hash(seed, ids) <= np.uint64(limit) for ids in self._ids]
-        return Shard((ids[k], rows[k]) for ids, rows, k in zip(self._ids, self._rows, keep, strict=True))
+        keep = [keyed_hash(seed, part.ids) <= np.uint64(limit) for part in self._parts]
+        return Shard((part.ids[k], part.rows[k]) for part, k in zip(self._parts, keep, strict=True))
 
     def hash_counts(self, seed: int) -> np.ndarray:
         """Rows by the leading 16 bits of their keyed hash, int64 [65536]."""
         counts = np.zeros(1 << _LEADING, dtype=np.int64)
-        for ids in self._ids:
-            counts += np.bincount(_leading(keyed_hash(seed, ids)), minlength=len(counts))
+        for part in self._parts:
+            counts += np.bincount(_leading(keyed_hash(seed, part.ids)), minlength=len(counts))
         return counts
 
     def hashes(self, seed: int, leading: int) -> np.ndarray:
         """The keyed hashes with these leading 16 bits, uint64; one row in 65,536."""
-        found = [keyed_hash(seed, ids) for ids in self._ids]
+        found = [keyed_hash(seed, part.ids) for part in self._parts]
         return np.concatenate([np.empty(0, np.uint64), *(h[_leading(h) == leading] for h in found)])
 
     def step(self, centroids: np.ndarray, exponent: int, previous: np.ndarray | None) -> Partial:
@@ -235,21 +304,28 @@ class Shard:
         `previous` are the centroids of the round before, None in the first. Their labels are normally still
         here; a shard that was restarted finds them again, so moves are exact whatever happened.
         """
-        before = None if previous is None else self._labels(previous)
-        after = self._labels(centroids)
-        sums = np.zeros(centroids.shape, dtype=np.int64)
-        counts = np.zeros(len(centroids), dtype=np.int64)
-        objective = Fraction(0)
-        for part_rows, part_labels in zip(self._rows, after, strict=True):
-            counts += np.bincount(part_labels, minlength=len(centroids))
-            for start in range(0, len(part_rows), BLOCK):
-                rows, labels = part_rows[start : start + BLOCK], part_labels[start : start + BLOCK]
-                sums += member_sums(rows, labels, len(centroids), exponent)
-                objective += Fraction(float(squared_distances(rows, centroids, labels).sum()))
-        moves = self._summary.num_rows
-        if before is not None:
-            moves = sum(int(np.count_nonzero(a != b)) for a, b in zip(before, after, strict=True))
-        return Partial(sums, counts, objective, moves)
+        before = None if previous is None else self._labelled(previous)
+        self.last = None  # its totals change from here on
+        kept = before.totals if before else None
+        if kept is None or kept.exponent != exponent or kept.sums.shape != centroids.shape:
+            kept = None
+        totals, search = kept or Totals(centroids.shape, exponent), Nearest(centroids)
+        moves = 0 if before else self._summary.num_rows
+        after = before.labels if before else [_NO_LABELS] * len(self._parts)
+        for number, part in enumerate(self._parts):
+            old, after[number] = after[number], _small(search.labels(part.rows, part.balls), len(centroids))
+            moved = np.flatnonzero(old != after[number]) if before else _NO_LABELS
+            moves += len(moved)
+            if kept is None:
+                totals.add(part.rows, after[number])
+            else:
+                totals.move(part.rows[moved], old[moved], after[number][moved])
+            if self._sort and part.balls is None:
+                keys = _small(np.argsort(search.order), len(centroids))[after[number]]
+                part.put_in_order(keys)
+                after[number] = after[number][part.places]
+        self.last = Labelled(centroids.tobytes(), after, totals)
+        return Partial(totals.sums.copy(), totals.counts.copy(), totals.squares, moves)
 
     def farthest(self, m: int, centroids: np.ndarray, taken: np.ndarray) -> Ranked:
         """The m rows farthest from their nearest centroid, by (-squared distance, id), the key being the
@@ -260,7 +336,10 @@ class Shard:
         """
         skip = {_value(row) for row in taken}
         best = self._nothing(np.float64)
-        for (ids, rows), labels in zip(self._filled(), filter(len, self._labels(centroids)), strict=True):
+        for part, labels in zip(self._parts, self._labelled(centroids).labels, strict=True):
+            if not len(labels):
+                continue
+            ids, rows = part.ids, part.rows
             keys = -squared_distances(rows, centroids, labels)
             keep = keys <= best.keys[-1] if len(best.keys) == m else np.ones(len(ids), dtype=bool)
             best = best.joined(Ranked(keys[keep], ids[keep], rows[keep])).first_distinct(m, skip)
@@ -268,50 +347,71 @@ class Shard:
 
     def labels(self, part_index: int, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cluster int32 [n] and Euclidean distance float32 [n] of one part, in the order given."""
-        rows = self._rows[part_index]
-        if self._last is not None and self._last[0] == centroids.tobytes():
-            labels = self._last[1][part_index]
+        part = self._parts[part_index]
+        if self.last is not None and self.last.centroids == centroids.tobytes():
+            labels = self.last.labels[part_index].astype(np.int32)
         else:
-            labels = nearest(rows, centroids) if len(rows) else np.empty(0, dtype=np.int32)
-        if not len(rows):
-            return labels, np.empty(0, dtype=np.float32)
-        return labels, np.sqrt(squared_distances(rows, centroids, labels)).astype(np.float32)
+            labels = Nearest(centroids).labels(part.rows, part.balls)
+        distances = np.sqrt(squared_distances(part.rows, centroids, labels)).astype(np.float32)
+        return part.as_given(labels), part.as_given(distances)
 
     def spread(self, centroids: np.ndarray) -> np.ndarray:
         """Sums of squared deviations of each cluster's members at every step, float64 [K, T]; for pictures, not exact."""
         total = np.zeros(centroids.shape)
-        for rows, labels in zip(self._rows, self._labels(centroids), strict=True):
-            if len(rows):
-                np.add.at(total, labels, (rows - centroids[labels]) ** 2)
+        for part, labels in zip(self._parts, self._labelled(centroids).labels, strict=True):
+            np.add.at(total, labels, (part.rows - centroids[labels]) ** 2)
         return total
 
-    def _labels(self, centroids: np.ndarray) -> list[np.ndarray]:
-        """Labels of all parts; those of the last centroids asked for are kept."""
+    def _labelled(self, centroids: np.ndarray) -> Labelled:
+        """All parts under these centroids; the last ones asked for are kept."""
         key = centroids.tobytes()
-        if self._last is None or self._last[0] != key:
-            empty = np.empty(0, dtype=np.int32)
-            self._last = None  # never hold two sets while the second is made
-            self._last = key, [nearest(rows, centroids) if len(rows) else empty for rows in self._rows]
-        return self._last[1]
+        if self.last is None or self.last.centroids != key:
+            self.last = None  # never hold two sets while the second is made
+            search = Nearest(centroids)
+            labels = [_small(search.labels(part.rows, part.balls), len(centroids)) for part in self._parts]
+            self.last = Labelled(key, labels, None)
+        return self.last
 
     def _filled(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        return ((ids, rows) for ids, rows in zip(self._ids, self._rows, strict=True) if len(ids))
+        return ((part.ids, part.rows) for part in self._parts if len(part.ids))
 
     def _nothing(self, key_type: type) -> Ranked:
         steps = self._summary.num_steps
         return Ranked(np.empty(0, key_type), np.empty(0, np.int64), np.empty((0, steps), np.float32))
 
 
+def _small(labels: np.ndarray, num_clusters: int) -> np.ndarray:
+    return labels.astype(np.uint16) if num_clusters <= 1 << 16 else labels
+
+
 def _leading(hashes: np.ndarray) -> np.ndarray:
     return (hashes >> np.uint64(64 - _LEADING)).astype(np.int64)
 
 
+def merged(method: str, args: tuple[Any, ...], answers: Iterable[Any]) -> Any:
+    """What a Shard of all rows would answer to a method, from the answers of those that have some of them, in any order."""
+    match method:
+        case "hashes":
+            return np.concatenate(list(answers))
+        case "sample":
+            return functools.reduce(lambda a, b: a.joined(b).first(args[1]), answers)
+        case "farthest":
+            skip = {_value(row) for row in args[2]}
+            return functools.reduce(lambda a, b: a.joined(b).first_distinct(args[0], skip), answers)
+        case _:
+            return functools.reduce(operator.add, answers)
+
+
+def _ask(shards: Shards, method: str, *args: Any) -> Any:
+    return merged(method, args, shards(method, args))
+
+
 def hash_limit(shards: Shards, seed: int, num_rows: int) -> int:
     """The `num_rows`-th smallest keyed hash of all rows, of which there are at least so many."""
-    ends = np.cumsum(sum(shards("hash_counts", (seed,))))
+    ends = np.cumsum(_ask(shards, "hash_counts", seed))
     leading = int(np.searchsorted(ends, num_rows))
     before = int(ends[leading - 1]) if leading else 0
-    hashes = np.sort(np.concatenate(list(shards("hashes", (seed, leading)))))
+    hashes = np.sort(_ask(shards, "hashes", seed, leading))
     return int(hashes[num_rows - before - 1])
 
 
@@ -408,7 +508,7 @@ def fit(
     seed: int,
     max_rounds: int,
     tolerance: float,
-    start_rows: int = BLOCK,
+    start_rows: int = START_ROWS,
     start: np.ndarray | None = None,
     fewer: bool = False,
     everyone: Shards | None = None,
@@ -462,20 +562,31 @@ def fit(
     if start is None:
         state = _renumbered(state)
     # a tie goes to the lower cluster number, so only an assignment in the final order tells the sizes
-    last = assigned(shards if everyone is None else everyone, state.centroids)
-    return FitResult(state.centroids, last.counts, float(last.objective), state.history, converged)
+    last = assigned(everyone or shards, state.centroids, None if everyone else state.previous)
+    return FitResult(state.centroids, last.sizes, last.objective, state.history, converged)
 
 
 def summary_of(shards: Shards) -> Summary:
     """Of all rows."""
-    return functools.reduce(operator.add, shards("summary", ()), NO_ROWS)
+    summary: Summary = _ask(shards, "summary")
+    return summary
 
 
-def assigned(shards: Shards, centroids: np.ndarray, previous: np.ndarray | None = None) -> Partial:
-    """What assigning all rows to the centroids gives; its moves count the rows that had another number under `previous`."""
+@dataclass(frozen=True)
+class Assignment:
+    """What assigning all rows to some centroids gives: sizes int64 [K], the objective, and how many rows had another number before."""
+
+    sizes: np.ndarray
+    objective: float
+    moves: int
+
+
+def assigned(shards: Shards, centroids: np.ndarray, previous: np.ndarray | None = None) -> Assignment:
+    """Assign all rows to the centroids; its moves count the rows that had another number under `previous`."""
     summary = summary_of(shards)
     exponent = fixed_point_exponent(summary.num_rows, summary.max_abs)
-    return _step(shards, (centroids, exponent, previous), summary.num_rows)
+    partial = _step(shards, (centroids, exponent, previous), summary.num_rows)
+    return Assignment(partial.counts, partial.objective(centroids, exponent), partial.moves)
 
 
 def _converged(state: FitState, tolerance: float) -> bool:
@@ -493,9 +604,10 @@ def _next_round(shards: Shards, state: FitState, num_rows: int, exponent: int, f
         empty = empty[: len(rows)]
         centroids[empty] = rows
     moved = squared_distances(centroids[full], state.centroids, np.flatnonzero(full))
-    mean_squared = float(partial.objective) / num_rows
+    objective = partial.objective(state.centroids, exponent)
+    mean_squared = objective / num_rows
     entry = Round(
-        objective=float(partial.objective),
+        objective=objective,
         sizes=tuple(partial.counts.tolist()),
         moves=partial.moves,
         shift=math.sqrt(float(moved.max()) / mean_squared) if mean_squared else 0.0,
@@ -513,7 +625,7 @@ def _renumbered(state: FitState) -> FitState:
 
 
 def _step(shards: Shards, args: tuple[Any, ...], num_rows: int) -> Partial:
-    partial: Partial = functools.reduce(operator.add, shards("step", args))
+    partial: Partial = _ask(shards, "step", *args)
     if partial.counts.sum() != num_rows:
         raise RuntimeError(f"k-means: expected {num_rows} rows from the shards, got {partial.counts.sum()}")
     return partial
@@ -521,9 +633,7 @@ def _step(shards: Shards, args: tuple[Any, ...], num_rows: int) -> Partial:
 
 def _start(shards: Shards, k: int, seed: int, start_rows: int, fewer: bool) -> np.ndarray:
     """k-means++ on the start sample; the farthest of all rows complete it if too few are distinct."""
-    samples = (sample for sample in shards("sample", (seed, start_rows)) if len(sample.ids))
-    sample = functools.reduce(lambda a, b: a.joined(b).first(start_rows), samples)
-    centroids = _plus_plus(sample.rows, k, seed)
+    centroids = _plus_plus(_ask(shards, "sample", seed, start_rows).rows, k, seed)
     if len(centroids) < k:
         more = _farthest(shards, k - len(centroids), centroids, centroids, k, fewer)
         centroids = np.concatenate([centroids, more])
@@ -548,20 +658,11 @@ def _farthest(
     shards: Shards, m: int, centroids: np.ndarray, taken: np.ndarray, k: int, fewer: bool
 ) -> np.ndarray:
     """Rows [m, T] by the rule of Shard.farthest over all shards; where there are not so many: `fewer`, or a UserError."""
-    rows = _farthest_up_to(shards, m, centroids, taken)
+    rows: np.ndarray = _ask(shards, "farthest", m, centroids, taken).rows
     if len(rows) < m and not fewer:
         raise UserError(
             f"Clustering trajectories: expected at least clusters.k = {k} distinct trajectories, got "
-            f"{len(_farthest_up_to(shards, k, centroids, taken[:0]))}. Lower clusters.k, or tell more rows apart: more "
+            f"{len(_ask(shards, 'farthest', k, centroids, taken[:0]).ids)}. Lower clusters.k, or tell more rows apart: more "
             "clusters.steps, other clusters.features, more clusters.points_per_centroid where that is set."
         )
     return rows
-
-
-def _farthest_up_to(shards: Shards, m: int, centroids: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    skip = {_value(row) for row in taken}
-    best = Ranked(np.empty(0), np.empty(0, np.int64), centroids[:0])
-    for found in shards("farthest", (m, centroids, taken)):
-        if len(found.ids):  # a shard without rows does not know T
-            best = best.joined(found).first_distinct(m, skip)
-    return best.rows

@@ -18,8 +18,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from s2l_ray.config import Clusters
-from s2l_ray.core.features import check_finite, feature_steps, features
-from s2l_ray.core.grouped import GroupedShard, View, fit_group, moved
+from s2l_ray.core.features import bytes_of_row, check_finite, feature_steps, features
+from s2l_ray.core.grouped import GroupedShard, StreamedShard, View, fit_group, moved
 from s2l_ray.core.kmeans import FitResult, FitState
 from s2l_ray.core.store import Manifest, Part, fingerprint
 from s2l_ray.core.tables import CLUSTERS, parquet_bytes, vectors
@@ -50,7 +50,7 @@ def make(work: Work) -> Outcome:
     section, trajectories = work.config.clusters, work.manifests["trajectories"]
     labels = feature_steps(trajectories.info["steps"], section)
     base = _base(work, labels)
-    if section.within == "all" and base is None and section.k > trajectories.info["scored"]:
+    if section.within == "all" and not base and section.k > trajectories.info["scored"]:
         raise UserError(
             f"making clusters: clusters.k = {section.k}, but only {trajectories.info['scored']} rows have a trajectory. Lower k."
         )
@@ -229,7 +229,7 @@ def _spread(shards: "_Shards", number: int, found: FitResult) -> np.ndarray:
 
 @ray.remote
 class ShardActor:
-    """Holds the features of some parts; reads them when first asked, and again after a restart."""
+    """Has the features of some parts: reads them when first asked, and again after a restart; or every time, see scaling.shard_memory."""
 
     def __init__(
         self,
@@ -239,11 +239,16 @@ class ShardActor:
         steps: list[list[int]],
     ) -> None:
         self.context, self.parts, self.groups, self.steps = context, parts, groups, steps
-        self.shard: GroupedShard | None = None
+        self.shard: GroupedShard | StreamedShard | None = None
 
-    def _loaded(self) -> GroupedShard:
+    def _loaded(self) -> GroupedShard | StreamedShard:
         if self.shard is None:
-            self.shard = GroupedShard(self._read(raw) for raw in self.parts)
+            limit, num_rows = self.context.config.scaling.shard_memory, sum(raw["rows"] for raw in self.parts)
+            columns = len(feature_steps(self.steps, self.context.config.clusters))
+            if limit is not None and num_rows * bytes_of_row(columns) > limit:
+                self.shard = StreamedShard(len(self.parts), lambda number: self._read(self.parts[number]))
+            else:
+                self.shard = GroupedShard(self._read(raw) for raw in self.parts)
         return self.shard
 
     def _read(self, raw: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -102,7 +102,7 @@ def test_again_reuses_all_though_the_template_has_moved(chatted: Finished, runs:
     moved.write_text(TEMPLATE)
     again = runs(chatted.job, *(f"--{stage}.template={moved}" for stage in ("proxy", "target")))
     assert again.status == 0, again.err
-    assert "made" not in again.out
+    assert "│ made" not in again.out
 
 
 def test_a_length_that_leaves_nothing_to_learn_is_told_before_training(chatted: Finished, runs: Runs) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from s2l_ray.config import Clusters
-from s2l_ray.core.grouped import Call, GroupedShard, View, fit_group, moved
-from s2l_ray.core.kmeans import Shard, fit
+from s2l_ray.core.grouped import Call, GroupedShard, StreamedShard, View, fit_group, moved
+from s2l_ray.core.kmeans import Shard, fit, merged
 from s2l_ray.errors import UserError
 
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -77,6 +77,50 @@ def _hash(ids: np.ndarray) -> np.ndarray:
     from s2l_ray.core.hashing import keyed_hash
 
     return keyed_hash(2, ids)
+
+
+@pytest.mark.parametrize("points", [None, 8])
+@pytest.mark.parametrize("forgets", [False, True])
+def test_streamed_parts_give_the_bits_of_held_ones(
+    parts: list[Part], points: int | None, forgets: bool
+) -> None:
+    """`forgets`: a shard that was restarted before every call."""
+    made, (held, shares) = section(within="source", points_per_centroid=points), shared(parts, 2)
+    reads: list[int] = []
+
+    def read(share: list[Part], number: int) -> Part:
+        reads.append(number)
+        return share[number]
+
+    def streamed(share: list[Part]) -> StreamedShard:
+        return StreamedShard(len(share), lambda number: read(share, number))
+
+    kept = [streamed(share) for share in shares]
+
+    def call(view: View, method: str, args: tuple[Any, ...]) -> Iterable[Any]:
+        now = [streamed(share) for share in shares] if forgets else kept
+        return (shard.call(view, method, args) for shard in now)
+
+    for group in range(GROUPS - 1):
+        expected, found = fit_group(held, group, made), fit_group(call, group, made)
+        assert found.centroids.tobytes() == expected.centroids.tobytes()
+        assert (found.sizes.tolist(), found.objective) == (expected.sizes.tolist(), expected.objective)
+        assert found.history == expected.history
+        limit = None if points is None else 2**63
+        for method, args in (("sample", (3, 40)), ("farthest", (7, expected.centroids, expected.centroids))):
+            mine, other = (
+                merged(method, args, ask(View(group, 2, limit), method, args)) for ask in (call, held)
+            )
+            assert mine.ids.tolist() == other.ids.tolist()
+            assert mine.rows.tobytes() == other.rows.tobytes()
+    centroids = [fit_group(held, group, made).centroids for group in range(GROUPS - 1)]
+    for share, shard in zip(shares, kept, strict=True):
+        for number in range(len(share)):
+            for mine, other in zip(
+                shard.labels(number, centroids), GroupedShard(share).labels(number, centroids), strict=True
+            ):
+                assert (mine.dtype, mine.tolist()) == (other.dtype, other.tolist())
+    assert len(reads) > 4 * len(parts)
 
 
 def test_labels_of_a_part_are_numbered_through_all_groups(parts: list[Part]) -> None:

@@ -14,16 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from s2l_ray.core import kmeans
+from s2l_ray.core import kmeans, nearest
 from s2l_ray.core.kmeans import (
     BLOCK,
+    Balls,
     FitResult,
     FitState,
+    Nearest,
+    Partial,
     Shard,
     Shards,
+    Totals,
     fit,
     fixed_point_exponent,
-    member_sums,
 )
 from s2l_ray.errors import UserError
 
@@ -233,7 +236,7 @@ def test_one_far_outlier_has_its_own_cluster_and_the_others_stay_apart() -> None
 @pytest.mark.parametrize("steps", [1, 2, 4, 12, 40])
 def test_padding_and_company_do_not_change_the_bits_of_faiss(steps: int) -> None:
     rows = np.random.default_rng(0).normal(size=(8192, steps)).astype(np.float32)
-    kmeans.nearest(rows[:1], rows[:3])  # fixes FAISS's method
+    Nearest(rows[:3])  # fixes FAISS's method
     index = faiss.IndexFlatL2(steps)
     index.add(rows[:100])
     together = index.search(rows, 1)
@@ -244,6 +247,25 @@ def test_padding_and_company_do_not_change_the_bits_of_faiss(steps: int) -> None
         for found, size in ((part, count * 1024), (index.search(padded, 1), 700)):
             np.testing.assert_array_equal(found[0][:size], together[0][1024 : 1024 + size])
             np.testing.assert_array_equal(found[1][:size], together[1][1024 : 1024 + size])
+
+
+@pytest.mark.parametrize("rows", [PLAIN, HALF, HEAVY, PLAIN + 1000, PLAIN * np.float32(1e30)])
+@pytest.mark.parametrize("k", [2, 16, 17, 300])
+def test_leaving_out_far_centroids_does_not_change_the_nearest_one(rows: np.ndarray, k: int) -> None:
+    draw = np.random.default_rng(k)
+    centroids = rows[draw.permutation(len(rows))[:k]].copy()
+    centroids[: k // 4] = centroids[-(k // 4) :] if k >= 4 else centroids[:0]  # equal ones
+    search = Nearest(centroids)
+    # copies in narrow heaps, so that the balls are small; on a grid, so that distances tie
+    heaps = np.concatenate([np.repeat(rows[i : i + 1], 2048, axis=0) for i in range(0, 900, 100)])
+    heaps = heaps + (draw.integers(-2, 3, heaps.shape) * np.float32(2**-6) * np.abs(heaps)).astype(np.float32)
+    balls = Balls.around(heaps)
+    np.testing.assert_array_equal(search.labels(heaps, balls), search.labels(heaps))
+    if k == 300 and rows is PLAIN:
+        assert nearest._holds(rows.shape[1]), "FAISS has changed: nothing is left out any more"
+        assert search._needed(balls).mean() < 0.5
+    inside = np.linalg.norm(heaps[:2048] - balls.centres[0], axis=1)
+    assert inside.max() <= balls.radii[0] <= inside.max() * 1.01
 
 
 @pytest.mark.parametrize("start", [None, PLAIN[:10]])
@@ -405,13 +427,31 @@ def test_fixed_point_sums_are_exact_sums_of_the_rounded_values(data: st.DataObje
         data.draw(st.lists(st.integers(0, k - 1), min_size=len(rows), max_size=len(rows))), np.int32
     )
     exponent = fixed_point_exponent(len(rows), float(np.abs(rows).max()))
-    sums = member_sums(rows, labels, k, exponent)
+    totals = Totals((k, steps), exponent)
+    totals.add(rows, labels)
     scale = Fraction(2) ** exponent
     expected = [[0] * steps for _ in range(k)]
     for row, label in zip(rows, labels, strict=True):
         for t, value in enumerate(row.tolist()):
             expected[label][t] += round(Fraction(value) * scale)  # exact, half to even
-    assert sums.tolist() == expected
+    assert totals.sums.tolist() == expected
+    fixed = [[round(Fraction(value) * scale) for value in row] for row in rows.tolist()]
+    assert totals.squares == sum(value**2 for row in fixed for value in row)
+    other = np.array(
+        data.draw(st.lists(st.integers(0, k - 1), min_size=len(rows), max_size=len(rows))), np.int32
+    )
+    totals.move(rows, labels, other)
+    moved = Totals((k, steps), exponent)
+    moved.add(rows, other)
+    assert (totals.sums.tolist(), totals.counts.tolist()) == (moved.sums.tolist(), moved.counts.tolist())
+    # the objective is that of the fixed-point rows, exactly, and rounded once
+    centroids = rows[np.arange(k) % len(rows)]
+    exact = sum(
+        (value / scale - Fraction(c)) ** 2
+        for row, label in zip(fixed, other, strict=True)
+        for value, c in zip(row, centroids[label].tolist(), strict=True)
+    )
+    assert Partial(moved.sums, moved.counts, moved.squares, 0).objective(centroids, exponent) == float(exact)
 
 
 @given(st.integers(1, 10**12), finite.map(abs).filter(bool))

@@ -1,0 +1,197 @@
+"""Nearest centroids by FAISS, so that a row's label depends on nothing but the row and the centroids.
+
+Shapes: n rows, T columns, K centroids, M balls around rows.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+
+BLOCK = 8_192  # most rows of a part that are worked on at once: few enough for the second level of cache
+PRODUCT = (
+    1_024  # rows of every matrix product inside FAISS; another size may change the last bits of its distances
+)
+STRIDE = 2_048  # rows of a ball
+LANES = 16  # centroids that a kernel of FAISS takes at a time, or a multiple of them
+
+
+@dataclass(frozen=True)
+class Balls:
+    """One ball around every STRIDE rows of a part: centres float64 [M, T] and radii float64 [M], a little too large."""
+
+    centres: np.ndarray
+    radii: np.ndarray
+
+    @classmethod
+    def around(cls, rows: np.ndarray) -> "Balls":
+        """Of rows float32 [n, T], in their order."""
+        starts = range(0, len(rows), STRIDE)
+        centres, radii = np.empty((len(starts), rows.shape[1])), np.empty(len(starts))
+        for number, start in enumerate(starts):
+            some = rows[start : start + STRIDE].astype(np.float64)
+            centres[number] = some.mean(axis=0)
+            some -= centres[number]
+            radii[number] = math.sqrt(np.einsum("nt,nt->n", some, some).max()) * (1 + 1e-9)
+        return cls(centres, radii)
+
+
+class Nearest:
+    """Finds the nearest of some centroids, float32 [K, T].
+
+    FAISS computes |x|^2 - 2xc + |c|^2 in float32, which cancels where all values share an offset and leaves the range
+    above 1e19 and below 1e-19. So it is shown rows and centroids relative to the median centroid, and huge or tiny ones
+    divided by a power of two.
+
+    It does so by one of two methods, depending on the size of the call, and by matrix products of so many rows.
+    Both are fixed here and calls are padded to whole products, so that a row gets the same bits in any company.
+
+    Where balls around the rows are known, FAISS is only shown the centroids that can be the nearest of some row of a ball.
+    Its kernels go through 16 centroids at a time, and which of two equal ones they find depends on the places in the 16. So
+    whole sixteens are left out, of centroids sorted to lie close together. What is left is found as among all: see `_holds`.
+    """
+
+    def __init__(self, centroids: np.ndarray) -> None:
+        _fix_method()
+        num, self._steps = centroids.shape
+        wide = centroids.astype(np.float64)
+        self.order = _close_together(wide)
+        # one long subtraction is several times as fast as a short one for every row
+        self._centre = np.median(wide, axis=0).astype(np.float32)
+        self._centres = np.tile(self._centre, BLOCK)
+        # filled up with the last one, which is then found, if at all, under one of several numbers
+        self._numbers = np.concatenate([self.order, np.repeat(self.order[-1:], -num % LANES)])
+        self._offsets = (wide - self._centre)[self._numbers]
+        self._reach = float(np.abs(self._offsets).max())
+        self._indexes: dict[float, Any] = {}  # of all centroids, by the power of two
+        self._block = np.empty((BLOCK, self._steps), np.float32)
+        self._found = np.empty((BLOCK, 1), np.float32), np.empty((BLOCK, 1), np.int64)
+
+    def labels(self, rows: np.ndarray, balls: Balls | None = None) -> np.ndarray:
+        """Nearest centroid of each row of one part: int32 [n], from float32 [n, T]; the same with and without its balls."""
+        if balls is not None and len(self._numbers) > LANES and _holds(self._steps):
+            stride, needed = STRIDE, self._needed(balls)
+        else:
+            stride, needed = BLOCK, None
+        labels = np.empty(len(rows), dtype=np.int32)
+        for number, start in enumerate(range(0, len(rows), stride)):
+            some = rows[start : start + stride]
+            unit = self._fill(some)
+            columns = None if needed is None or unit != 1 else _columns(needed[number])
+            labels[start : start + stride] = self._search(len(some), unit, columns)
+        return labels
+
+    def _search(self, num_rows: int, unit: float, columns: np.ndarray | None) -> np.ndarray:
+        size = -(-num_rows // PRODUCT) * PRODUCT
+        self._block[num_rows:size] = 0
+        distances, found = (array[:size] for array in self._found)
+        if columns is None:
+            self._index(unit).search(self._block[:size], 1, D=distances, I=found)
+            return self._numbers[found[:num_rows, 0]]
+        _flat_index(self._offsets[columns]).search(self._block[:size], 1, D=distances, I=found)
+        return self._numbers[columns[found[:num_rows, 0]]]
+
+    def _fill(self, rows: np.ndarray) -> float:
+        """Put rows less the centre, times a power of two, at the begin of the block; the power is returned."""
+        flat, moved = rows.reshape(-1), self._block[: len(rows)].reshape(-1)
+        with np.errstate(over="ignore"):
+            np.subtract(flat, self._centres[: len(flat)], out=moved)
+        reach = max(float(moved.max()), -float(moved.min()), self._reach)
+        if 2.0**-40 <= reach <= 2.0**40:
+            return 1.0
+        wide = rows - self._centre.astype(np.float64)
+        unit = math.ldexp(1.0, -math.frexp(max(wide.max(), -wide.min(), self._reach))[1])
+        np.multiply(wide, unit, out=self._block[: len(rows)], casting="same_kind")
+        return unit
+
+    def _index(self, unit: float) -> Any:
+        if unit not in self._indexes:
+            self._indexes[unit] = _flat_index(self._offsets * unit)
+        return self._indexes[unit]
+
+    def _needed(self, balls: Balls) -> np.ndarray:
+        """Which sixteens of centroids have one that can be the nearest of a row in a ball: bool [M, K / 16].
+
+        a is the centroid nearest to the middle m of a ball of radius r. For all x in it, |x-c|^2 - |x-a|^2 is at least
+        |m-c|^2 - |m-a|^2 - 2 r |c-a|. If half of that is more than what FAISS may be wrong about one distance, it finds
+        c farther than a. Its error is below (T + 8) 2^-24 (|x| + |c|)^2; twice as much is allowed for.
+        """
+        middles, sizes = balls.centres - self._centre, np.linalg.norm(self._offsets, axis=1)
+        squared = (middles**2).sum(axis=1)[:, None] - 2 * middles @ self._offsets.T + sizes**2
+        nearest = squared.argmin(axis=1)
+        apart = sizes**2 + (sizes**2)[nearest][:, None] - 2 * self._offsets[nearest] @ self._offsets.T
+        apart = np.sqrt(np.maximum(apart, 0, out=apart), out=apart)
+        largest = np.linalg.norm(middles, axis=1) + balls.radii
+        error = (
+            (self._steps + 8)
+            * 2.0**-23
+            * (largest[:, None] + np.maximum(sizes, sizes[nearest][:, None])) ** 2
+        )
+        lead = (squared - squared[np.arange(len(nearest)), nearest][:, None]) / 2 - balls.radii[
+            :, None
+        ] * apart
+        return (lead <= error + 2.0**-140).reshape(len(nearest), -1, LANES).any(axis=2)
+
+
+def _fix_method() -> None:
+    faiss.omp_set_num_threads(1)
+    faiss.cvar.distance_compute_blas_threshold = 1  # always products
+    faiss.cvar.distance_compute_blas_query_bs = PRODUCT
+
+
+def _flat_index(vectors: np.ndarray) -> Any:
+    index = faiss.IndexFlatL2(vectors.shape[1])
+    index.add(vectors.astype(np.float32))
+    return index
+
+
+def _columns(sixteens: np.ndarray) -> np.ndarray | None:
+    """Places of the centroids in these sixteens (bool); None where there is little to leave out."""
+    chosen = np.flatnonzero(sixteens)
+    return (
+        None
+        if len(chosen) > 0.8 * len(sixteens)
+        else (chosen[:, None] * LANES + np.arange(LANES)).reshape(-1)
+    )
+
+
+def _close_together(points: np.ndarray) -> np.ndarray:
+    """An order of points float64 [K, T] in which neighbours lie close together: halved across the widest column, again and again."""
+
+    def halved(chosen: np.ndarray) -> list[np.ndarray]:
+        if len(chosen) <= LANES:
+            return [chosen]
+        own = points[chosen]
+        chosen = chosen[np.argsort(own[:, np.ptp(own, axis=0).argmax()], kind="stable")]
+        half = -(-len(chosen) // (2 * LANES)) * LANES
+        return halved(chosen[:half]) + halved(chosen[half:])
+
+    return np.concatenate(halved(np.arange(len(points))))
+
+
+@functools.cache
+def _holds(steps: int) -> bool:
+    """Whether FAISS, on this machine, finds among some sixteens of centroids the same bits as among all, equal ones included.
+
+    Its matrix products may take another way when they are small. Then nothing is left out, and it takes longer.
+    """
+    _fix_method()
+    draw = np.random.default_rng(0)
+    vectors = draw.normal(size=(130 * LANES, steps)).astype(np.float32)
+    vectors[draw.permutation(len(vectors))[:400]] = vectors[:400]
+    rows = (vectors[draw.integers(0, len(vectors), PRODUCT)] + draw.normal(0, 0.1, (PRODUCT, steps))).astype(
+        np.float32
+    )
+    distances, found = _flat_index(vectors).search(rows, 1)
+    for count in (1, 2, 3, 5, 8, 13, 40, 65, 100):
+        chosen = np.sort(draw.permutation(130)[:count])
+        columns = (chosen[:, None] * LANES + np.arange(LANES)).reshape(-1)
+        some, number = _flat_index(vectors[columns]).search(rows, 1)
+        inside = np.isin(found[:, 0], columns)
+        equal = vectors[columns[number[:, 0]]] == vectors[found[:, 0]]
+        if (some != distances)[inside].any() or not equal[inside].all():
+            return False
+    return True

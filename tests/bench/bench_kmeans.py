@@ -1,0 +1,243 @@
+"""k-means of this package beside faiss.Kmeans on all points, scikit-learn, Spark MLlib and dask-ml: equal start, equal rounds.
+
+    python tests/bench/bench_kmeans.py                                     # 10^6 x 12, K = 100 and 1,000, one thread
+    python tests/bench/bench_kmeans.py --rows 10000000 --sides ours faiss  # the stated size
+    python tests/bench/bench_kmeans.py --k 100 --rivals FOLDER             # where pip --target has put the extra `bench`
+
+Everything is in one process. Ours has one Shard per thread, its rows in parts of --rows-per-part; others get the same number of
+threads. Times are whole fits without making the data; Spark's RDD and dask's array are cached first. MiniBatchKMeans does not do
+rounds of all rows; it runs over as many rows as they. A rival that is not installed is skipped, with the reason.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import faiss  # noqa: E402
+import numpy as np  # noqa: E402
+
+from s2l_ray.core.kmeans import Shard, fit, squared_distances  # noqa: E402
+from s2l_ray.core.nearest import Nearest  # noqa: E402
+from tests.bench import frame  # noqa: E402
+
+Fit = Callable[[], np.ndarray]  # the centroids
+FAISS_DEFAULTS = (
+    faiss.cvar.distance_compute_blas_threshold,
+    faiss.cvar.distance_compute_blas_query_bs,
+)
+
+
+def main() -> None:
+    """Fit with every side in turn, and print what came."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=1_000_000, help="number of trajectories")
+    parser.add_argument("--steps", type=int, default=12, help="T, losses of a row")
+    parser.add_argument(
+        "--noise", type=float, default=0.05, help="standard deviation of every loss around its curve"
+    )
+    parser.add_argument("--k", type=int, nargs="+", default=[100, 1000], help="numbers of clusters")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of every fit")
+    parser.add_argument("--threads", type=int, default=1, help="threads of every side")
+    parser.add_argument("--rows-per-part", type=int, default=131_072, help="rows of a part")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="measured runs of every side, after one to warm up"
+    )
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES), help="who takes part")
+    parser.add_argument("--rivals", metavar="FOLDER", help="a folder with further packages, looked at last")
+    args = parser.parse_args()
+    if args.rivals:
+        sys.path.append(args.rivals)
+    rows = trajectories(args.rows, args.steps, args.noise)
+    results = [result for k in args.k for result in compare(rows, k, args)]
+    columns = ("K", "side", "seconds", "ours / side", "objective", "over ours")
+    frame.show(
+        f"{args.rows:,} x {args.steps}, {args.rounds} rounds, {args.threads} thread(s)",
+        columns,
+        [[result[column] for column in columns] for result in results],
+    )
+    frame.finish("kmeans", **{**vars(args), "results": results})
+
+
+def trajectories(num_rows: int, steps: int, noise: float) -> np.ndarray:
+    """Losses float32 [N, T] that fall from a random height at a random speed, with noise."""
+    draw = np.random.default_rng(5)
+    rows = np.empty((num_rows, steps), np.float32)
+    for start in range(0, num_rows, 1 << 20):
+        some = rows[start : start + (1 << 20)]
+        height, rate = draw.uniform(1, 6, (len(some), 1)), draw.uniform(0, 0.3, (len(some), 1))
+        some[:] = height * np.exp(-rate * np.arange(steps)) + draw.normal(0, noise, some.shape)
+    return rows
+
+
+def compare(rows: np.ndarray, k: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    start = rows[np.random.default_rng(k).choice(len(rows), k, replace=False)]
+    sides: dict[str, Fit] = {}
+    for name in args.sides:
+        try:
+            sides[name] = SIDES[name](rows, start, args)
+        except ImportError as missing:
+            print(f"{name} is skipped: {missing}", flush=True)
+    found: dict[str, np.ndarray] = {}
+
+    def keeping(name: str) -> Callable[[], None]:
+        return lambda: found.update({name: sides[name]()})
+
+    seconds = frame.in_turn({name: keeping(name) for name in sides}, args.repeats)
+    objectives = {name: objective(rows, centroids) for name, centroids in found.items()}
+    return [
+        {
+            "K": k,
+            "side": name,
+            "seconds": statistics.median(own),
+            "ours / side": frame.ratio(seconds["ours"], own),
+            "objective": objectives[name],
+            "over ours": f"{objectives[name] / objectives['ours'] - 1:+.1e}",
+        }
+        for name, own in seconds.items()
+    ]
+
+
+def objective(rows: np.ndarray, centroids: np.ndarray) -> float:
+    """Sum of squared distances to the nearest centroid, the same way for all sides."""
+    centroids = np.ascontiguousarray(centroids, np.float32)
+    search, total = Nearest(centroids), 0.0
+    for start in range(0, len(rows), 1 << 17):
+        some = rows[start : start + (1 << 17)]
+        total += float(squared_distances(some, centroids, search.labels(some)).sum())
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------------------- sides
+
+
+def ours(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
+    parts = [
+        (
+            np.arange(first, min(first + args.rows_per_part, len(rows))),
+            rows[first : first + args.rows_per_part],
+        )
+        for first in range(0, len(rows), args.rows_per_part)
+    ]
+
+    def run() -> np.ndarray:
+        shards = [Shard(parts[number :: args.threads]) for number in range(args.threads)]
+        with ThreadPoolExecutor(args.threads) as pool:
+            return fit(
+                lambda method, given: pool.map(lambda shard: getattr(shard, method)(*given), shards),
+                k=len(start),
+                seed=0,
+                max_rounds=args.rounds,
+                tolerance=-1.0,
+                start=start,
+            ).centroids
+
+    return run
+
+
+def faiss_kmeans(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
+    def run() -> np.ndarray:
+        faiss.omp_set_num_threads(args.threads)
+        faiss.cvar.distance_compute_blas_threshold, faiss.cvar.distance_compute_blas_query_bs = FAISS_DEFAULTS
+        model = faiss.Kmeans(rows.shape[1], len(start), niter=args.rounds, max_points_per_centroid=len(rows))
+        model.train(rows, init_centroids=start)
+        return model.centroids
+
+    return run
+
+
+def scikit_learn(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    def run() -> np.ndarray:
+        with threadpool_limits(args.threads):
+            return (
+                KMeans(len(start), init=start, n_init=1, max_iter=args.rounds, tol=0, algorithm="lloyd")
+                .fit(rows)
+                .cluster_centers_
+            )
+
+    return run
+
+
+def mini_batch(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
+    from sklearn.cluster import MiniBatchKMeans
+    from threadpoolctl import threadpool_limits
+
+    def run() -> np.ndarray:
+        with threadpool_limits(args.threads):
+            model = MiniBatchKMeans(
+                len(start),
+                init=start,
+                n_init=1,
+                max_iter=args.rounds,
+                batch_size=16_384,
+                tol=0,
+                max_no_improvement=None,
+            )
+            return model.fit(rows).cluster_centers_
+
+    return run
+
+
+def spark(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
+    from pyspark import SparkConf, SparkContext
+    from pyspark.mllib.clustering import KMeans, KMeansModel
+
+    settings = {"spark.driver.memory": "6g", "spark.ui.enabled": "false", "spark.driver.maxResultSize": "2g"}
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), args.rivals]))
+    context = SparkContext.getOrCreate(
+        SparkConf().setMaster(f"local[{args.threads}]").setAll(list(settings.items()))
+    )
+    context.setLogLevel("ERROR")
+    step = max(1, len(rows) // 64)
+    pieces = [rows[first : first + step].astype(np.float64) for first in range(0, len(rows), step)]
+    vectors = context.parallelize(pieces, len(pieces)).flatMap(list).cache()
+    assert vectors.count() == len(rows)
+    model = KMeansModel(list(start.astype(np.float64)))
+
+    def run() -> np.ndarray:
+        found = KMeans.train(vectors, len(start), maxIterations=args.rounds, epsilon=0.0, initialModel=model)
+        return np.array(found.clusterCenters)
+
+    return run
+
+
+def dask_ml(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
+    import dask
+    import dask.array
+    from dask_ml.cluster import KMeans
+
+    array = dask.array.from_array(rows, chunks=(args.rows_per_part, rows.shape[1])).persist()
+
+    def run() -> np.ndarray:
+        with dask.config.set(scheduler="threads", num_workers=args.threads):
+            model = KMeans(len(start), init=start.astype(np.float64), max_iter=args.rounds, tol=0)
+            return model.fit(array).cluster_centers_
+
+    return run
+
+
+SIDES: dict[str, Callable[[np.ndarray, np.ndarray, argparse.Namespace], Fit]] = {
+    "ours": ours,
+    "faiss": faiss_kmeans,
+    "scikit-learn": scikit_learn,
+    "mini-batch": mini_batch,
+    "spark": spark,
+    "dask-ml": dask_ml,
+}
+
+if __name__ == "__main__":
+    main()

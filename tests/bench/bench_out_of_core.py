@@ -1,0 +1,206 @@
+"""`clusters` and `subset` of N trajectories by shard actors that may not hold them: seconds and bytes per round, and memory.
+
+    python tests/bench/bench_out_of_core.py --rows 1000000 10000000
+    python tests/bench/bench_out_of_core.py --rows 100000000               # about 5 GB of temporary disk for the losses alone
+
+Writes committed trajectories of N x 12 into a temporary storage, and runs both stages on a local Ray in a fresh process per N. The
+kernel holds every shard actor to --limit bytes of private memory: RLIMIT_DATA is set inside the actor to its data segment when
+idle, plus the limit, less what it holds privately by then; an actor that wants more gets a MemoryError, and the bench fails. A
+restarted actor would have no limit, so none may restart. Seconds are those of rounds after the first.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from s2l_ray.config import Config  # noqa: E402
+from s2l_ray.core.store import Artifact, Store  # noqa: E402
+from s2l_ray.stages.work import Work  # noqa: E402
+from tests import synthetic  # noqa: E402
+from tests.bench import frame  # noqa: E402
+from tests.bench.bench_driver_memory import forget_peak, resident_mb  # noqa: E402
+
+
+def main() -> None:
+    """Measure every number of rows in a process of its own, and print what came."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="numbers of rows"
+    )
+    parser.add_argument("--steps", type=int, default=12, help="T, losses of a row after step 0")
+    parser.add_argument("--rows-per-part", type=int, default=131_072, help="rows of a part")
+    parser.add_argument("--k", type=int, default=100, help="number of clusters")
+    parser.add_argument("--rounds", type=int, default=6, help="rounds of k-means")
+    parser.add_argument("--shards", type=int, default=2, help="shard actors")
+    parser.add_argument(
+        "--limit", type=int, default=512_000_000, help="bytes of private memory of a shard actor"
+    )
+    parser.add_argument(
+        "--shard-memory", type=int, default=1, help="scaling.shard_memory; 1: all sizes stream"
+    )
+    parser.add_argument("--measure", metavar="STORAGE", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args)))
+        return
+    results = []
+    for rows in args.rows:
+        with tempfile.TemporaryDirectory() as storage:
+            began = time.monotonic()
+            synthetic.build(storage, rows, args.rows_per_part, args.steps + 1, statistics=())
+            print(f"built {rows:,} rows in {time.monotonic() - began:.0f} s", flush=True)
+            results.append({"rows": rows, **measured_apart(storage, rows, args)})
+    columns = (
+        "rows",
+        "round s",
+        "read MB a round",
+        "actor MB",
+        "driver MB",
+        "clusters s",
+        "subset s",
+        "subset driver MB",
+    )
+    frame.show("out of core", columns, [[result[column] for column in columns] for result in results])
+    first, last = results[0], results[-1]
+    exponent = None
+    if len(results) > 1:
+        exponent = math.log(last["round s"] / first["round s"]) / math.log(last["rows"] / first["rows"])
+        print(f"seconds of a round grow as N^{exponent:.3f}")
+    frame.finish("out_of_core", **{**vars(args), "exponent": exponent, "results": results})
+
+
+def measured_apart(storage: str, rows: int, args: argparse.Namespace) -> dict[str, Any]:
+    names = ("steps", "k", "rounds", "shards", "limit", "shard_memory")
+    command = [sys.executable, __file__, "--measure", storage, f"--rows={rows}"]
+    command += [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+# --------------------------------------------------------------------------------------------------------- measurement
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Run both stages here, watched."""
+    from s2l_ray.stages import clusters, edge, subset
+
+    config = Config.model_validate(
+        {
+            "run": {"storage": args.measure},
+            "examples": {"files": ["none"]},
+            "proxy": {"model": {"config": {"model_type": "llama"}}, "tokenizer": "bytes", "epochs": 1},
+            "clusters": {"k": args.k, "max_rounds": args.rounds, "tolerance": 0.0},
+            "scaling": {"shards": args.shards, "local_cpus": 2, "shard_memory": args.shard_memory},
+        }
+    )
+    edge.connect(config)
+    store = Store(args.measure)
+    names = {"examples": synthetic.NAME, "trajectories": synthetic.NAME, "clusters": "bench"}
+    inputs = {stage: Artifact(store, stage, name) for stage, name in names.items()}
+    manifests = {stage: inputs[stage].manifest() for stage in ("examples", "trajectories")}
+    watched = Watched(args.limit)
+    clusters._Shards = watched.shards(clusters._Shards)
+    answer: dict[str, Any] = {}
+    for stage, module, prefix in (("clusters", clusters, ""), ("subset", subset, "subset ")):
+        began = time.monotonic()
+        forget_peak()
+        artifact = Artifact(store, stage, "bench")
+        manifests[stage] = synthetic.commit(
+            artifact, module.make(Work(config, artifact, inputs, manifests, "bench"))
+        )
+        answer[f"{stage} s"] = round(time.monotonic() - began, 1)
+        answer[f"{prefix}driver MB"] = resident_mb("VmHWM")
+    return {**answer, **watched.figures()}
+
+
+class Watched:
+    """Limits the shard actors, and notes seconds and bytes of every round."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.seconds: list[float] = []
+        self.bytes: list[float] = []
+        self.actors: list[dict[str, float]] = []
+
+    def shards(self, kind: Any) -> Any:
+        watched = self
+
+        class Shards(kind):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                self.before = self.ask(hold_to, watched.limit)
+
+            def ask(self, function: Any, *args: Any) -> list[Any]:
+                import ray
+
+                return ray.get([actor.__ray_call__.remote(function, *args) for actor in self.actors])
+
+            def call(self, view: Any, method: str, args: Any) -> Iterator[Any]:
+                read, began = sum(self.ask(bytes_read)), time.monotonic()
+                yield from super().call(view, method, args)
+                if method == "step":
+                    watched.seconds.append(time.monotonic() - began)
+                    watched.bytes.append(sum(self.ask(bytes_read)) - read)
+
+            def __exit__(self, *error: object) -> None:
+                if error[0] is None:
+                    watched.actors = self.ask(memory)
+                    now, before = ([own["pid"] for own in some] for some in (watched.actors, self.before))
+                    assert now == before, (
+                        "a shard actor was restarted, and its memory not limited from then on"
+                    )
+                super().__exit__(*error)
+
+        return Shards
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "round s": statistics.median(self.seconds[1:]),
+            "read MB a round": statistics.median(self.bytes[1:]) / 1e6,
+            "actor MB": max(own["peak_mb"] for own in self.actors),
+            "rounds": self.seconds,
+            "actors": self.actors,
+        }
+
+
+def hold_to(actor: Any, limit: int) -> dict[str, float]:
+    """Let this process have no more than `limit` bytes of private memory."""
+    free = limit - private_bytes()
+    data = int(resident_mb("VmData") * 1e6)
+    resource.setrlimit(resource.RLIMIT_DATA, (data + free, data + free))
+    return memory(actor)
+
+
+def memory(actor: Any) -> dict[str, float]:
+    private = round(private_bytes() / 1e6, 1)
+    return {"pid": os.getpid(), "peak_mb": resident_mb("VmHWM"), "private_mb": private}
+
+
+def private_bytes() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+def bytes_read(actor: Any) -> int:
+    return int(Path("/proc/self/io").read_text().split("rchar:")[1].split()[0])
+
+
+if __name__ == "__main__":
+    main()
