@@ -104,6 +104,9 @@ class StreamedShard:
     def __init__(self, count: int, read: Callable[[int], Rows]) -> None:
         """Parts 0 to count - 1, which `read` reads in a thread: ids, features and group numbers as GroupedShard takes them."""
         self._count, self._read = count, read
+        self._reader = ThreadPoolExecutor(
+            1
+        )  # one for all calls: every new thread takes memory of its own and does not give it back
         self._groups: dict[int, set[int]] = {}  # of the parts read so far
         self._group = 0
         self._last: dict[int, Labelled | None] = {}  # by part, for this group
@@ -141,17 +144,16 @@ class StreamedShard:
     def _of_group(self, group: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(part, ids, rows) of the group, of every part that has some."""
         wanted = [part for part in range(self._count) if group in self._groups.get(part, {group})]
-        with ThreadPoolExecutor(1) as reader:
-            coming = [reader.submit(self._read, part) for part in wanted[:1]]
-            for place, part in enumerate(wanted):
-                ids, rows, groups = coming.pop().result()
-                coming += [
-                    reader.submit(self._read, following) for following in wanted[place + 1 : place + 2]
-                ]
-                self._groups[part] = set(np.unique(groups).tolist())
-                mine = groups == group
-                if mine.any():
-                    yield (part, ids, rows) if mine.all() else (part, ids[mine], rows[mine])
+        coming = [self._reader.submit(self._read, part) for part in wanted[:1]]
+        for place, part in enumerate(wanted):
+            ids, rows, groups = coming.pop().result()
+            coming += [
+                self._reader.submit(self._read, following) for following in wanted[place + 1 : place + 2]
+            ]
+            self._groups[part] = set(np.unique(groups).tolist())
+            mine = groups == group
+            if mine.any():
+                yield (part, ids, rows) if mine.all() else (part, ids[mine], rows[mine])
 
 
 def _by_group(groups: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:

@@ -195,7 +195,12 @@ def spark(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
     from pyspark import SparkConf, SparkContext
     from pyspark.mllib.clustering import KMeans, KMeansModel
 
-    settings = {"spark.driver.memory": "6g", "spark.ui.enabled": "false", "spark.driver.maxResultSize": "2g"}
+    settings = {
+        "spark.driver.memory": "6g",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.driver.maxResultSize": "2g",
+    }
     os.environ["PYSPARK_PYTHON"] = sys.executable
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), args.rivals]))
     context = SparkContext.getOrCreate(
