@@ -28,11 +28,11 @@ def manifests(storage: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def data_files(storage: Path, stage: str) -> set[tuple[str, bytes]]:
-    """Names and bytes of the stage's data files, all artifacts of the stage together."""
+    """Names and bytes of the stage's data files in all their folders, all artifacts of the stage together."""
     return {
-        (path.name, path.read_bytes())
-        for path in storage.glob(f"{stage}/*/*")
-        if path.name != "manifest.json"
+        (str(path.relative_to(storage / stage)), path.read_bytes())
+        for path in (storage / stage).rglob("*")
+        if path.is_file() and path.name != "manifest.json"
     }
 
 
