@@ -69,7 +69,7 @@ STAGES = (
     Stage("examples", 2, "examples", lambda config: ()),
     Stage("proxy", 2, "training", lambda config: ("examples",)),
     Stage("trajectories", 2, "trajectories", lambda config: ("examples", "proxy")),
-    Stage("clusters", 3, "clusters", lambda config: ("trajectories",), lambda config: _by_cluster(config)),
+    Stage("clusters", 2, "clusters", lambda config: ("trajectories",), lambda config: _by_cluster(config)),
     Stage(
         "subset",
         2,

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from s2l_ray.core import expressions
-from s2l_ray.core.store import FORMAT, Artifact, Manifest, Store
+from s2l_ray.core.store import Artifact, Manifest, Store
 from s2l_ray.core.tables import (
     CLUSTERS,
     MESSAGES,
@@ -22,6 +22,7 @@ from s2l_ray.core.tables import (
     vector_column,
 )
 from s2l_ray.stages.work import Outcome
+from tests.committed import commit
 
 STATISTICS = list(expressions.STATISTICS)
 NAME = "made"  # the fingerprint of all of them
@@ -149,11 +150,3 @@ def example_table(ids: pa.Array, source: pa.Array) -> pa.Table:
         "original": pa.StructArray.from_arrays(list(original.values()), names=list(original)),
     }
     return pa.table(columns)
-
-
-def commit(artifact: Artifact, outcome: Outcome) -> Manifest:
-    """What the pipeline does with the outcome of a stage, less what is only for people."""
-    names = ({}, {}, outcome.parts, outcome.files, outcome.info, 0, "", "", {}, {})
-    manifest = Manifest(FORMAT, artifact.stage, artifact.fingerprint, *names)
-    artifact.commit(manifest)
-    return manifest

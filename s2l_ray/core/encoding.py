@@ -161,9 +161,7 @@ class Encoder:
                 piece_ids = encoding.ids
                 learned_ranges += [
                     (reached + first, reached + end)
-                    for first, end in (
-                        _tokens_of(span, piece.text, encoding, len(piece_ids)) for span in piece.spans
-                    )
+                    for first, end in (_tokens_of(span, encoding, len(piece_ids)) for span in piece.spans)
                 ]
                 ids.append(piece_ids)
                 reached += len(piece_ids)
@@ -271,14 +269,11 @@ def _groups(rendered: list[list[Piece] | Refused]) -> Iterator[slice]:
     yield slice(first, len(rendered))
 
 
-def _tokens_of(span: tuple[int, int], text: str, tokens: Any, count: int) -> tuple[int, int]:
+def _tokens_of(span: tuple[int, int], tokens: Any, count: int) -> tuple[int, int]:
     """The tokens [first, end) with a character in a span; offsets never fall, so they are found by halving."""
     first = bisect_right(range(count), span[0], key=lambda number: tokens.token_to_chars(number)[1])
-    if span[1] >= len(text):
-        return first, count
-    return first, bisect_left(
-        range(count), span[1], lo=first, key=lambda number: tokens.token_to_chars(number)[0]
-    )
+    end = bisect_left(range(count), span[1], lo=first, key=lambda number: tokens.token_to_chars(number)[0])
+    return first, end
 
 
 def check_some_learned(encoded: Sequence[Encoded], section: str) -> None:

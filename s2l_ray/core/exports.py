@@ -45,7 +45,8 @@ def chat_lines(table: pa.Table) -> bytes:
 
 def _turn(turn: dict[str, Any]) -> dict[str, Any]:
     text = turn["content"] + ("\n" + turn["input"] if turn["input"] else "")
-    return {**json.loads(turn["extra"] or "{}"), "role": turn["role"], "content": text}
+    said = {"role": turn["role"], "content": text}
+    return said if turn["extra"] is None else said | json.loads(turn["extra"]) | said
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> bytes:

@@ -12,12 +12,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# Logits of one block when further statistics are taken, C x V; about four fp32 copies of them are alive at once: 2 GiB.
+# Logits of one block where whole rows of them are needed, C x V; about four fp32 copies of them are alive at once: 2 GiB.
 LOGITS_AT_ONCE = 2**27
+# Of losses alone: rows and logits of one block, of any part of the vocabulary. On a CPU fp32 logits stay in a core's own cache; on
+# other devices a block is large enough to fill them.
+CPU_BLOCK, DEVICE_BLOCK = (2**10, 2**19), (2**14, 2**26)
 
 
 def token_losses(model: nn.Module, input_ids_BL: torch.Tensor, learned_BL: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of every learned token, float32 [M], in row-major order of `learned_BL`.
+    """Cross-entropy of every learned token, float32 [M], in row-major order of `learned_BL`, with a graph to train by.
 
     Args:
         model: a transformers causal LM, or an engine that wraps one in `.module` and forwards calls to it.
@@ -63,9 +66,7 @@ def example_statistics(
     """
     counts_B = learned_BL.sum(1)
     if {"el2n", "grand"}.isdisjoint(names):
-        with torch.inference_mode():
-            losses_M = token_losses(model, input_ids_BL, learned_BL)
-            made = _of_losses(losses_M, counts_B)
+        made = _of_losses(_losses(model, input_ids_BL, learned_BL), counts_B)
     else:
         made = _of_errors(model, input_ids_BL, learned_BL, counts_B, "grand" in names)
     return {name: made[name] for name in ("loss", *names)}
@@ -88,7 +89,7 @@ def _of_errors(
 ) -> dict[str, torch.Tensor]:
     """All statistics but, unless asked for, GraNd; the logits are made in blocks of LOGITS_AT_ONCE."""
     layer, targets_M = _output_layer(model), input_ids_BL[learned_BL]
-    hidden_MH = _hidden_states(model, input_ids_BL, _positions(learned_BL))
+    hidden_MH, _ = _hidden_states(model, input_ids_BL, _positions(learned_BL))
     gradient = _OutputGradient(layer, counts_B) if with_gradient else None
     losses_M, el2n_M = (torch.empty(len(targets_M), device=targets_M.device) for _ in range(2))
     for pieces in _blocks(counts_B.tolist(), max(1, LOGITS_AT_ONCE // layer.weight.shape[0])):
@@ -124,20 +125,32 @@ def _flat(hidden_BLH: torch.Tensor) -> torch.Tensor:
     return hidden_BLH.reshape(-1, hidden_BLH.shape[-1])
 
 
-def _hidden_states(model: nn.Module, input_ids_BL: torch.Tensor, where_M: torch.Tensor) -> torch.Tensor:
-    """What goes into the output layer at the given positions, [M, H]; the layer itself runs on one position only."""
+def _hidden_states(
+    model: nn.Module, input_ids_BL: torch.Tensor, where_M: torch.Tensor
+) -> tuple[torch.Tensor, bool]:
+    """What goes into the output layer at the given positions, [M, H], and whether what it emits are the final logits.
+
+    The layer itself runs on one position only. Its output is final where the family returns that very tensor, unchanged.
+    """
     kept: list[torch.Tensor] = []
+    emitted: list[tuple[torch.Tensor, int]] = []
 
     def keep(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         kept.append(_flat(args[0]).index_select(0, where_M))
         return (args[0][:1, :1], *args[1:])
 
-    hook = _output_layer(model).register_forward_pre_hook(keep)
+    def watch(_: nn.Module, __: Any, logits_11V: torch.Tensor) -> None:
+        emitted.append((logits_11V, logits_11V._version))
+
+    layer = _output_layer(model)
+    hooks = [layer.register_forward_pre_hook(keep), layer.register_forward_hook(watch)]
     try:
-        model(input_ids=input_ids_BL, use_cache=False)
+        logits_11V = model(input_ids=input_ids_BL, use_cache=False).logits
     finally:
-        hook.remove()
-    return kept[0]
+        for hook in hooks:
+            hook.remove()
+    came, version = emitted[0]
+    return kept[0], logits_11V is came and logits_11V._version == version
 
 
 def _logits(
@@ -172,6 +185,54 @@ def _logits(
 
 
 # -------------------------------------------------------------------------------------------------------- from logits to numbers
+
+
+def _losses(model: nn.Module, input_ids_BL: torch.Tensor, learned_BL: torch.Tensor) -> torch.Tensor:
+    """What `token_losses` gives, without a graph, and without all logits at once."""
+    layer, targets_M = _output_layer(model), input_ids_BL[learned_BL]
+    hidden_MH, final = _hidden_states(model, input_ids_BL, _positions(learned_BL))
+    if final and type(layer) is nn.Linear:
+        return _linear_losses(layer, hidden_MH, targets_M)
+    losses_M = torch.empty(len(targets_M), device=targets_M.device)
+    at_once = max(1, LOGITS_AT_ONCE // layer.weight.shape[0])
+    for first in range(0, len(targets_M), at_once):
+        block = slice(first, first + at_once)
+        logits_CV, _ = _logits(model, hidden_MH[block], input_ids_BL[:1, :1], differentiable=False)
+        losses_M[block] = F.cross_entropy(logits_CV.float(), targets_M[block], reduction="none")
+    return losses_M
+
+
+def _linear_losses(layer: nn.Linear, hidden_MH: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy [M] under the logits of a linear layer, which are made in blocks and added up while they are in the cache.
+
+    Writing all logits, converting them to fp32 and reading them thrice for the softmax costs as much as making them.
+    """
+    rows, at_once = CPU_BLOCK if hidden_MH.device.type == "cpu" else DEVICE_BLOCK
+    pieces = zip(hidden_MH.split(rows), targets_M.split(rows), strict=True)
+    losses = [_block_losses(layer, *piece, max(1, at_once // max(1, len(piece[0])))) for piece in pieces]
+    return torch.cat(losses)
+
+
+def _block_losses(
+    layer: nn.Linear, hidden_CH: torch.Tensor, targets_C: torch.Tensor, width: int
+) -> torch.Tensor:
+    """Of some rows, `width` tokens of the vocabulary at a time: with m the highest logit so far and s the sum of exp(logit - m),
+    the loss of a target with logit y is (m - y) + log s in the end."""
+    highest_C = torch.full((len(hidden_CH),), torch.finfo(torch.float32).min, device=hidden_CH.device)
+    sums_C, right_C = torch.zeros_like(highest_C), torch.zeros_like(highest_C)
+    for first in range(0, layer.out_features, width):
+        part = slice(first, first + width)
+        logits_CW = F.linear(
+            hidden_CH, layer.weight[part], None if layer.bias is None else layer.bias[part]
+        ).float()
+        places_C = targets_C - first
+        inside_C = (places_C >= 0) & (places_C < logits_CW.shape[1])
+        found_C = logits_CW.gather(1, places_C.clamp(0, logits_CW.shape[1] - 1).unsqueeze(1)).squeeze(1)
+        right_C = torch.where(inside_C, found_C, right_C)
+        before_C, highest_C = highest_C, torch.maximum(highest_C, logits_CW.amax(1))
+        sums_C *= (before_C - highest_C).exp_()
+        sums_C += logits_CW.sub_(highest_C.unsqueeze(1)).exp_().sum(1)
+    return (highest_C - right_C) + sums_C.log()
 
 
 def _blocks(counts: list[int], at_once: int) -> Iterator[list[tuple[int, int, int]]]:

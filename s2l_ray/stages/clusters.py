@@ -50,7 +50,7 @@ def make(work: Work) -> Outcome:
     section, trajectories = work.config.clusters, work.manifests["trajectories"]
     labels = feature_steps(trajectories.info["steps"], section)
     base = _base(work, labels)
-    if section.within == "all" and base is None and section.k > trajectories.info["scored"]:
+    if section.within == "all" and not base and section.k > trajectories.info["scored"]:
         raise UserError(
             f"making clusters: clusters.k = {section.k}, but only {trajectories.info['scored']} rows have a trajectory. Lower k."
         )

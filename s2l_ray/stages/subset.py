@@ -119,6 +119,8 @@ def reading_of(work: Work) -> Reading:
     clusters = work.manifests["clusters"].info if "clusters" in work.manifests else {}
     sources = sorted(trajectories.info["sources"])
     groups = groups_of(rule, sources, clusters.get("k", 0), _cluster_sources(clusters))
+    if groups.own_sources and "cluster" in groups.kind:
+        wanted -= {"source"}  # the cluster tells it
     columns = {}
     of_clusters = wanted & {"cluster", "distance"}
     if of_clusters:

@@ -5,6 +5,7 @@ own Ray Data pipeline over window descriptors, so global batches do not depend o
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -27,7 +28,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from s2l_ray.config import Training
 from s2l_ray.core import order
-from s2l_ray.core.encoding import ROWS_AT_ONCE, Encoded, check_some_learned
+from s2l_ray.core.encoding import ROWS_AT_ONCE, Encoded, Encoder, check_some_learned
 from s2l_ray.core.models import build, load_config, load_encoder, load_tokenizer, parameters, tensor_reader
 from s2l_ray.core.store import Artifact, FileEntry, Part
 from s2l_ray.core.training import TrainingPlan, checkpoint_steps, train
@@ -404,10 +405,16 @@ def _reads(windows: Iterator[order.Window]) -> Iterator[list[order.Window]]:
         yield group
 
 
+@functools.lru_cache(maxsize=2)
+def _encoder(section: str) -> Encoder:
+    """A section's encoder, kept by the process: loading a large vocabulary takes as long as encoding thousands of rows."""
+    return load_encoder(Training.model_validate_json(section))
+
+
 def _encode_windows(
     batch: pa.Table, job: _Job, rank: int, world_size: int, first_step: int
 ) -> Iterator[pa.Table]:
-    encoder = load_encoder(job.section)
+    encoder = _encoder(job.section.model_dump_json(include=set(Training.model_fields)))
     for raw in json.loads(batch["windows"][0].as_py()):
         window = order.Window(**{**raw, "parts": tuple(raw["parts"])})
         table = pa.concat_tables(

@@ -23,6 +23,8 @@ from s2l_ray.config import Config  # noqa: E402
 from s2l_ray.core.store import Artifact, Store  # noqa: E402
 from s2l_ray.stages.work import Work  # noqa: E402
 from tests import synthetic  # noqa: E402
+from tests.bench.frame import finish  # noqa: E402
+from tests.committed import commit  # noqa: E402
 
 
 def main() -> None:
@@ -49,7 +51,7 @@ def main() -> None:
             synthetic.build(storage, rows, args.rows_per_part, args.steps, statistics=())
             results.append({"rows": rows, **measured_apart(storage, rows, args)})
             print_row(results[-1], first=len(results) == 1)
-    print(json.dumps({"bench": "driver_memory", "steps": args.steps, "k": args.k, "results": results}))
+    finish("driver_memory", steps=args.steps, k=args.k, results=results)
 
 
 def measured_apart(storage: str, rows: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -101,9 +103,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         began, before = time.monotonic(), resident_mb()
         forget_peak()
         artifact = Artifact(store, stage, "bench")
-        manifests[stage] = synthetic.commit(
-            artifact, module.make(Work(config, artifact, inputs, manifests, "bench"))
-        )
+        manifests[stage] = commit(artifact, module.make(Work(config, artifact, inputs, manifests, "bench")))
         peak = resident_mb("VmHWM")
         seconds = round(time.monotonic() - began, 1)
         answer[stage] = {"peak_mb": peak, "grown_mb": round(peak - before, 1), "seconds": seconds}

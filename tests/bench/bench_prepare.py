@@ -14,7 +14,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import platform
 import random
 import resource
 import statistics
@@ -40,6 +39,7 @@ from s2l_ray.config import Columns  # noqa: E402
 from s2l_ray.core.encoding import Encoded, Encoder  # noqa: E402
 from s2l_ray.core.rawfiles import PartRange, find_files, index_file, part_ranges, read_part  # noqa: E402
 from s2l_ray.core.templates import STYLES  # noqa: E402
+from tests.bench.frame import finish  # noqa: E402
 
 PROCESSES = 2
 MAX_LENGTH = 512
@@ -283,7 +283,6 @@ def report(
         f"ours is {ratios['wall']:.2f} x theirs, {ratios['processor']:.2f} x by processors' time (labels {way}); rows that differ: {different}"
     )
     result = {
-        "bench": "prepare",
         "rows": rows,
         "processes": PROCESSES,
         "rows_per_second": {
@@ -294,13 +293,8 @@ def report(
         "tried": {name: round(one.wall, 2) for name, one in tried.items()},
         "different": different,
         "runs": {name: [[round(one, 2) for one in run] for run in runs] for name, runs in took.items()},
-        "machine": {
-            "cpus": os.cpu_count(),
-            "processor": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-        },
     }
-    print(json.dumps(result))
+    finish("prepare", **result)
 
 
 if __name__ == "__main__":

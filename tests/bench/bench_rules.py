@@ -8,7 +8,6 @@ with 2 CPUs. Prints a table, and one last line of JSON. Writing the chosen rows'
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from s2l_ray.config import RULES, Config  # noqa: E402
 from s2l_ray.core.store import Artifact, Store  # noqa: E402
 from s2l_ray.stages.work import Work  # noqa: E402
 from tests import synthetic  # noqa: E402
+from tests.bench.frame import finish  # noqa: E402
 
 
 def main() -> None:
@@ -53,11 +53,7 @@ def main() -> None:
             print(f"{rule:24} {results[-1]['rows']:>9,} rows {results[-1]['seconds']:6.2f} s", flush=True)
     total = round(sum(result["seconds"] for result in results), 2)
     print(f"{'all':24} {total:22.2f} s")
-    print(
-        json.dumps(
-            {"bench": "rules", "rows": args.rows, "steps": args.steps, "total": total, "results": results}
-        )
-    )
+    finish("rules", rows=args.rows, steps=args.steps, total=total, results=results)
 
 
 def config_of(storage: str, rule: str) -> Config:

@@ -7,7 +7,6 @@ line of JSON.
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from s2l_ray.core.encoding import Encoded  # noqa: E402
 from s2l_ray.core.models import build  # noqa: E402
 from s2l_ray.core.scoring import flops, score_statistics  # noqa: E402
+from tests.bench.frame import finish  # noqa: E402
 
 CHOICES: list[tuple[str, ...]] = [
     (),
@@ -73,7 +73,7 @@ def main() -> None:
             f"{', '.join(one['statistics']) or 'losses alone':58}  {one['seconds']:7.2f}  {one['rows_per_second']:6.1f}"
             f"  {one['time']:4.2f}  {one['flops']:5.2f}"
         )
-    print(json.dumps({"bench": "statistics", **vars(args), "results": results}))
+    finish("statistics", **vars(args), results=results)
 
 
 def result(

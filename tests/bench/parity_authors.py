@@ -10,7 +10,6 @@ far from all others. Prints a table, and one last line of JSON; exit status 1 if
 """
 
 import argparse
-import json
 import sys
 import time
 import types
@@ -25,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from s2l_ray.config import RULES, Clusters  # noqa: E402
 from s2l_ray.core.grouped import GroupedShard, fit_group  # noqa: E402
 from s2l_ray.core.selection import quotas  # noqa: E402
+from tests.bench.frame import finish  # noqa: E402
 
 K, SMALL, STEPS = 100, 2, 12
 PUBLISHED = Clusters(within="source", k=K, max_rounds=20, tolerance=0.0, points_per_centroid=256, seed=0)
@@ -53,13 +53,12 @@ def main() -> None:
         print_table(result)
     same = all(result["same_quotas"] for result in results)
     answer = {
-        "bench": "parity_authors",
         "rows": args.rows,
         "same_quotas": same,
         "fewer_rows_than_k": fewer_rows_than_clusters(args.checkout, losses[:960]),
         "results": results,
     }
-    print(json.dumps(answer))
+    finish("parity_authors", **answer)
     sys.exit(0 if same else 1)
 
 

@@ -91,6 +91,33 @@ def is_worker(process: int) -> bool:
     return title.startswith(b"ray::") and b"Agent" not in title
 
 
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray of two CPUs in this process, for the tests of one module."""
+    import ray
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=100_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_ray_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that starts Ray in this process without `local_ray` would give it to all tests after it."""
+    yield
+    import ray
+
+    if "local_ray" not in request.fixturenames:
+        assert not ray.is_initialized()
+
+
 @pytest.fixture(scope="session")
 def runs() -> Iterator[Runs]:
     made = Runs()

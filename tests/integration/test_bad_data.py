@@ -1,16 +1,14 @@
 """Wrong data that only show once Ray reads or computes them: one error that names the thing and the remedy, and no artifact of it."""
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 import yaml
 
 from s2l_ray import run
@@ -19,19 +17,7 @@ from s2l_ray.core.tables import parquet_bytes
 from tests import tiny
 from tests.integration.conftest import Finished
 
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=100_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 class Case:

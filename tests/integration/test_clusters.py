@@ -4,7 +4,6 @@ The trajectories are made here and committed as the stage before would: no model
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,32 +19,22 @@ from s2l_ray.config import Clusters, Config
 from s2l_ray.core.features import feature_steps, features
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.kmeans import Shard, fit
-from s2l_ray.core.store import FORMAT, Artifact, Manifest, Part, Store
+from s2l_ray.core.store import Artifact, Manifest, Part, Store
 from s2l_ray.core.tables import parquet_bytes, vector_column
 from s2l_ray.errors import UserError
 from s2l_ray.stages import clusters
 from s2l_ray.stages.work import Outcome, Work
 from tests import tiny
+from tests.committed import commit
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 
 K, FEW = 6, 4
 STEPS = [[0, step] for step in (0, 5, 10, 15, 20)]
 PART_ROWS = (700, 256, 1, 512, 300, 19, 400, 512, 333, 7)
 OLD_PARTS = 7  # of which an earlier run knew; the source "new" comes only after them
 SECTION = {"k": K, "tolerance": 0.0, "max_rounds": 8, "seed": 3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=100_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
 
 
 @dataclass
@@ -78,15 +67,6 @@ class Data:
         counts = Counter(self.sources[:rows][self.scored[:rows]].tolist())
         info = {**self.manifest.info, "sources": dict(counts), "scored": sum(counts.values())}
         return replace(self.manifest, parts=self.manifest.parts[:parts], info=info)
-
-
-def commit(artifact: Artifact, outcome: Outcome, section: dict[str, Any]) -> Manifest:
-    facts = (outcome.parts, outcome.files, outcome.info)
-    manifest = Manifest(
-        FORMAT, artifact.stage, artifact.fingerprint, {}, section, *facts, 0, "run", "", {}, {}
-    )
-    artifact.commit(manifest)
-    return manifest
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +102,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     ids, sources, losses, scored = (np.concatenate(column) for column in zip(*columns, strict=True))
     counts = Counter(sources[scored].tolist())
     info = {"scored": sum(counts.values()), "sources": dict(counts), "steps": STEPS}
-    return Data(folder, commit(artifact, Outcome(parts, info=info), {}), ids, sources, losses, scored)
+    return Data(folder, commit(artifact, Outcome(parts, info=info)), ids, sources, losses, scored)
 
 
 def make(
@@ -144,7 +124,7 @@ def make(
         inputs["base"], manifests["base"] = data.artifact("clusters", base.fingerprint), base
     artifact = data.artifact("clusters", name)
     work = Work(config, artifact, inputs, manifests, "run")
-    return commit(artifact, clusters.make(work), config.clusters.model_dump(mode="json"))
+    return commit(artifact, clusters.make(work), section=config.clusters.model_dump(mode="json"))
 
 
 def contents(data: Data, manifest: Manifest) -> list[bytes]:

@@ -1,9 +1,7 @@
 """A subset as the stage writes it, read by the libraries it is written for."""
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-import ray
 import yaml
 
 from s2l_ray.config import Config
@@ -23,6 +20,7 @@ from s2l_ray.core.tables import MESSAGES
 from s2l_ray.stages import subset
 from s2l_ray.stages.work import Work
 from tests import synthetic
+from tests.committed import commit
 
 ROWS, STEPS, BUDGET = 700, 4, 231
 CALL = [{"function": {"arguments": {"city": "Graz"}, "name": "weather"}, "type": "function"}]
@@ -65,19 +63,10 @@ def conversations(stage: str, table: pa.Table) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=100_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
+def storage(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> str:
     folder = str(tmp_path_factory.mktemp("exports"))
     synthetic.build(folder, ROWS, 128, STEPS, ["x", "y / z"], clusters=6, change=conversations)
-    yield folder
-    ray.shutdown()
+    return folder
 
 
 def choose(storage: str, name: str, **fields: Any) -> Manifest:
@@ -96,7 +85,7 @@ def choose(storage: str, name: str, **fields: Any) -> Manifest:
     }
     manifests = {stage: artifact.manifest() for stage, artifact in inputs.items()}
     artifact = Artifact(Store(storage), "subset", name)
-    return synthetic.commit(artifact, subset.make(Work(config, artifact, inputs, manifests, "run")))
+    return commit(artifact, subset.make(Work(config, artifact, inputs, manifests, "run")))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """`clusters` and `subset` on real shard actors: the same bytes however the parts are spread, in whatever order, whoever dies."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,12 +16,16 @@ import ray
 from s2l_ray.config import Config
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.rawfiles import find_files, index_file, part_ranges
-from s2l_ray.core.store import FORMAT, Artifact, Manifest, Part, Store
+from s2l_ray.core.store import Artifact, Manifest, Part, Store
 from s2l_ray.core.tables import parquet_bytes, trajectories_schema, vector_column
 from s2l_ray.errors import UserError
 from s2l_ray.stages import clusters, examples, subset
 from s2l_ray.stages.work import Outcome, Work
 from tests import tiny
+from tests.committed import commit
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 
 K, STEPS = 12, 5
 FILE_ROWS = (
@@ -33,21 +36,8 @@ FILE_ROWS = (
     300,
     519,
 )  # parts of 256 rows: sixteen of unequal size, one of 1 row, the last of 7
+
 NO_LOSS = "no learned token within max_length"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=100_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
 
 
 def config_for(folder: Path, **sections: Any) -> Config:
@@ -61,26 +51,6 @@ def config_for(folder: Path, **sections: Any) -> Config:
     return Config.model_validate(
         {name: {**base.get(name, {}), **sections.get(name, {})} for name in {**base, **sections}}
     )
-
-
-def commit(artifact: Artifact, outcome: Outcome) -> Manifest:
-    manifest = Manifest(
-        FORMAT,
-        artifact.stage,
-        artifact.fingerprint,
-        {},
-        {},
-        outcome.parts,
-        outcome.files,
-        outcome.info,
-        0,
-        "run",
-        "",
-        {},
-        {},
-    )
-    artifact.commit(manifest)
-    return manifest
 
 
 @pytest.fixture(scope="module")

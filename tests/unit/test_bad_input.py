@@ -19,7 +19,7 @@ from s2l_ray import config, pipeline, run
 from s2l_ray.core.encoding import byte_tokenizer
 from s2l_ray.core.store import Artifact, Store
 from tests import tiny
-from tests.unit.test_lineage import manifest
+from tests.committed import commit, manifest
 
 Job = dict[str, Any]
 
@@ -40,7 +40,7 @@ class Case:
     def commit(self, stage: str, **fields: Any) -> Artifact:
         """An artifact of another job in the same storage."""
         artifact = Artifact(Store(str(self.storage)), stage, "0123456789abcdef01234567")
-        artifact.commit(manifest(stage, fingerprint=artifact.fingerprint, **fields))
+        commit(artifact, **fields)
         return artifact
 
     def commit_examples(self) -> Artifact:

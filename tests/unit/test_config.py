@@ -134,6 +134,12 @@ def test_a_budget_above_the_data_says_how_many_there_are() -> None:
         (["--proxy.epochs=null"], "proxy: expected exactly one of epochs and steps; got epochs=None"),
         (["--target.tokenizer=null"], "target: model.config has no tokenizer of its own"),
         (["--examples.files=[]"], "examples.files: expected at least one file"),
+        (["--examples.dataset=a/b"], "examples: expected either files or dataset; got both"),
+        (["--examples.dataset_config=main"], "examples: dataset_config is only used with dataset"),
+        (
+            ["--examples.columns={messages: m, output: o}"],
+            "examples.columns: expected either messages or instruction and output; got messages and ['output']",
+        ),
         (["--evaluation.max_new_tokens=3"], "evaluation.files: expected at least one held-out file"),
     ],
 )

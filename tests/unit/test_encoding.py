@@ -216,18 +216,6 @@ def test_the_name_of_a_special_token_in_a_row_ends_nothing(special: str, kind: s
     )
 
 
-@pytest.mark.parametrize("offsets", ["trimmed", "whole"])
-def test_white_space_is_learned_whatever_offsets_a_tokenizer_tells(offsets: str) -> None:
-    """Some tokenizers leave white space out of the offsets they tell, as if it were not there."""
-    from tokenizers import processors
-
-    tokenizer = byte_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=offsets == "trimmed")
-    (made,) = Encoder(tokenizer, "plain", 100).examples(rows(("ab \n", None, " \nc \n")))
-    assert made.learned.tolist() == [False] * 5 + [True] * 6
-    assert tokenizer.backend_tokenizer.post_processor is not None, "the tokenizer is left as it was"
-
-
 # ---- several turns
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from s2l_ray import config, estimate, pipeline, run
-from s2l_ray.core.store import FORMAT, Manifest
 from tests import tiny
+from tests.committed import commit
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
 
@@ -39,6 +39,7 @@ def test_the_paper_run_costs_what_its_models_say(tmp_path: Path) -> None:
     assert costs["proxy"].flops == 6 * proxy * 3 * tokens
     assert costs["trajectories"].flops == 2 * proxy * 13 * tokens
     assert costs["target"].rows == int(0.11 * 262_039)
+    assert costs["clusters"].flops == 3 * 262_039 * 12 * 100 * 100  # columns x clusters x rounds
     assert (
         costs["target"].memory == target * 18 / 8
     )  # ZeRO-3: bf16 weights, fp32 gradients, master and two moments, 8 ways
@@ -68,9 +69,7 @@ def test_statistics_cost_what_they_compute(tmp_path: Path) -> None:
 def test_what_is_there_is_reused_in_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made_plan = pipeline.plan(config.load(None, [], tiny.job(tmp_path)))
     examples = made_plan.nodes[0].artifact
-    examples.commit(
-        Manifest(FORMAT, "examples", examples.fingerprint, {}, {}, [], [], {}, 0.0, "", "", {}, {})
-    )
+    commit(examples)
     estimate.print_plan(made_plan)
     states = [
         line.split("│")[3].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")

@@ -373,3 +373,15 @@ def test_real_files_are_all_readable() -> None:
         found = ids(parts)
         assert len(found) == sum(part.rows for part in parts)
         assert (np.diff(found) == 1).all()
+
+
+def test_batches_that_no_later_span_needs_are_let_go() -> None:
+    table = pa.table({"n": range(100)})
+    batches = ((first, table.slice(first, 5).to_batches()[0]) for first in range(0, 100, 5))
+    held: list[tuple[int, pa.RecordBatch]] = []
+    for first in range(0, 100, 12):
+        span = formats.Span(first, min(12, 100 - first))
+        assert formats._gather(span, held, batches, table.schema)["n"].to_pylist() == list(
+            range(first, first + span.rows)
+        )
+        assert len(held) <= 4

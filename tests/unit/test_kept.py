@@ -34,12 +34,8 @@ KEPT = {
     ("trajectories", 2): "a95c19278b4cf10bc3245a4789f4884e8c86afb3ae44a0f8d9719354c2ccad2a",
     ("clusters", 1): "19d6e55c881469e7451614054011557d6730ddfd9bed61d553d2745d8a73c1e6",
     ("clusters", 2): "2fed1c98b2d6ab7c82248c4fb1248df4588af1a497933273327207e8219e77aa",
-    (
-        "clusters",
-        3,
-    ): "2fed1c98b2d6ab7c82248c4fb1248df4588af1a497933273327207e8219e77aa",  # the last bits of objectives differ from 2
     ("subset", 1): "018440c0f9e9afbd87f852b7deff88548ba6b45afe664df25b323c3dd4a63e28",
-    ("subset", 2): "d06bbc8a21353bd35b55f6a4946dc5bbaa4425645baf03a5493c09a5c8d5581a",
+    ("subset", 2): "217ca58f5c5ccc65efad0ef8b586094445acab3cfd8e1a9e2b19fc1a6d5635e4",
 }
 
 

@@ -293,7 +293,11 @@ def test_fewer_distinct_rows_than_clusters_are_one_cluster_each_where_that_is_as
     assert kept.centroids.tolist() == [[2, 2], [0, 1], [3, 3], [7, 7], [2.5, 2.5]]
 
 
-def test_the_hash_limit_is_that_of_a_full_sort(parts: list[Part]) -> None:
+@pytest.mark.parametrize("leading", [2, 16])
+def test_the_hash_limit_is_that_of_a_full_sort(
+    leading: int, parts: list[Part], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kmeans, "_LEADING", leading)
     ids = np.concatenate([ids for ids, _ in parts])
     hashes = np.sort(kmeans.keyed_hash(6, ids))
     for count in (1, 2, 1000, len(ids)):

@@ -19,18 +19,12 @@ from s2l_ray.core.lineage import (
     scored_parts,
 )
 from s2l_ray.core.rawfiles import PartRange, RawFile
-from s2l_ray.core.store import FORMAT, Artifact, Manifest, Part, Store
+from s2l_ray.core.store import Artifact, Manifest, Part, Store
 from s2l_ray.errors import UserError
+from s2l_ray.stages.work import Outcome
+from tests.committed import commit, manifest
 
 Files = Sequence[tuple[str, int, str]]
-
-
-def manifest(stage: str = "examples", **fields: Any) -> Manifest:
-    plain: dict[str, Any] = {
-        "format": FORMAT, "stage": stage, "fingerprint": "f", "inputs": {}, "section": {}, "parts": [], "files": [],
-        "info": {}, "seconds": 0.0, "run": "", "made_at": "", "scaling": {}, "versions": {}, "version": 2,
-    }  # fmt: skip
-    return Manifest(**{**plain, **fields})
 
 
 def recorded(files: Files, lineage: Lineage) -> Manifest:
@@ -39,7 +33,7 @@ def recorded(files: Files, lineage: Lineage) -> Manifest:
         {"number": number, "name": name, "bytes": size, "sha256": sha256}
         for number, (name, size, sha256) in zip(lineage.numbers, files, strict=True)
     ]
-    return manifest(info={"files": listed, "next_file_number": lineage.next_number})
+    return manifest("examples", info={"files": listed, "next_file_number": lineage.next_number})
 
 
 def test_a_data_set_of_its_own_is_numbered_in_order() -> None:
@@ -101,9 +95,7 @@ def scored(store: Store, fingerprint: str, parts: dict[str, bytes], **fields: An
         artifact.write_part(index, 3, {"data": (".parquet", data)}, "node", "run", {"examples": sha256})
         for index, (sha256, data) in enumerate(parts.items())
     ]
-    result = manifest("trajectories", fingerprint=fingerprint, inputs={"proxy": "p"}, parts=made, **fields)
-    artifact.commit(result)
-    return result
+    return commit(artifact, Outcome(made), inputs={"proxy": "p"}, version=2, **fields)
 
 
 def test_parts_scored_before_are_found_and_adopted(tmp_path: Path) -> None:
@@ -173,5 +165,5 @@ def test_an_artifact_is_opened_by_its_uri(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"proxy.use: there is no manifest.json"):
         Artifact.at(f"{tmp_path}/proxy/f", "proxy", "proxy.use")
     made = Artifact(Store(str(tmp_path)), "proxy", "f")
-    made.commit(manifest("proxy"))
+    commit(made)
     assert Artifact.at(f"{made.uri}/", "proxy", "proxy.use").uri == made.uri

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from s2l_ray import config, pipeline
-from s2l_ray.core.store import FORMAT, Artifact, Manifest, Store
+from s2l_ray.core.store import Artifact, Store
 from s2l_ray.errors import UserError
 from tests import tiny
+from tests.committed import commit
 
 EXAMPLES = ["examples"]
 BEFORE_CLUSTERS = [*EXAMPLES, "proxy", "trajectories"]
@@ -334,13 +335,7 @@ def test_names_are_made_of_plain_json(tree: dict[str, Any]) -> None:
 def committed(tmp_path: Path, stage: str, **fields: Any) -> Artifact:
     """An artifact of another storage, as far as the plan looks at it."""
     artifact = Artifact(Store(str(tmp_path / "elsewhere")), stage, "0123456789abcdef01234567")
-    plain: dict[str, Any] = {
-        **{key: {} for key in ("inputs", "section", "info", "scaling", "versions")},
-        **dict.fromkeys(("run", "made_at"), ""),
-        **{key: [] for key in ("parts", "files")},
-    }
-    named = {"format": FORMAT, "stage": stage, "fingerprint": artifact.fingerprint, "seconds": 0.0}
-    artifact.commit(Manifest(**{**plain, **named, **fields}))
+    commit(artifact, **fields)
     return artifact
 
 

@@ -21,8 +21,9 @@ from s2l_ray.core.store import Artifact, Store
 from s2l_ray.core.training import checkpoint_steps
 from s2l_ray.core.training_state import checkpoint_folder
 from s2l_ray.errors import UserError
+from s2l_ray.stages.work import Outcome
 from tests import tiny
-from tests.unit.test_lineage import manifest
+from tests.committed import commit
 
 SECTION = Training(model=Model(config=tiny.LLAMA), tokenizer="bytes", epochs=1)
 CHECKPOINT = checkpoint_folder(5)
@@ -39,7 +40,7 @@ def trained(tmp_path: Path) -> tuple[Artifact, dict[str, torch.Tensor]]:
         artifact.write_named(f"{CHECKPOINT}/{path.name}", path.read_bytes())
         for path in sorted((tmp_path / "saved").iterdir())
     ]
-    artifact.commit(manifest("proxy", files=files))
+    commit(artifact, Outcome(files=files))
     return artifact, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 

@@ -1,6 +1,7 @@
 """Every named rule, from stored parts to chosen rows, against a few lines of numpy written apart from it."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,22 @@ def test_s2l_within_sources_shares_over_sources_first(storage: str) -> None:
         taken = [int(np.isin(rows.ids[mine & (rows.cluster == k)], ids).sum()) for k in range(7)]
         sizes = [int((mine & (rows.cluster == k)).sum()) for k in range(7)]
         assert taken == quotas(np.array(sizes), sum(taken)).tolist()
+
+
+def test_clusters_within_sources_tell_the_source_themselves(storage: str) -> None:
+    work = work_for(storage, "s2l_within_sources")
+    clusters = work.manifests["clusters"]
+    of = [SOURCES[number % 3] for number in range(7)]
+    work.manifests["clusters"] = replace(clusters, info={**clusters.info, "cluster_sources": of})
+    reading = subset.reading_of(work)
+    assert list(reading.columns) == ["clusters"]
+    assert reading.groups.names[:2] == ("math/a / 0", "chat / 1")
+    ids, _ = chosen_ids(work)
+    rows = Stored(storage)
+    sizes = np.bincount(rows.cluster, minlength=7)
+    parents = np.array([sorted(SOURCES).index(source) for source in of])
+    taken = np.bincount(rows.cluster[np.isin(rows.ids, ids)], minlength=7)
+    np.testing.assert_array_equal(taken, quotas(sizes, BUDGET, parents=parents))
 
 
 def test_every_rule_has_a_test(storage: str) -> None:

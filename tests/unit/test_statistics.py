@@ -194,6 +194,52 @@ def test_rows_without_a_learned_token_have_no_statistics() -> None:
     assert all(values.isnan().all() for values in nobody.values())
 
 
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("block", [(1, 1), (4, 20), (7, 7 * 22), (100, 10_000)])
+def test_losses_do_not_depend_on_how_the_vocabulary_is_cut(
+    monkeypatch: pytest.MonkeyPatch, bias: bool, block: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(losses, "CPU_BLOCK", block)
+    made, numbers = table(8, 16, bias, "nothing")
+    batch = rows(9, [30, 2, 12])
+    check(
+        example_statistics(made, *tensors(batch), NAMES[:2]),
+        [by_hand(numbers, bias, "nothing", row) for row in batch],
+    )
+    assert {positions for *_, positions, _ in made.shapes} == {1}, (
+        "no logits were to be made by the layer itself"
+    )
+
+
+def test_tokens_that_are_forbidden_by_the_layer_add_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CPU_BLOCK", (4, 16))  # whole blocks are forbidden, the first among them
+    made, _ = table(8, 16, True, "nothing")
+    with torch.no_grad():
+        made.layer.bias[:10] = -torch.inf
+        made.layer.bias[10:] -= 200  # and all others are far below 0
+    batch = [Encoded(0, np.arange(9, 23, dtype=np.int32), np.arange(14) > 0)]
+    ids = torch.arange(9, 23)
+    with torch.no_grad():
+        logits = made(ids[None], use_cache=False).logits[0, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.double(), ids[1:]).float()
+    torch.testing.assert_close(example_statistics(made, *tensors(batch))["loss"], expected[None])
+
+
+@pytest.mark.parametrize(
+    "after",
+    [lambda z: z.mul_(0.5), lambda z: z.index_fill_(-1, torch.arange(3), -60.0), lambda z: z[..., :23] / 2],
+)
+def test_what_a_family_does_to_its_logits_counts_even_in_place(after: Callable[[Any], Any]) -> None:
+    made, _ = table(5, 8, True, "nothing")
+    made.after = after
+    batch = rows(6, [9, 20])
+    for row, loss in zip(batch, example_statistics(made, *tensors(batch))["loss"], strict=True):
+        ids, where = torch.from_numpy(row.input_ids).long(), torch.from_numpy(row.learned)
+        with torch.no_grad():
+            logits = made(ids[None], use_cache=False).logits[0, :-1]
+        torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits[where[1:]], ids[where]))
+
+
 def test_a_model_that_overflows_gives_nan_and_no_number() -> None:
     made, _ = table(5, 8, True, "nothing")
     with torch.no_grad():

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray.core.encoding import Encoded, Encoder, byte_tokenizer
+from s2l_ray.core.encoding import NO_LEARNED_TOKEN, Encoded, Encoder, byte_tokenizer
 from s2l_ray.core.tables import MESSAGES
 from s2l_ray.core.templates import FIXED_DATE, Chat, Piece, Refused, Turn
 from s2l_ray.errors import UserError
@@ -353,6 +353,16 @@ def test_marks_that_do_not_hold_an_answer_are_refused() -> None:
     assert "generation marks do not hold the text of an answer" in learned_texts(outside, *CASES["single"])
 
 
+@needs_trl
+def test_marks_around_nothing_learn_no_token_that_runs_over_them() -> None:
+    template = "{% for m in messages %}{% generation %}{% endgeneration %}{{ m.content }}{% endfor %}"
+    tokenizer = merging_encoder("qwen2_5").tokenizer
+    encoder = Encoder(tokenizer, "chat", 100, template=template)
+    (made,) = encoder.examples(table([user("zassistant\n"), assistant(""), user("assistant")]))
+    assert tokenizer.convert_ids_to_tokens(made.input_ids.tolist()) == ["z", "assistantĊassistant"]
+    assert made.reason == NO_LEARNED_TOKEN
+
+
 def test_the_last_answers_marks_cannot_be_told_where_earlier_ones_move() -> None:
     moving = MARKED.replace("BODY", "{{ m.content }}{{ messages | length }}")
     assert learned_texts(moving, *CASES["multi"]) == ["Hello.4", "Fine.4"]
@@ -374,6 +384,24 @@ def test_white_space_after_the_closing_token_is_not_learned_and_before_it_is() -
     assert learned_texts(PLAIN, turns) == [" b \n<|e|>", "d<|e|>"]
     without_token = PLAIN.replace("<|e|>", "")
     assert learned_texts(without_token, turns) == [" b \n\n", "d\n"]
+
+
+@pytest.mark.parametrize("trimmed", [True, False])
+def test_white_space_is_learned_whatever_offsets_a_tokenizer_tells(trimmed: bool) -> None:
+    """Some tokenizers leave white space out of the offsets they tell, as if it were not there; others cut and pad on their own."""
+    from tokenizers import processors
+
+    tokenizer = tokenizer_for(PLAIN.replace("<|e|>\n", ""))
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = processors.ByteLevel(trim_offsets=trimmed)
+    backend.enable_truncation(3)
+    backend.enable_padding(length=50)
+    (made,) = Encoder(tokenizer, "chat", 100).examples(
+        table([user("a"), assistant(" b \n "), user("c "), assistant("d")])
+    )
+    assert tokenizer.decode(made.input_ids[made.learned]) == " b \n d"
+    assert tokenizer.decode(made.input_ids) == "<|user|>a<|assistant|> b \n <|user|>c <|assistant|>d"
+    assert (backend.post_processor, backend.truncation) != (None, None), "the tokenizer is left as it was"
 
 
 def test_a_template_that_closes_the_text_with_the_end_token() -> None:
@@ -429,7 +457,15 @@ def test_an_answer_that_stands_elsewhere_is_refused() -> None:
 
 def test_tools_that_a_template_does_not_know_are_refused() -> None:
     assert "leaves out the tools" in learned_texts(PLAIN, *CASES["single"][:1], tools=json.dumps([SCHEMA]))
-    assert learned_texts(PLAIN, CASES["single"][0], tools="[]") == ["Hello.<|e|>"]
+    asking = "{% if tools is not none %}{{ tools | tojson }}{% endif %}" + PLAIN
+    for tools, start in ((json.dumps([SCHEMA]), '[{"type"'), ("[]", "<|user|>"), (None, "<|user|>")):
+        (piece,) = Chat(tokenizer_for(asking), None, "all").example(CASES["single"][0], tools)
+        assert piece.text.startswith(start)
+
+
+def test_text_that_a_template_spells_as_json_is_there() -> None:
+    spelling = PLAIN.replace("{{ m.content }}", "{{ m.content | tojson }}")
+    assert learned_texts(spelling, [user('a "b"\n'), assistant('"é"')]) == ['"\\"é\\""<|e|>']
 
 
 def test_of_an_answer_with_a_thought_what_follows_it_must_be_there() -> None:
@@ -496,9 +532,15 @@ def test_the_name_of_a_special_token_is_never_made_one(where: list[Turn], learn:
         encoder_for(PLAIN).prompts(table([*where, user("more"), assistant("c")]))
 
 
-def test_the_longest_special_token_is_named() -> None:
-    template = PLAIN + "<|e|><|ee|>"
-    assert "token <|ee|>," in learned_texts(template, [user("<|ee|>"), assistant("b")])
+def test_of_two_special_tokens_that_begin_alike_the_longer_one_is_meant() -> None:
+    tokenizer = tokenizer_for(PLAIN)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|e|>\n", "<|user|>", "<|assistant|>", "<|e|>"]}
+    )
+    encoder = Encoder(tokenizer, "chat", 100)
+    assert encoder.stops == [encoder.end, tokenizer.convert_tokens_to_ids("<|e|>\n")]
+    (made,) = encoder.examples(table([user("<|e|>\n"), assistant("b")]))
+    assert "special token <|e|>\n," in str(made.reason)
 
 
 def test_what_is_one_token_without_being_special_is_text() -> None:

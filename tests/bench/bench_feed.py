@@ -1,0 +1,158 @@
+"""What Ray costs around training and scoring: the share of waiting for data, and of gaps between the parts that a scorer makes.
+
+    OMP_NUM_THREADS=1 python tests/bench/bench_feed.py --workers 1
+
+Runs a small job on a local Ray until its proxy is trained, and reads how long its workers waited for data (the first batch comes with
+the start of the readers, and counts). Then `make_parts` scores the same parts with one actor, whose parts tell when each began and
+ended: what lies between is Ray's, whatever else the machine does; beside it, processor seconds of a part there and in this process.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from s2l_ray.config import load  # noqa: E402
+from s2l_ray.core.scoring import files_of  # noqa: E402
+from s2l_ray.core.store import Artifact, Manifest, Part, Store  # noqa: E402
+from s2l_ray.stages.work import Work, part_dict  # noqa: E402
+from tests.bench.frame import finish, show  # noqa: E402
+
+MODEL = {
+    "model_type": "gpt_neox",
+    "vocab_size": 8_192,
+    "hidden_size": 256,
+    "intermediate_size": 1_024,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+
+
+def main() -> None:
+    """Train, score, and print what came."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--rows-per-part", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=1, help="that train the proxy")
+    args = parser.parse_args()
+    os.environ["RAY_ADDRESS"] = "local"
+    with tempfile.TemporaryDirectory() as folder:
+        path = job(Path(folder), args)
+        command = [sys.executable, "-m", "s2l_ray.run", "--config", path, "--until", "proxy"]
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, stdout=sys.stderr)
+        (trained,) = only(folder, "proxy").manifest().info["members"]
+        scored = scoring(path, folder)
+    result = {
+        "train_seconds": trained["train_seconds"],
+        "waiting": trained["wait_seconds"] / trained["train_seconds"],
+        "tokens_per_second": trained["tokens"] / trained["train_seconds"],
+        **scored,
+    }
+    show("what Ray costs", ["figure", "value"], [[name, float(value)] for name, value in result.items()])
+    finish("feed", **vars(args), result=result)
+
+
+def job(folder: Path, args: argparse.Namespace) -> str:
+    """A job on rows of 40 to 500 bytes, the second half an answer; returns its path."""
+    draw = random.Random(0)
+    rows = []
+    for _ in range(args.rows):
+        text = "".join(draw.choices("abcdefgh ", k=draw.randint(40, 500)))
+        rows.append({"instruction": text[: len(text) // 2], "output": text[len(text) // 2 :]})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = {
+        "run": {"name": "feed", "storage": f"{folder}/storage"},
+        "examples": {"files": [f"{folder}/rows.jsonl"], "rows_per_part": args.rows_per_part},
+        "proxy": {
+            "model": {"config": MODEL},
+            "tokenizer": "bytes",
+            "prompt": "plain",
+            "max_length": 512,
+            "global_batch": 16,
+            "learning_rate": 1e-3,
+            "dtype": "fp32",
+            "epochs": 1,
+            "checkpoints": 1,
+        },
+        "trajectories": {"dtype": "fp32"},
+        "subset": {"budget": args.rows // 4},
+        "clusters": {"k": 2},
+        "scaling": {"proxy_workers": args.workers, "proxy_micro_batch": 4, "scorers": 1, "local_cpus": 2},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(content))
+    return str(folder / "job.yaml")
+
+
+def only(folder: str, stage: str) -> Artifact:
+    """The one artifact of a stage in the storage."""
+    store = Store(f"{folder}/storage")
+    (name,) = [name for name in store.folders(stage) if store.exists(f"{stage}/{name}/manifest.json")]
+    return Artifact(store, stage, name)
+
+
+def scoring(path: str, folder: str) -> dict[str, float]:
+    """Gaps between parts, and processor seconds of a part, with Ray and without."""
+    from s2l_ray.stages import edge
+
+    inputs = {stage: only(folder, stage) for stage in ("examples", "proxy")}
+    manifests = {stage: artifact.manifest() for stage, artifact in inputs.items()}
+    config = load(path, []).first
+    place = Artifact(Store(f"{folder}/storage"), "trajectories", "0" * 32)
+    work = Work(config, place, inputs, manifests, "bench")
+    edge.connect(config)
+    jobs = {part.index: {"part": part_dict(part)} for part in manifests["examples"].parts}
+    loader = timed(manifests["proxy"])
+    parts = edge.make_parts(work, jobs, load=loader, actors=1)
+    make = loader(edge.part_context(work))
+    bare = [make({"part": part_dict(part)}).stats["cpu"] for part in manifests["examples"].parts]
+    times = sorted((part.stats["began"], part.stats["ended"]) for part in parts)
+    inside = sum(ended - began for began, ended in times)
+    return {
+        "gaps": (times[-1][1] - times[0][0]) / inside - 1,
+        "cpu_of_part_with_ray": statistics.median(part.stats["cpu"] for part in parts),
+        "cpu_of_part_bare": statistics.median(bare),
+    }
+
+
+def timed(proxy: Manifest) -> Callable[[Any], Callable[[dict[str, Any]], Part]]:
+    """As stages.trajectories loads its scorer, with a watch around every part."""
+    members = [
+        {name: member[name] for name in ("steps", "folders", "parameters")}
+        for member in proxy.info["members"]
+    ]
+    files = files_of(proxy)
+
+    def loader(context: Any) -> Callable[[dict[str, Any]], Part]:
+        from s2l_ray.stages.trajectories import Scorer
+
+        scorer = Scorer(context, members, files)
+
+        def make(descriptor: dict[str, Any]) -> Part:
+            began, cpu = time.time(), time.process_time()
+            part = scorer.make_part(descriptor)
+            part.stats.update(began=began, ended=time.time(), cpu=time.process_time() - cpu)
+            return part
+
+        return make
+
+    return loader
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Scoring beside the authors' way and beside the floor: a GPT-NeoX of the shape of Pythia-70M, rows of 40 to 512 tokens, half learned.
+
+    OMP_NUM_THREADS=1 python tests/bench/bench_scoring.py --dtypes fp32 bf16
+
+Sides, in turn, on the same rows: `authors`, one example per forward pass, all logits, the loss fetched after each (their way, written
+anew); `ours`, core.scoring.score; `floor`, nothing but the matrix products that are needed, at the model's own shapes and dtype: the
+body's for every token, the output layer's for learned tokens, and of attention its FLOPs at the rate of the body's. The rows are
+every n-th batch of a part, so that a short run pads as a whole part does. Seconds are of the processor.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from s2l_ray.core.encoding import Encoded, token_batches  # noqa: E402
+from s2l_ray.core.models import build  # noqa: E402
+from s2l_ray.core.scoring import score  # noqa: E402
+from tests.bench.frame import finish, in_turn, ratio, show  # noqa: E402
+
+SHORTEST, LONGEST = 40, 512
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    """Measure every precision, and print what came."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument(
+        "--tokens-per-batch",
+        nargs="+",
+        type=int,
+        default=[16_384],
+        help="one side for each; the first is ours",
+    )
+    parser.add_argument("--part", type=int, default=1_024, help="rows of the part")
+    parser.add_argument("--tokens", type=int, default=16_384, help="about how many of them to score")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    part = examples(args.part)
+    results = [measured(args, dtype, part) for dtype in args.dtypes]
+    finish("scoring", **vars(args), results=results)
+
+
+def measured(args: argparse.Namespace, dtype: str, part: list[Encoded]) -> dict[str, Any]:
+    """One precision: seconds and ratios of all sides, each on its own sample of the part, per token that is not padding."""
+    model = build(pythia(), dtype).eval()
+    sides: dict[str, Callable[[], Any]] = {}
+    tokens: dict[str, int] = {}
+    waste: dict[str, float] = {}
+    for size in args.tokens_per_batch:
+        name = f"ours, {size:,}"
+        batches = sampled(part, size, args.tokens)
+        sides[name] = partial(ours, model, batches, size)
+        tokens[name] = sum(len(row.input_ids) for one in batches for row in one)
+        waste[name] = padding(part, size)
+    rows = [row for one in sampled(part, args.tokens_per_batch[0], args.tokens) for row in one]
+    first = next(iter(sides))
+    sides = {"authors": lambda: authors(model, rows), **sides, "floor": Floor(model, rows, DTYPES[dtype])}
+    tokens |= {"authors": tokens[first], "floor": tokens[first]}
+    seconds = in_turn(sides, args.repeats, clock=time.process_time)
+    each = {name: [took / tokens[name] for took in times] for name, times in seconds.items()}
+    per_row = tokens["authors"] / len(rows)
+    table = {
+        name: {
+            "rows_per_second": 1 / statistics.median(times) / per_row,
+            "times_authors": ratio(each["authors"], times),
+            "share_of_floor": ratio(each["floor"], times),
+            "padding": waste.get(name, 0.0),
+        }
+        for name, times in each.items()
+    }
+    show(
+        f"{dtype}, {args.threads} thread(s), {len(rows)} rows, {tokens['authors']} tokens",
+        ["side", "rows/s", "x authors", "share of floor", "padding %"],
+        [
+            [name, one["rows_per_second"], one["times_authors"], one["share_of_floor"], 100 * one["padding"]]
+            for name, one in table.items()
+        ],
+    )
+    return {"dtype": dtype, "sides": table, "seconds": seconds}
+
+
+def pythia() -> Any:
+    """The shape of Pythia-70M."""
+    from transformers import AutoConfig
+
+    torch.manual_seed(0)
+    return AutoConfig.for_model(
+        "gpt_neox",
+        vocab_size=50_304,
+        hidden_size=512,
+        intermediate_size=2_048,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        max_position_embeddings=2_048,
+        rotary_pct=0.25,
+    )
+
+
+def examples(count: int) -> list[Encoded]:
+    """Rows whose second half is learned, as answers to prompts are."""
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(SHORTEST, LONGEST + 1, count)
+    return [
+        Encoded(number, draw.integers(0, 50_304, n).astype(np.int32), np.arange(n) >= n // 2)
+        for number, n in enumerate(lengths)
+    ]
+
+
+def sampled(part: Sequence[Encoded], tokens_per_batch: int, tokens: int) -> list[list[Encoded]]:
+    """Batches of the part as they are cut, evenly spread over their lengths, with about so many tokens in all."""
+    batches = token_batches([len(row.input_ids) for row in part], tokens_per_batch)
+    count = max(1, min(len(batches), round(tokens / tokens_per_batch)))
+    return [
+        [part[row] for row in batches[round((n + 0.5) * len(batches) / count - 0.5)]] for n in range(count)
+    ]
+
+
+def padding(part: Sequence[Encoded], tokens_per_batch: int) -> float:
+    """Padded tokens of a whole part beside its own, minus 1."""
+    lengths = [len(row.input_ids) for row in part]
+    batches = token_batches(lengths, tokens_per_batch)
+    return sum(len(one) * max(lengths[row] for row in one) for one in batches) / sum(lengths) - 1
+
+
+@torch.no_grad()
+def authors(model: Any, rows: Sequence[Encoded]) -> list[float]:
+    """One example per forward pass, logits of all positions, the loss fetched after each."""
+    losses = []
+    for row in rows:
+        ids = torch.from_numpy(row.input_ids).long()[None]
+        labels = ids.masked_fill(~torch.from_numpy(row.learned)[None], -100)
+        losses.append(model(input_ids=ids, labels=labels).loss.cpu().item())
+    return losses
+
+
+def ours(model: Any, batches: Sequence[Sequence[Encoded]], tokens_per_batch: int) -> None:
+    for batch in batches:
+        score([model], batch, 0, tokens_per_batch, CPU)
+
+
+class Floor:
+    """The products that are needed to score rows, without anything between them.
+
+    Products run on 1,024 rows at a time, which is where they are fastest here, and the output layer's in the faster of two ways: whole,
+    and in blocks of 512 tokens of the vocabulary, whose logits stay in the cache.
+    """
+
+    def __init__(self, model: Any, rows: Sequence[Encoded], dtype: torch.dtype, at_once: int = 1_024) -> None:
+        head, width = model.get_output_embeddings(), model.config.hidden_size
+        lengths, learned = [len(row.input_ids) for row in rows], [int(row.learned.sum()) for row in rows]
+        self.body = [
+            module for module in model.modules() if isinstance(module, nn.Linear) and module is not head
+        ]
+        self.blocks, self.learned_blocks = _blocks(sum(lengths), at_once), _blocks(sum(learned), at_once)
+        self.inputs = {
+            size: torch.randn(at_once, size).to(dtype) for size in {m.in_features for m in self.body}
+        }
+        # scores and their use, of the lower triangle only: 2 products of n^2 / 2 pairs, 2 FLOPs each, in every layer
+        attention = sum(2.0 * n * n * width for n in lengths) * model.config.num_hidden_layers
+        products = sum(2.0 * m.weight.numel() for m in self.body) * sum(lengths)
+        self.more = attention / products
+        parts = head.weight.detach().split(512)
+        ways: list[Callable[[torch.Tensor], Any]] = [
+            lambda x: nn.functional.linear(x, head.weight),
+            lambda x: [nn.functional.linear(x, part) for part in parts],
+        ]
+        with torch.no_grad():
+            self.head = min(ways, key=lambda way: _best(lambda: way(self.inputs[width])))
+        self.width = width
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        began = time.process_time()
+        for count in self.blocks:
+            for module in self.body:
+                module(self.inputs[module.in_features][:count])
+        until = time.process_time() + self.more * (time.process_time() - began)
+        while time.process_time() < until:
+            pass
+        for count in self.learned_blocks:
+            self.head(self.inputs[self.width][:count])
+
+
+def _blocks(rows: int, at_once: int) -> list[int]:
+    return [min(at_once, rows - first) for first in range(0, rows, at_once)]
+
+
+def _best(call: Callable[[], Any]) -> float:
+    times = []
+    for _ in range(3):
+        began = time.process_time()
+        call()
+        times.append(time.process_time() - began)
+    return min(times)
+
+
+if __name__ == "__main__":
+    main()
