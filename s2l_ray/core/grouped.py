@@ -58,16 +58,16 @@ class GroupedShard:
             UserError: see Shard.
         """
         blocks: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-        self._places: list[
-            list[tuple[int, int, np.ndarray]]
-        ] = []  # of a part: (group, its block there, its rows)
+        # of a part: its number of rows, and (group, its block there, its rows: an index takes 8 bytes a row, so none where all are)
+        self._places: list[tuple[int, list[tuple[int, int, np.ndarray | slice]]]] = []
         for ids, rows, groups in parts:
-            place = []
+            place: list[tuple[int, int, np.ndarray | slice]] = []
             for group, where in _by_group(groups):
                 mine = blocks.setdefault(group, [])
-                place.append((group, len(mine), where))
-                mine.append((ids, rows) if len(where) == len(ids) else (ids[where], rows[where]))
-            self._places.append(place)
+                whole = len(where) == len(ids)
+                place.append((group, len(mine), slice(None) if whole else where))
+                mine.append((ids, rows) if whole else (ids[where], rows[where]))
+            self._places.append((len(ids), place))
         self._shards = {group: Shard(mine) for group, mine in blocks.items()}
         self._sample: tuple[View, Shard] | None = None
 
@@ -78,9 +78,9 @@ class GroupedShard:
     def labels(self, part: int, centroids: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Cluster int32 [n] and distance float32 [n] of a part's rows; clusters are numbered through all groups' centroids."""
         first = np.cumsum([0, *(len(own) for own in centroids)])
-        num_rows = sum(len(where) for _, _, where in self._places[part])
+        num_rows, places = self._places[part]
         labels, distances = np.empty(num_rows, np.int32), np.empty(num_rows, np.float32)
-        for group, block, where in self._places[part]:
+        for group, block, where in places:
             own, distances[where] = self._shards[group].labels(block, centroids[group])
             labels[where] = own + first[group]
         return labels, distances
