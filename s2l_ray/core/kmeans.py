@@ -561,7 +561,7 @@ def fit(
             on_round(state)
     if start is None:
         state = _renumbered(state)
-    # a tie goes to the lower cluster number, so only an assignment in the final order tells the sizes
+    # which of two equal centroids is found depends on their places: only an assignment in the final order tells the sizes
     last = assigned(everyone or shards, state.centroids, None if everyone else state.previous)
     return FitResult(state.centroids, last.sizes, last.objective, state.history, converged)
 
