@@ -22,7 +22,6 @@ from s2l_ray.errors import UserError
 
 SAMPLE = 2**16  # keys that a round of the search looks at, in all: 1.6 MB
 GATHERED = 2**17  # keys that are sorted in one place at the end, in all: 3 MB
-NO_GROUP = -1
 _LAST = np.uint64(2**64 - 1)  # above every key: no score is encoded as this
 
 

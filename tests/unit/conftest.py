@@ -20,6 +20,17 @@ def no_ray_and_no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", refused)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For models that are too small for more; the machine may be busy too."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def s3_bucket() -> Iterator[str]:
     """A bucket of a local S3 server, as a URI with place for a path before the query."""

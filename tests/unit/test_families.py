@@ -5,7 +5,6 @@ ones, one part in 10^6: fp32 numbers near 50 lie 4e-6 apart, those near 100 8e-6
 """
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +14,8 @@ from torch.nn import functional as F
 from s2l_ray.core.encoding import Encoded, pad, token_batches
 from s2l_ray.core.losses import example_losses, example_statistics
 from tests.families import COMMON, FAMILIES, SPAN, WINDOW, examples, model, rebuilt, reference, span
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-5}
 STATISTICS = ("mean_probability", "min_probability", "el2n", "grand")
@@ -44,15 +45,6 @@ REMOVED = [
     ("qwen2_moe", "num_experts_per_tok", 1),
     ("olmoe", "num_experts_per_tok", 1),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The models are too small for more, and the machine may be busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def batched(made: Any, rows: list[Encoded], tokens_per_batch: int, pad_id: int = 0) -> torch.Tensor:

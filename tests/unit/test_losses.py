@@ -1,7 +1,6 @@
 """What holds of losses in every family, tried on a few: batches, neighbours, gradients, shapes, precision."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,17 +12,10 @@ from s2l_ray.core.encoding import Encoded, pad, token_batches
 from s2l_ray.core.losses import example_losses, token_losses
 from tests.families import examples, model, reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FEW = ("gpt_neox", "llama", "gemma2")  # test_families.py has all of them
 CLOSE = {"rtol": 1e-6, "atol": 1e-5}  # fp32 numbers near 50 lie 4e-6 apart
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The models are too small for more, and the machine may be busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def batched(made: Any, rows: list[Encoded], pad_id: int = 0) -> torch.Tensor:
