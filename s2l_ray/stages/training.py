@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -276,10 +277,24 @@ def _fit(work: Work, stage: str, job: _Job, workers: int) -> None:
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if scaling.gpus_per_worker else "gloo"),
     )
     try:
-        with _watched(job, stage):
+        with _watched(job, stage), _interrupts_as_before():
             trainer.fit()
     finally:
         work.artifact.store.delete(f"scratch/{name}")
+
+
+@contextlib.contextmanager
+def _interrupts_as_before() -> Iterator[None]:
+    """Take back the SIGINT handler that `fit` installs and leaves behind.
+
+    In a later stage it would abort a controller that is gone, and could end the process with status 0 before all is made.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # elsewhere nobody can set one
+            signal.signal(signal.SIGINT, before)
 
 
 def _work(settings: dict[str, Any]) -> None:
