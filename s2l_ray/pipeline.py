@@ -457,6 +457,7 @@ def _make(node: Node, manifests: dict[str, Manifest], run_id: str) -> Done:
             scaling=node.config.scaling.model_dump(),
             versions=versions(),
             version=node.stage.version,
+            start_seconds=work.start_seconds,
         )
         node.artifact.commit(manifest)
     return Done(node, manifest, True, manifest.seconds)

@@ -117,8 +117,8 @@ def print_results(job: config.Job, done: list[pipeline.Done]) -> None:
     """The table of stages, the comparison of variants where there is one, and where the results lie."""
     console = Console()
     table = Table(title=f"run {job.first.run.name}")
-    for name in ("stage", "variants", "reused or made", "rows", "seconds"):
-        table.add_column(name, justify="right" if name in ("rows", "seconds") else "left")
+    for name in ("stage", "variants", "reused or made", "rows", "seconds", "start-up"):
+        table.add_column(name, justify="right" if name in ("rows", "seconds", "start-up") else "left")
     for result in done:
         everyone = len(result.node.variants) == len(job.variants)
         names = "all" if everyone else ", ".join(result.node.variants)
@@ -129,6 +129,7 @@ def print_results(job: config.Job, done: list[pipeline.Done]) -> None:
             state,
             f"{result.manifest.rows:,}" if result.manifest.parts else "",
             f"{result.seconds:.1f}",
+            "" if result.manifest.start_seconds is None else f"{result.manifest.start_seconds:.1f}",
         )
     console.print(table)
     evaluated = {

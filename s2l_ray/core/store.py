@@ -105,6 +105,7 @@ class Manifest:
     scaling: dict[str, Any]
     versions: dict[str, str]
     version: int = 0  # of the stage
+    start_seconds: float | None = None  # of `seconds`, until the first row was worked on; None: no row was
 
     @property
     def rows(self) -> int:

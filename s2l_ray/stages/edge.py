@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -221,7 +222,7 @@ MakePart = Callable[[PartContext, dict[str, Any]], Part]
 MakeParts = Callable[[PartContext, list[dict[str, Any]]], Iterable[Part]]
 
 
-def _make_in_task(row: dict[str, str], make: MakeParts, context: PartContext) -> Iterator[dict[str, str]]:
+def _make_in_task(row: dict[str, str], make: MakeParts, context: PartContext) -> Iterator[dict[str, Any]]:
     return _answers(lambda: make(context, json.loads(row["jobs"])))
 
 
@@ -239,22 +240,27 @@ class _ActorPart:
         self.load, self.context = load, context
         self.make: Callable[[dict[str, Any]], Part] | None = None
 
-    def __call__(self, row: dict[str, str]) -> Iterator[dict[str, str]]:
-        return _answers(lambda: map(self._make, json.loads(row["jobs"])))
+    def __call__(self, row: dict[str, str]) -> Iterator[dict[str, Any]]:
+        return _answers(lambda: map(self._loaded(), json.loads(row["jobs"])))
 
-    def _make(self, job: dict[str, Any]) -> Part:
+    def _loaded(self) -> Callable[[dict[str, Any]], Part]:
         if self.make is None:
             self.make = self.load(self.context)
-        return self.make(job)
+        return self.make
 
 
-def _answers(make: Callable[[], Iterable[Part]]) -> Iterator[dict[str, str]]:
-    """Parts as they are made, or the words of a UserError: Ray Data wraps exceptions, and the cause is lost when they are pickled."""
+def _answers(make: Callable[[], Iterable[Part]]) -> Iterator[dict[str, Any]]:
+    """Parts as they are made, or the words of a UserError: Ray Data wraps exceptions, and the cause is lost when they are pickled.
+
+    `began` is when all that must be loaded was there.
+    """
     try:
-        for part in make():
-            yield {"part": json.dumps(asdict(part)), "error": ""}
+        parts = make()
+        began = time.time()
+        for part in parts:
+            yield {"part": json.dumps(asdict(part)), "error": "", "began": began}
     except UserError as error:
-        yield {"part": "", "error": str(error)}
+        yield {"part": "", "error": str(error), "began": 0.0}
 
 
 def make_parts(
@@ -308,6 +314,7 @@ def make_parts(
                 raise UserError(row["error"])
             part = Part.from_dict(json.loads(row["part"]))
             done[part.index] = part
+            work.rows_began(row["began"])
             tracker.advance()
     if len(done) != len(jobs):
         raise UserError(

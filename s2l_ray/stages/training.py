@@ -72,7 +72,7 @@ def make(work: Work) -> Outcome:
         _run(work, "proxy", section, plan, steps, place)
         folders = [f"{place.prefix}{checkpoint_folder(step)}" for step in steps]
         files += [entry for step in steps for entry in place.checkpoint(step)]
-        members.append({"steps": list(steps), "folders": folders, **_told(place, section, plan)})
+        members.append({"steps": list(steps), "folders": folders, **_told(work, place, section, plan)})
     flops = [member["flops"] for member in members]
     return Outcome(files=files, info={"members": members, "flops": sum(flops) if all(flops) else None})
 
@@ -96,7 +96,7 @@ def _make_target(work: Work) -> Outcome:
     _run(work, "target", section, plan, (plan.steps,), place)
     folder = checkpoint_folder(plan.steps)
     files = [*place.checkpoint(plan.steps), *_save_tokenizer(work.artifact, folder, section)]
-    return Outcome(files=files, info={"model": folder, **_told(place, section, plan)})
+    return Outcome(files=files, info={"model": folder, **_told(work, place, section, plan)})
 
 
 def _stream(work: Work, data: str, section: Training) -> order.Stream:
@@ -162,8 +162,10 @@ class _Place:
         return json.loads(self.read(f"metrics/{names[-1]}"))[-1] if names else {"step": 0}
 
 
-def _told(place: _Place, section: Training, plan: order.Stream) -> dict[str, Any]:
+def _told(work: Work, place: _Place, section: Training, plan: order.Stream) -> dict[str, Any]:
     metrics = place.metrics()
+    for entry in metrics:
+        work.rows_began(entry.get("began", 0.0))
     thin = metrics[:: max(1, len(metrics) // CURVE_POINTS)]
     size = parameters(section.model)
     tokens = sum(int(entry["tokens"]) for entry in metrics)
@@ -336,7 +338,7 @@ class _Metrics:
         self._store()
 
     def step(self, entry: dict[str, float]) -> None:
-        self.entries.append(entry)
+        self.entries.append({**entry, "began": time.time() - entry["seconds"]})
         late = time.monotonic() - self.stored > SECONDS_BETWEEN_METRICS
         if late or entry["step"] % self.state_every == 0:
             self._store()

@@ -1,5 +1,6 @@
 """What a stage is given and what it gives back. Stages meet through committed artifacts only."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from s2l_ray.core.store import Artifact, FileEntry, Manifest, Part
 @dataclass(frozen=True)
 class Work:
     """One artifact to make: its place, the config it follows, the committed artifacts it is made from, this run's id, the parts of
-    raw files for the stages that read them, and the section and stage version that name it."""
+    raw files for the stages that read them, the section and stage version that name it, and when its making started."""
 
     config: Config
     artifact: Artifact
@@ -21,10 +22,22 @@ class Work:
     ranges: list[PartRange] = field(default_factory=list)
     section: dict[str, Any] = field(default_factory=dict)
     version: int = 0
+    started: float = field(default_factory=time.time)
+    began: list[float] = field(default_factory=list)
 
     @property
     def label(self) -> str:
         return self.artifact.stage
+
+    def rows_began(self, at: float) -> None:
+        """Say that rows were worked on from this time.time() on; times of earlier runs do not count."""
+        if at >= self.started:
+            self.began[:] = [min([at, *self.began])]
+
+    @property
+    def start_seconds(self) -> float | None:
+        """How long it took until the first row was worked on; None: no row was."""
+        return round(self.began[0] - self.started, 3) if self.began else None
 
 
 @dataclass
