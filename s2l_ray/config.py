@@ -532,6 +532,12 @@ class Scaling(Section):
         description="CPUs of one training worker, scorer or evaluator; default: one, or what leaves room for reading",
     )
     threads: int = Field(1, ge=1, description="CPU threads of torch in a worker")
+    side_by_side: int = Field(
+        1,
+        ge=1,
+        description="artifacts made at the same time where none needs another, such as the targets of several variants; trainings "
+        "share the CPUs and GPUs equally",
+    )
     readers: int = Field(2, ge=1, description="tasks that read and tokenise for one training worker")
     scorers: int = Field(
         2, ge=1, description="actors that score, and that evaluate; fewer start when the cluster is smaller"

@@ -232,5 +232,5 @@ CONFIG: dict[str, Any] = {
         "random": {"subset.rule": "random"},
         "s2l": {},
     },
-    "scaling": {"proxy_micro_batch": 128, "target_micro_batch": 64},
+    "scaling": {"proxy_micro_batch": 128, "target_micro_batch": 64, "side_by_side": 2},
 }

@@ -10,6 +10,8 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import queue
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -108,10 +110,15 @@ class Node:
     inputs: dict[str, Artifact]
     ranges: list[PartRange] = field(default_factory=list)
     variants: list[str] = field(default_factory=list)
+    at_once: int = 1
 
     @property
     def label(self) -> str:
         return _label(self.artifact)
+
+    def made_from(self) -> set[str]:
+        """Labels of the artifacts that must be there first."""
+        return {_label(artifact) for artifact in self.inputs.values()}
 
 
 @dataclass
@@ -389,22 +396,84 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
         from s2l_ray.stages import edge
 
         edge.connect(made_plan.job.first)
-        edge.check_placement(made_plan.job.first, {node.stage.name for node in missing})
+        for node in missing:
+            node.at_once = _at_once(node, missing)
+            edge.check_placement(node.config, node.stage.name, node.at_once)
         edge.check_storage(made_plan.store)
-    done: list[Done] = []
-    manifests: dict[str, Manifest] = {}
-    for node in nodes:
-        found = committed[node.label]
-        result = (
-            Done(node, found, False, found.seconds) if found is not None else _make(node, manifests, run_id)
-        )
-        rows = f"{result.manifest.rows:,} rows, " if result.manifest.parts else ""
-        log.info("%s: %s, %s%.1f s", node.label, "made" if result.made else "reused", rows, result.seconds)
-        manifests[node.label] = result.manifest
-        done.append(result)
+    done = _make_all(nodes, committed, run_id, made_plan.job.first.scaling.side_by_side)
     if only is None:
         _record(made_plan, done)
     return done
+
+
+def _at_once(node: Node, nodes: list[Node]) -> int:
+    """How many trainings may go on at the same time as this one, itself included: those that are not made from it, nor it from them."""
+    by_label = {other.label: other for other in nodes}
+
+    def before(label: str) -> set[str]:
+        own = by_label[label].made_from() & by_label.keys()
+        return own.union(*map(before, own))
+
+    trainings = [label for label, other in by_label.items() if other.stage.module == "training"]
+    related = before(node.label) | {label for label in trainings if node.label in before(label)}
+    return min(node.config.scaling.side_by_side, len({node.label, *trainings} - related))
+
+
+def _make_all(
+    nodes: list[Node], committed: dict[str, Manifest | None], run_id: str, side_by_side: int
+) -> list[Done]:
+    """Make the nodes that are not committed, each as soon as what it is made from is there, in the order of the plan where several could be.
+
+    Each is made in a thread; what they do is done elsewhere, by Ray. The threads are daemons, so that Ctrl-C ends the process.
+    After an error nothing more is begun, but what is being made is finished first: it is kept, and the next run needs it.
+    """
+    done: dict[str, Done] = {}
+    failed: list[BaseException] = []
+    running: set[str] = set()
+    ended: queue.SimpleQueue[tuple[Node, Done | BaseException]] = queue.SimpleQueue()
+    waiting = {node.label: node for node in nodes}
+
+    def make(node: Node, manifests: dict[str, Manifest]) -> None:
+        try:
+            ended.put((node, _make(node, manifests, run_id)))
+        except BaseException as error:
+            ended.put((node, error))
+
+    def take(result: Done) -> None:
+        done[result.node.label] = result
+        rows = f"{result.manifest.rows:,} rows, " if result.manifest.parts else ""
+        state = "made" if result.made else "reused"
+        log.info("%s: %s, %s%.1f s", result.node.label, state, rows, result.seconds)
+
+    for label, found in committed.items():
+        if found is not None:
+            take(Done(waiting.pop(label), found, False, found.seconds))
+    while running or (waiting and not failed):
+        ready = (
+            []
+            if failed
+            else [node for node in waiting.values() if not node.made_from() & (waiting.keys() | running)]
+        )
+        for node in ready[: side_by_side - len(running)]:
+            running.add(waiting.pop(node.label).label)
+            manifests = {label: result.manifest for label, result in done.items()}
+            threading.Thread(target=make, args=(node, manifests), name=node.label, daemon=True).start()
+        node, result = ended.get()
+        running.remove(node.label)
+        if isinstance(result, Done):
+            take(result)
+        else:
+            failed.append(result)
+            if running:
+                log.error(
+                    "%s: failed, %s; finishing what is being made: %s",
+                    node.label,
+                    result,
+                    ", ".join(sorted(running)),
+                )
+    if failed:
+        raise failed[0]
+    return [done[node.label] for node in nodes]
 
 
 def _check_models(missing: list[Node]) -> None:
@@ -440,6 +509,7 @@ def _make(node: Node, manifests: dict[str, Manifest], run_id: str) -> Done:
             ranges=node.ranges,
             section=node.section,
             version=node.stage.version,
+            at_once=node.at_once,
         )
         outcome: Outcome = importlib.import_module(f"s2l_ray.stages.{node.stage.module}").make(work)
         manifest = Manifest(

@@ -2,8 +2,9 @@
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -26,13 +28,13 @@ class Tracker:
     def __init__(self, label: str, total: int, unit: str, done: int) -> None:
         self.label, self.total, self.unit, self.done = label, total, unit, done
         self.first, self.began, self.last_line = done, time.monotonic(), time.monotonic()
-        self.bar: Progress | None = None
+        self.show: Callable[[str], None] | None = None  # where there is a bar
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Say that `units` more are done."""
         self.done += units
-        if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=self.done, note=note)
+        if self.show is not None:
+            self.show(note)
         elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
             log.info("%s: %s", self.label, self.line(note))
@@ -46,6 +48,42 @@ class Tracker:
         )
 
 
+class _Bars:
+    """The bars of all work that goes on in this process, on the one screen there is: it is there while any bar is."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.screen: Progress | None = None
+
+    def add(self, label: str, total: int, unit: str, done: int) -> tuple[Progress, TaskID]:
+        with self.lock:
+            if self.screen is None:
+                self.screen = Progress(
+                    TextColumn("{task.description}"),
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TextColumn("{task.fields[unit]}"),
+                    TimeElapsedColumn(),
+                    TimeRemainingColumn(),
+                    TextColumn("{task.fields[note]}"),
+                    console=Console(stderr=True),
+                    transient=True,
+                )
+                self.screen.start()
+            return self.screen, self.screen.add_task(label, total=total, completed=done, unit=unit, note="")
+
+    def remove(self, task: TaskID) -> None:
+        with self.lock:
+            assert self.screen is not None
+            self.screen.remove_task(task)
+            if not self.screen.tasks:
+                self.screen.stop()
+                self.screen = None
+
+
+_bars = _Bars()
+
+
 @contextmanager
 def track(label: str, total: int, unit: str, done: int = 0) -> Iterator[Tracker]:
     """Follow `total` units of work, `done` of which an earlier run finished."""
@@ -53,17 +91,9 @@ def track(label: str, total: int, unit: str, done: int = 0) -> Iterator[Tracker]
     if not sys.stderr.isatty():
         yield tracker
         return
-    columns = (
-        TextColumn(label),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True
-    ) as bar:
-        bar.add_task(label, total=total, completed=done, note="")
-        tracker.bar = bar
+    screen, task = _bars.add(label, total, unit, done)
+    tracker.show = lambda note: screen.update(task, completed=tracker.done, note=note)
+    try:
         yield tracker
+    finally:
+        _bars.remove(task)

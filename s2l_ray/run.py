@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
             print_plan(made_plan)
             return 0
         done = pipeline.run(made_plan)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -125,11 +125,11 @@ def load_config(model: Model) -> Any:
 
 def load_tokenizer(training: Training) -> Any:
     """The tokenizer of a training section."""
-    from transformers import AutoTokenizer
-
     name = training.tokenizer or ""
     if name == BYTES:
         return byte_tokenizer()
+    from transformers import AutoTokenizer
+
     named = Model(path=name) if _is_folder(name) else Model(hub=name)
     try:
         place, options = _pretrained(named if name else training.model)
@@ -157,8 +157,15 @@ def load_encoder(training: Training) -> Encoder:
     """The encoder of a training section, checked against the model's vocabulary."""
     vocabulary = load_config(
         training.model
-    ).vocab_size  # first, as transformers reads it for the tokenizer as well
-    encoder = Encoder(
+    ).vocab_size  # first: transformers reads the config for the tokenizer too
+    encoder = make_encoder(training)
+    encoder.check_vocabulary(vocabulary, training.tokenizer or str(training.model.path or training.model.hub))
+    return encoder
+
+
+def make_encoder(training: Training) -> Encoder:
+    """The same unchecked, which needs no model's config, and so no torch where the tokenizer needs none."""
+    return Encoder(
         load_tokenizer(training),
         training.prompt,
         training.max_length,
@@ -166,11 +173,6 @@ def load_encoder(training: Training) -> Encoder:
         training.truncation,
         template_text(training),
     )
-    encoder.check_vocabulary(
-        vocabulary,
-        training.tokenizer or str(training.model.path or training.model.hub),
-    )
-    return encoder
 
 
 def build(config: Any, dtype: str = "fp32", attention: str | None = None) -> Any:

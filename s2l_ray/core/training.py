@@ -143,7 +143,7 @@ def train(
             nor ZeRO stage.
         load_weights: reads one initial weight (or stored buffer) by its name in the model; called on worker
             0, one at a time.
-        batches: `batches(step)` yields, for each step after `step`, this worker's examples of the global
+        batches: `batches(step)`, called before the engine is built, yields, for each step after `step`, this worker's examples of the global
             batch, at most global_batch / world_size. Examples without a learned token change nothing.
         files: the artifact's files; get `checkpoint/step-NNNNNN/` and `state/`. Shared by all workers.
         on_step: on worker 0 gets, after each step: step, loss (mean over the learned tokens of the global
@@ -159,14 +159,14 @@ def train(
     if from_worker(0, worker, lambda: _finished(plan, files)):
         return
     state = from_worker(0, worker, lambda: newest_state(files))
+    # before the engine is built, so that what makes the batches starts meanwhile
+    step = 0 if state is None else state["step"]
+    shares = batches(step)
     engine = _engine(build_model, load_weights, plan, passes, worker, resuming=state is not None)
-    step = 0
     if state is not None:
-        step = state["step"]
         restore_state(engine, state, files, worker, lambda: _blank_step(engine, device))
     elif 0 in plan.checkpoint_steps:
         save_checkpoint(engine.module, 0, plan.dtype, files, worker)
-    shares = batches(step)
     while step < plan.total_steps:
         began = time.perf_counter()
         share = _next_share(shares, step, plan, world_size)

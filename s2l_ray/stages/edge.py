@@ -126,27 +126,36 @@ def check_storage(store: Store) -> None:
         )
 
 
-def worker_cpus(config: Config, workers: int, section: str) -> float:
+def worker_cpus(config: Config, workers: int, section: str, at_once: int) -> float:
     """CPUs of one training worker, leaving room for the tasks that feed it; without that room training would wait for ever.
+
+    Args:
+        at_once: how many trainings may go on at the same time; each takes at most such a share, so that all can be held.
 
     Raises:
         UserError: the request cannot be held beside its readers.
     """
-    have = capacity()
-    wanted = config.scaling.cpus_per_worker
-    if config.scaling.gpus_per_worker * workers > have["GPU"]:
+    have, scaling = capacity(), config.scaling
+    wanted, all_workers = scaling.cpus_per_worker, workers * at_once
+    who = (
+        f"{workers} workers"
+        if at_once == 1
+        else f"{at_once} trainings side by side of {workers} workers each"
+    )
+    remedy = f"Lower scaling.{section}_workers" + (" or scaling.side_by_side" if at_once > 1 else "")
+    if scaling.gpus_per_worker * all_workers > have["GPU"]:
         raise UserError(
-            f"placing {section}: {workers} workers with scaling.gpus_per_worker = {config.scaling.gpus_per_worker} need more than "
-            f"the {have['GPU']:g} GPUs of the cluster. Lower scaling.{section}_workers, or add nodes."
+            f"placing {section}: {who} with scaling.gpus_per_worker = {scaling.gpus_per_worker} need more than "
+            f"the {have['GPU']:g} GPUs of the cluster. {remedy}, or add nodes."
         )
-    free = have["CPU"] - 2 * READER_CPUS
-    if wanted is None:
-        return min(1.0, int(100 * free / workers) / 100)
-    if wanted * workers > free:
+    readers = 2 * READER_CPUS * at_once
+    share = int(100 * (have["CPU"] - readers) / all_workers) / 100
+    if wanted is None and share > 0:
+        return min(1.0, share)
+    if wanted is None or wanted * all_workers > have["CPU"] - readers:
         raise UserError(
-            f"placing {section}: {workers} workers with scaling.cpus_per_worker = {wanted:g} take {wanted * workers:g} of "
-            f"{have['CPU']:g} CPUs and leave fewer than {2 * READER_CPUS} for reading data. Lower scaling.{section}_workers or "
-            "scaling.cpus_per_worker, or leave the latter out."
+            f"placing {section}: {who} take {(wanted or 0.01) * all_workers:g} of {have['CPU']:g} CPUs and leave fewer than "
+            f"{readers:g} for reading data. {remedy} or scaling.cpus_per_worker, or leave the latter out."
         )
     return wanted
 
@@ -357,13 +366,17 @@ def actor_cpus(config: Config, actors: int) -> float:
     return cpus
 
 
-def check_placement(config: Config, stages: set[str]) -> None:
-    """Refuse a request that the cluster cannot hold before the first stage starts, not hours later when its own stage does."""
-    if "proxy" in stages:
-        worker_cpus(config, config.scaling.proxy_workers, "proxy")
-    if "target" in stages:
-        worker_cpus(config, config.scaling.target_workers, "target")
-    if stages & {"trajectories", "evaluation"}:
+def check_placement(config: Config, stage: str, at_once: int) -> None:
+    """Refuse a request that the cluster cannot hold before the first stage starts, not hours later when its own stage does.
+
+    Args:
+        at_once: see `worker_cpus`.
+    """
+    if stage == "proxy":
+        worker_cpus(config, config.scaling.proxy_workers, "proxy", at_once)
+    elif stage == "target":
+        worker_cpus(config, config.scaling.target_workers, "target", at_once)
+    elif stage in ("trajectories", "evaluation"):
         actor_cpus(config, config.scaling.scorers)
 
 

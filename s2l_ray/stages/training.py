@@ -5,12 +5,10 @@ own Ray Data pipeline over window descriptors, so global batches do not depend o
 """
 
 import contextlib
-import functools
 import itertools
 import json
 import logging
 import os
-import signal
 import tempfile
 import threading
 import time
@@ -18,8 +16,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
 import ray.train
@@ -29,25 +25,24 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from s2l_ray.config import Training
 from s2l_ray.core import order
-from s2l_ray.core.encoding import ROWS_AT_ONCE, Encoded, Encoder, check_some_learned
+from s2l_ray.core.encoding import check_some_learned
 from s2l_ray.core.models import build, load_config, load_encoder, load_tokenizer, parameters, tensor_reader
-from s2l_ray.core.store import Artifact, FileEntry, Part
+from s2l_ray.core.store import Artifact, FileEntry
 from s2l_ray.core.training import TrainingPlan, checkpoint_steps, train
 from s2l_ray.core.training_state import checkpoint_files, checkpoint_folder
 from s2l_ray.errors import UserError
 from s2l_ray.progress import track
-from s2l_ray.stages.edge import READER_CPUS, find_user_error, worker_cpus
-from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
+from s2l_ray.stages.edge import find_user_error, worker_cpus
+from s2l_ray.stages.feed import Feed, read_rows
+from s2l_ray.stages.work import Outcome, Work, part_dict
 
 log = logging.getLogger("s2l_ray")
+# How often Ray Train's controller looks at its workers; what has ended is noticed that much later. Its own default is 2 s.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 # What each stage trains on, and in which of a part's files the conversations stand.
 DATA = {"proxy": "examples", "target": "subset"}
 ROLES = {"examples": "data", "subset": "messages"}
 ROWS_TRIED = 256
-ROWS_PER_READ = (
-    8_192  # windows are read together until they have this many rows, so that a reader's start-up is worth it
-)
-BLOCK_BYTES = 1 << 20  # of tokenised rows; small, so that the first step does not wait for a whole window
 SECONDS_BETWEEN_METRICS = 5.0
 STEPS_PER_FILE = 1_000
 CURVE_POINTS = 2_000
@@ -82,7 +77,7 @@ def _try_rows(work: Work) -> None:
     stage = work.artifact.stage
     data = DATA[stage]
     parts = [part for part in work.manifests[data].parts if part.rows]
-    rows = _read(work.inputs[data], parts[0], ROLES[data]).slice(0, ROWS_TRIED)
+    rows = read_rows(work.inputs[data], parts[0], ROLES[data]).slice(0, ROWS_TRIED)
     targets = [work.config.target] if work.config.target is not None else []
     for section in work.config.proxy.each() if stage == "proxy" else targets:
         check_some_learned(load_encoder(section).examples(rows), stage)
@@ -187,15 +182,10 @@ def _told(work: Work, place: _Place, section: Training, plan: order.Stream) -> d
 class _Job:
     """All that a worker needs; travels by pickle."""
 
-    section: Training
-    data: Artifact
-    parts: list[dict[str, Any]]
-    role: str  # of the files to read
-    stream: order.Stream
+    feed: Feed
     plan: TrainingPlan
     place: _Place
     threads: int
-    readers: int
 
 
 def _run(
@@ -213,15 +203,17 @@ def _run(
         else (scaling.target_workers, scaling.target_micro_batch)
     )
     job = _Job(
-        section=section,
-        data=work.inputs[data],
-        parts=[part_dict(part) for part in work.manifests[data].parts],
-        role=ROLES[data],
-        stream=stream,
+        feed=Feed(
+            section=section,
+            data=work.inputs[data],
+            parts=[part_dict(part) for part in work.manifests[data].parts],
+            role=ROLES[data],
+            stream=stream,
+            readers=scaling.readers,
+        ),
         plan=_plan(section, stream, steps, micro),
         place=place,
         threads=scaling.threads,
-        readers=scaling.readers,
     )
     for attempt in itertools.count():
         try:
@@ -265,7 +257,7 @@ def _plan(section: Training, stream: order.Stream, steps: tuple[int, ...], micro
 
 def _fit(work: Work, stage: str, job: _Job, workers: int) -> None:
     scaling = work.config.scaling
-    resources = {"CPU": worker_cpus(work.config, workers, stage)}
+    resources = {"CPU": worker_cpus(work.config, workers, stage, work.at_once)}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
     name = f"{stage}-{work.artifact.fingerprint}-{time.time_ns()}"
@@ -279,24 +271,10 @@ def _fit(work: Work, stage: str, job: _Job, workers: int) -> None:
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if scaling.gpus_per_worker else "gloo"),
     )
     try:
-        with _watched(job, stage), _interrupts_as_before():
+        with _watched(job, stage):
             trainer.fit()
     finally:
         work.artifact.store.delete(f"scratch/{name}")
-
-
-@contextlib.contextmanager
-def _interrupts_as_before() -> Iterator[None]:
-    """Take back the SIGINT handler that `fit` installs and leaves behind.
-
-    In a later stage it would abort a controller that is gone, and could end the process with status 0 before all is made.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():  # elsewhere nobody can set one
-            signal.signal(signal.SIGINT, before)
 
 
 def _work(settings: dict[str, Any]) -> None:
@@ -305,13 +283,13 @@ def _work(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.threads)
-    config = load_config(job.section.model)
+    config = load_config(job.feed.section.model)
     with _Metrics(job.place, job.plan.state_every) as metrics:
         train(
             lambda: build(config),
-            tensor_reader(job.section.model),
+            tensor_reader(job.feed.section.model),
             job.plan,
-            lambda first_step: _feed(job, rank, world_size, first_step),
+            lambda first_step: job.feed.batches(rank, world_size, first_step),
             job.place,
             rank,
             world_size,
@@ -375,98 +353,3 @@ def _watched(job: _Job, stage: str) -> Iterator[None]:
     finally:
         ended.set()
         watcher.join()
-
-
-def _feed(job: _Job, rank: int, world_size: int, first_step: int) -> Iterator[list[Encoded]]:
-    """This worker's examples of every step from `first_step` on, tokenised by a Ray Data pipeline of its own."""
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.target_max_block_size = BLOCK_BYTES
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # wrapped, a UserError would lose its cause on its way here
-    reads = [
-        {"windows": json.dumps([w.__dict__ for w in group])}
-        for group in _reads(order.windows(job.stream, first_step))
-    ]
-    rows = ray.data.from_items(reads, override_num_blocks=len(reads)).map_batches(
-        _encode_windows,  # type: ignore[arg-type]
-        fn_args=(job, rank, world_size, first_step),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=READER_CPUS,
-        compute=ray.data.TaskPoolStrategy(size=job.readers),
-    )
-    waiting: list[Encoded] = []
-    step = first_step
-    need = order.share_of(job.stream, step, rank, world_size)
-    for block in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-        for example in _from_arrow(block):
-            waiting.append(example)
-            if len(waiting) == need:
-                yield waiting
-                waiting, step = [], step + 1
-                need = order.share_of(job.stream, step, rank, world_size) if step < job.stream.steps else -1
-    if step < job.stream.steps and not need:
-        yield waiting  # the short last batch had nothing for this worker
-
-
-def _reads(windows: Iterator[order.Window]) -> Iterator[list[order.Window]]:
-    group: list[order.Window] = []
-    for window in windows:
-        group.append(window)
-        if sum(w.rows for w in group) >= ROWS_PER_READ:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-@functools.lru_cache(maxsize=2)
-def _encoder(section: str) -> Encoder:
-    """A section's encoder, kept by the process: loading a large vocabulary takes as long as encoding thousands of rows."""
-    return load_encoder(Training.model_validate_json(section))
-
-
-def _encode_windows(
-    batch: pa.Table, job: _Job, rank: int, world_size: int, first_step: int
-) -> Iterator[pa.Table]:
-    encoder = _encoder(job.section.model_dump_json(include=set(Training.model_fields)))
-    for raw in json.loads(batch["windows"][0].as_py()):
-        window = order.Window(**{**raw, "parts": tuple(raw["parts"])})
-        table = pa.concat_tables(
-            [_read(job.data, part_from(job.parts[part]), job.role) for part in window.parts]
-        )
-        mine = order.shuffled(job.stream, window)[
-            order.owned(job.stream, window, rank, world_size, first_step)
-        ]
-        for first in range(0, len(mine), ROWS_AT_ONCE):
-            yield _to_arrow(encoder.examples(table.take(pa.array(mine[first : first + ROWS_AT_ONCE]))))
-
-
-def _to_arrow(encoded: list[Encoded]) -> pa.Table:
-    lengths = np.cumsum([0, *(len(example.input_ids) for example in encoded)])
-    ids = np.concatenate([example.input_ids for example in encoded])
-    learned = np.concatenate([example.learned for example in encoded])
-    return pa.table(
-        {
-            "example_id": pa.array([example.example_id for example in encoded], pa.int64()),
-            "input_ids": pa.ListArray.from_arrays(pa.array(lengths, pa.int32()), pa.array(ids, pa.int32())),
-            "learned": pa.ListArray.from_arrays(pa.array(lengths, pa.int32()), pa.array(learned, pa.bool_())),
-        }
-    )
-
-
-def _read(data: Artifact, part: Part, role: str) -> pa.Table:
-    return data.read_part(part, ["example_id", "messages", "tools"], role)
-
-
-def _from_arrow(block: pa.Table) -> Iterator[Encoded]:
-    for chunk in block.to_batches():
-        columns = (chunk.column(name) for name in ("input_ids", "learned"))
-        ids, learned = (column.flatten().to_numpy(zero_copy_only=False) for column in columns)
-        ends = np.cumsum(chunk.column("input_ids").value_lengths().to_numpy())
-        for example_id, first, end in zip(
-            chunk.column("example_id").to_pylist(), [0, *ends[:-1]], ends, strict=True
-        ):
-            yield Encoded(example_id, ids[first:end], learned[first:end])

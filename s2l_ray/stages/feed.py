@@ -1,0 +1,166 @@
+"""What feeds a training worker: its examples of every step, read and tokenised by Ray Data tasks.
+
+Nothing here needs torch, so that a reader is at work a second after it starts, and takes a third of the memory.
+"""
+
+import functools
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from s2l_ray.config import Training
+from s2l_ray.core import order
+from s2l_ray.core.encoding import ROWS_AT_ONCE, Encoded, Encoder
+from s2l_ray.core.models import make_encoder
+from s2l_ray.core.store import Artifact, Part
+from s2l_ray.stages.edge import READER_CPUS
+from s2l_ray.stages.work import part_from
+
+ROWS_PER_READ = (
+    8_192  # windows are read together until they have this many rows, so that a reader's start-up is worth it
+)
+BLOCK_BYTES = 1 << 20  # of tokenised rows; small, so that the first step does not wait for a whole window
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The rows of a training and their order; small, because it travels with every task."""
+
+    section: Training
+    data: Artifact
+    parts: list[dict[str, Any]]
+    role: str  # of the files to read
+    stream: order.Stream
+    readers: int
+
+    def batches(self, rank: int, world_size: int, first_step: int) -> Iterator[list[Encoded]]:
+        """A worker's examples of every step from `first_step` on, by a Ray Data pipeline of its own, which starts at once."""
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.target_max_block_size = BLOCK_BYTES
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.raise_original_map_exception = (
+            True  # wrapped, a UserError would lose its cause on its way here
+        )
+        reads = [
+            {"windows": json.dumps([w.__dict__ for w in group])}
+            for group in _reads(order.windows(self.stream, first_step))
+        ]
+        rows = ray.data.from_items(reads, override_num_blocks=len(reads)).map_batches(
+            _encode_windows,  # type: ignore[arg-type]
+            fn_args=(self, rank, world_size, first_step),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=READER_CPUS,
+            compute=ray.data.TaskPoolStrategy(size=self.readers),
+        )
+        blocks = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+        return _steps(self.stream, _begun(iter(blocks)), rank, world_size, first_step)
+
+
+def _begun(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same blocks; the first is asked for at once, in a thread, which starts the readers."""
+    first: Future[pa.Table | None] = Future()
+
+    def ask() -> None:
+        try:
+            first.set_result(next(blocks, None))
+        except BaseException as error:
+            first.set_exception(error)
+
+    def all_of_them() -> Iterator[pa.Table]:
+        block = first.result()
+        if block is not None:
+            yield block
+            yield from blocks
+
+    threading.Thread(target=ask, name="first block", daemon=True).start()
+    return all_of_them()
+
+
+def _steps(
+    stream: order.Stream, blocks: Iterator[pa.Table], rank: int, world_size: int, first_step: int
+) -> Iterator[list[Encoded]]:
+    """The blocks' examples cut into this worker's shares of the steps."""
+    waiting: list[Encoded] = []
+    step = first_step
+    need = order.share_of(stream, step, rank, world_size)
+    for block in blocks:
+        for example in _from_arrow(block):
+            waiting.append(example)
+            if len(waiting) == need:
+                yield waiting
+                waiting, step = [], step + 1
+                need = order.share_of(stream, step, rank, world_size) if step < stream.steps else -1
+    if step < stream.steps and not need:
+        yield waiting  # the short last batch had nothing for this worker
+
+
+def _reads(windows: Iterator[order.Window]) -> Iterator[list[order.Window]]:
+    group: list[order.Window] = []
+    for window in windows:
+        group.append(window)
+        if sum(w.rows for w in group) >= ROWS_PER_READ:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+@functools.lru_cache(maxsize=2)
+def _encoder(section: str) -> Encoder:
+    """A section's encoder, kept by the process: loading a large vocabulary takes as long as encoding thousands of rows."""
+    return make_encoder(Training.model_validate_json(section))
+
+
+def _encode_windows(
+    batch: pa.Table, feed: Feed, rank: int, world_size: int, first_step: int
+) -> Iterator[pa.Table]:
+    encoder = _encoder(feed.section.model_dump_json(include=set(Training.model_fields)))
+    for raw in json.loads(batch["windows"][0].as_py()):
+        window = order.Window(**{**raw, "parts": tuple(raw["parts"])})
+        table = pa.concat_tables(
+            [read_rows(feed.data, part_from(feed.parts[part]), feed.role) for part in window.parts]
+        )
+        mine = order.shuffled(feed.stream, window)[
+            order.owned(feed.stream, window, rank, world_size, first_step)
+        ]
+        for first in range(0, len(mine), ROWS_AT_ONCE):
+            yield _to_arrow(encoder.examples(table.take(pa.array(mine[first : first + ROWS_AT_ONCE]))))
+
+
+def _to_arrow(encoded: list[Encoded]) -> pa.Table:
+    lengths = np.cumsum([0, *(len(example.input_ids) for example in encoded)])
+    ids = np.concatenate([example.input_ids for example in encoded])
+    learned = np.concatenate([example.learned for example in encoded])
+    return pa.table(
+        {
+            "example_id": pa.array([example.example_id for example in encoded], pa.int64()),
+            "input_ids": pa.ListArray.from_arrays(pa.array(lengths, pa.int32()), pa.array(ids, pa.int32())),
+            "learned": pa.ListArray.from_arrays(pa.array(lengths, pa.int32()), pa.array(learned, pa.bool_())),
+        }
+    )
+
+
+def _from_arrow(block: pa.Table) -> Iterator[Encoded]:
+    for chunk in block.to_batches():
+        columns = (chunk.column(name) for name in ("input_ids", "learned"))
+        ids, learned = (column.flatten().to_numpy(zero_copy_only=False) for column in columns)
+        ends = np.cumsum(chunk.column("input_ids").value_lengths().to_numpy())
+        for example_id, first, end in zip(
+            chunk.column("example_id").to_pylist(), [0, *ends[:-1]], ends, strict=True
+        ):
+            yield Encoded(example_id, ids[first:end], learned[first:end])
+
+
+def read_rows(data: Artifact, part: Part, role: str) -> pa.Table:
+    """The conversations of a part."""
+    return data.read_part(part, ["example_id", "messages", "tools"], role)
