@@ -10,7 +10,6 @@ import importlib
 import importlib.metadata
 import json
 import logging
-import queue
 import threading
 import time
 import uuid
@@ -20,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from s2l_ray import schedule
 from s2l_ray.config import Config, Evaluation, Examples, Job, Training, budget_rows
 from s2l_ray.core import selection
 from s2l_ray.core.hub import store_dataset, stored_dataset
@@ -393,87 +393,45 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
     missing = [node for node in nodes if committed[node.label] is None and node.stage.name != "report"]
     if missing:
         _check_models(missing)
+        threading.Thread(target=_import, args=({node.stage.module for node in missing},), daemon=True).start()
         from s2l_ray.stages import edge
 
         edge.connect(made_plan.job.first)
+        needs = {node.label: node.made_from() for node in missing}
+        trainings = {node.label for node in missing if node.stage.module == "training"}
         for node in missing:
-            node.at_once = _at_once(node, missing)
+            others = schedule.unrelated(node.label, needs, trainings)
+            node.at_once = min(node.config.scaling.side_by_side, 1 + len(others))
             edge.check_placement(node.config, node.stage.name, node.at_once)
         edge.check_storage(made_plan.store)
-    done = _make_all(nodes, committed, run_id, made_plan.job.first.scaling.side_by_side)
-    if only is None:
-        _record(made_plan, done)
-    return done
-
-
-def _at_once(node: Node, nodes: list[Node]) -> int:
-    """How many trainings may go on at the same time as this one, itself included: those that are not made from it, nor it from them."""
-    by_label = {other.label: other for other in nodes}
-
-    def before(label: str) -> set[str]:
-        own = by_label[label].made_from() & by_label.keys()
-        return own.union(*map(before, own))
-
-    trainings = [label for label, other in by_label.items() if other.stage.module == "training"]
-    related = before(node.label) | {label for label in trainings if node.label in before(label)}
-    return min(node.config.scaling.side_by_side, len({node.label, *trainings} - related))
-
-
-def _make_all(
-    nodes: list[Node], committed: dict[str, Manifest | None], run_id: str, side_by_side: int
-) -> list[Done]:
-    """Make the nodes that are not committed, each as soon as what it is made from is there, in the order of the plan where several could be.
-
-    Each is made in a thread; what they do is done elsewhere, by Ray. The threads are daemons, so that Ctrl-C ends the process.
-    After an error nothing more is begun, but what is being made is finished first: it is kept, and the next run needs it.
-    """
     done: dict[str, Done] = {}
-    failed: list[BaseException] = []
-    running: set[str] = set()
-    ended: queue.SimpleQueue[tuple[Node, Done | BaseException]] = queue.SimpleQueue()
-    waiting = {node.label: node for node in nodes}
-
-    def make(node: Node, manifests: dict[str, Manifest]) -> None:
-        try:
-            ended.put((node, _make(node, manifests, run_id)))
-        except BaseException as error:
-            ended.put((node, error))
 
     def take(result: Done) -> None:
-        done[result.node.label] = result
         rows = f"{result.manifest.rows:,} rows, " if result.manifest.parts else ""
         state = "made" if result.made else "reused"
         log.info("%s: %s, %s%.1f s", result.node.label, state, rows, result.seconds)
+        done[result.node.label] = result
 
+    by_label = {node.label: node for node in nodes}
     for label, found in committed.items():
         if found is not None:
-            take(Done(waiting.pop(label), found, False, found.seconds))
-    while running or (waiting and not failed):
-        ready = (
-            []
-            if failed
-            else [node for node in waiting.values() if not node.made_from() & (waiting.keys() | running)]
-        )
-        for node in ready[: side_by_side - len(running)]:
-            running.add(waiting.pop(node.label).label)
-            manifests = {label: result.manifest for label, result in done.items()}
-            threading.Thread(target=make, args=(node, manifests), name=node.label, daemon=True).start()
-        node, result = ended.get()
-        running.remove(node.label)
-        if isinstance(result, Done):
-            take(result)
-        else:
-            failed.append(result)
-            if running:
-                log.error(
-                    "%s: failed, %s; finishing what is being made: %s",
-                    node.label,
-                    result,
-                    ", ".join(sorted(running)),
-                )
-    if failed:
-        raise failed[0]
-    return [done[node.label] for node in nodes]
+            take(Done(by_label[label], found, False, found.seconds))
+    schedule.in_order(
+        {node.label: node.made_from() for node in nodes if node.label not in done},
+        lambda label: take(_make(by_label[label], done, run_id)),
+        made_plan.job.first.scaling.side_by_side,
+    )
+    results = [done[node.label] for node in nodes]
+    if only is None:
+        _record(made_plan, results)
+    return results
+
+
+def _import(modules: set[str]) -> None:
+    """Import the stages that will be needed, which takes seconds, while Ray starts. An error comes again where they are used."""
+    with contextlib.suppress(Exception):
+        for module in sorted(modules):
+            importlib.import_module(f"s2l_ray.stages.{module}")
 
 
 def _check_models(missing: list[Node]) -> None:
@@ -489,7 +447,7 @@ def _check_models(missing: list[Node]) -> None:
                 check_weights(section.model)
 
 
-def _make(node: Node, manifests: dict[str, Manifest], run_id: str) -> Done:
+def _make(node: Node, done: dict[str, Done], run_id: str) -> Done:
     with _lease(node):
         waited_for = node.artifact.committed()
         if waited_for is not None:
@@ -497,7 +455,8 @@ def _make(node: Node, manifests: dict[str, Manifest], run_id: str) -> Done:
         log.info("%s: making", node.label)
         began = time.monotonic()
         inputs = {
-            name: manifests.get(_label(artifact)) or artifact.manifest()  # made elsewhere: not in the plan
+            # one that is not in the plan was made elsewhere
+            name: done[label].manifest if (label := _label(artifact)) in done else artifact.manifest()
             for name, artifact in node.inputs.items()
         }
         work = Work(

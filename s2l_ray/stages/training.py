@@ -37,8 +37,10 @@ from s2l_ray.stages.feed import Feed, read_rows
 from s2l_ray.stages.work import Outcome, Work, part_dict
 
 log = logging.getLogger("s2l_ray")
-# How often Ray Train's controller looks at its workers; what has ended is noticed that much later. Its own default is 2 s.
+# Ray Train's controller looks at its workers every 2 s, and notices that much later what has ended. Its watcher of preemptions is a
+# process that takes a second to start and tells nothing we need: a training goes on from its last state however a node was lost.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # What each stage trains on, and in which of a part's files the conversations stand.
 DATA = {"proxy": "examples", "target": "subset"}
 ROLES = {"examples": "data", "subset": "messages"}

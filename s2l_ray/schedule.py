@@ -1,0 +1,58 @@
+"""What can be made when: things that need one another, some of them made side by side. Knows no stages and no Ray."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+log = logging.getLogger("s2l_ray")
+Needs = Mapping[str, Collection[str]]  # by name, what must be there first; names that are no keys are there
+
+
+def in_order(needs: Needs, make: Callable[[str], Any], at_once: int) -> None:
+    """Call `make` for every name, in the order given, each as soon as what it needs is made, `at_once` of them at a time.
+
+    Calls are made in threads that do not keep the process from ending, so that Ctrl-C does. After an error nothing new is begun, but
+    what is being made is finished: it is kept, and the next run needs it.
+
+    Raises:
+        What the first call that failed raised.
+    """
+    ended: queue.SimpleQueue[tuple[str, BaseException | None]] = queue.SimpleQueue()
+
+    def call(name: str) -> None:
+        try:
+            make(name)
+        except BaseException as error:
+            ended.put((name, error))
+        else:
+            ended.put((name, None))
+
+    waiting, running = dict(needs), set[str]()
+    failed: BaseException | None = None
+    while running or (waiting and failed is None):
+        missing = waiting.keys() | running
+        ready = [name for name, own in waiting.items() if failed is None and missing.isdisjoint(own)]
+        for name in ready[: at_once - len(running)]:
+            del waiting[name]
+            running.add(name)
+            threading.Thread(target=call, args=(name,), name=name, daemon=True).start()
+        name, error = ended.get()
+        running.remove(name)
+        failed = failed or error
+        if error is not None and running:
+            log.error("%s: failed (%s); waiting for %s", name, error, ", ".join(sorted(running)))
+    if failed is not None:
+        raise failed
+
+
+def unrelated(name: str, needs: Needs, among: Collection[str]) -> set[str]:
+    """Those of `among` that could be made at the same time as `name`: neither is needed for the other, directly or not."""
+
+    def before(own: str) -> set[str]:
+        direct = {other for other in needs[own] if other in needs}
+        return direct.union(*map(before, direct))
+
+    earlier = before(name)
+    return {other for other in among if other != name and other not in earlier and name not in before(other)}
