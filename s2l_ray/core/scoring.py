@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from s2l_ray.config import Config, Training
+from s2l_ray.core.allocation import keep_freed_memory
 from s2l_ray.core.encoding import NO_LEARNED_TOKEN, Encoded, Encoder, pad, token_batches
 from s2l_ray.core.losses import example_statistics
 from s2l_ray.core.models import build, load_config, load_weights, read_weights, tensor_reader
@@ -77,9 +78,10 @@ def starting_weights(training: Training) -> Weights:
 
 
 def device_of(config: Config) -> Any:
-    """Where this worker computes, with its CPU threads set."""
+    """Where this worker computes, with its CPU threads and the C library's memory set up for it."""
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(config.scaling.threads)
     return torch.device("cuda" if config.scaling.gpus_per_worker and torch.cuda.is_available() else "cpu")
 
