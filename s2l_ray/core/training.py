@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import distributed, nn
 
+from s2l_ray.core.allocation import keep_freed_memory
 from s2l_ray.core.encoding import Encoded, pad
 from s2l_ray.core.losses import token_losses
 from s2l_ray.core.training_state import (
@@ -154,6 +155,8 @@ def train(
         UserError: sizes that do not divide, batches that end early, a loss that is not finite, a training
             state that is broken.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     worker = Worker(rank, world_size, device)
     passes = accumulation(plan, world_size)
     if from_worker(0, worker, lambda: _finished(plan, files)):
