@@ -94,7 +94,7 @@ def measured(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
         "floor": replace(first, side="floor"),
     }
     sides = {name: Apart([job]) for name, job in jobs.items()}
-    seconds = in_turn(sides, args.repeats, clock=lambda: sum(side.spent for side in sides.values()))
+    seconds = timed(sides, args.repeats, by_clock=False)
     each = {name: [took / jobs[name].own_tokens() for took in times] for name, times in seconds.items()}
     rows = sum(len(batch) for batch in first.batches())
     per_row = first.own_tokens() / rows
@@ -124,7 +124,7 @@ def scorers(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
         job = Job("ours", dtype, args.tokens_per_batch[0], args.part, args.tokens, threads)
         sides[name] = Apart([job] * count)
         rows[name] = count * sum(len(batch) for batch in job.batches())
-    seconds = in_turn(sides, args.repeats)
+    seconds = timed(sides, args.repeats, by_clock=True)
     rates = {name: rows[name] / statistics.median(times) for name, times in seconds.items()}
     show(f"{dtype}, scorers x threads", ["side", "rows/s"], [[name, rate] for name, rate in rates.items()])
     return {"dtype": dtype, "rows_per_second": rates, "seconds": seconds}
@@ -139,17 +139,34 @@ class Apart:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.spent = 0.0
-        self.pipes = []
+        self.pipes, self.processes = [], []
         context = multiprocessing.get_context("spawn")
         for job in jobs:
             pipe, theirs = context.Pipe()
-            context.Process(target=serve, args=(theirs, job), daemon=True).start()
+            process = context.Process(target=serve, args=(theirs, job))
+            process.start()
             self.pipes.append(pipe)
+            self.processes.append(process)
 
     def __call__(self) -> None:
         for pipe in self.pipes:
             pipe.send(None)
         self.spent += sum(pipe.recv() for pipe in self.pipes)
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.terminate()
+            process.join()
+
+
+def timed(sides: dict[str, Apart], repeats: int, by_clock: bool) -> dict[str, list[float]]:
+    """in_turn, after which the processes end; seconds of the clock, or of their processors."""
+    try:
+        clock = time.perf_counter if by_clock else lambda: sum(side.spent for side in sides.values())
+        return in_turn(sides, repeats, clock=clock)
+    finally:
+        for side in sides.values():
+            side.end()
 
 
 def serve(pipe: Any, job: Job) -> None:
