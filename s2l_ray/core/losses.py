@@ -192,11 +192,13 @@ def _losses(model: nn.Module, input_ids_BL: torch.Tensor, learned_BL: torch.Tens
     layer, targets_M = _output_layer(model), input_ids_BL[learned_BL]
     hidden_MH, final = _hidden_states(model, input_ids_BL, _positions(learned_BL))
     if final and type(layer) is nn.Linear:
-        return _linear_losses(layer, hidden_MH, targets_M)
-    losses_M = torch.empty(len(targets_M), device=targets_M.device)
+        losses_M = _linear_losses(layer, hidden_MH, targets_M)
+    else:
+        losses_M = torch.full((len(targets_M),), torch.nan, device=targets_M.device)
+    left = (~losses_M.isfinite()).nonzero().squeeze(1)
     at_once = max(1, LOGITS_AT_ONCE // layer.weight.shape[0])
-    for first in range(0, len(targets_M), at_once):
-        block = slice(first, first + at_once)
+    for first in range(0, len(left), at_once):
+        block = left[first : first + at_once]
         logits_CV, _ = _logits(model, hidden_MH[block], input_ids_BL[:1, :1], differentiable=False)
         losses_M[block] = F.cross_entropy(logits_CV.float(), targets_M[block], reduction="none")
     return losses_M
@@ -205,7 +207,8 @@ def _losses(model: nn.Module, input_ids_BL: torch.Tensor, learned_BL: torch.Tens
 def _linear_losses(layer: nn.Linear, hidden_MH: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
     """Cross-entropy [M] under the logits of a linear layer, which are made in blocks and added up while they are in the cache.
 
-    Writing all logits, converting them to fp32 and reading them thrice for the softmax costs as much as making them.
+    Writing all logits, converting them to fp32 and reading them thrice for the softmax costs as much as making them. Not finite
+    where logits lie too far apart: see `_block_losses`.
     """
     rows, at_once = CPU_BLOCK if hidden_MH.device.type == "cpu" else DEVICE_BLOCK
     pieces = zip(hidden_MH.split(rows), targets_M.split(rows), strict=True)
@@ -216,23 +219,28 @@ def _linear_losses(layer: nn.Linear, hidden_MH: torch.Tensor, targets_M: torch.T
 def _block_losses(
     layer: nn.Linear, hidden_CH: torch.Tensor, targets_C: torch.Tensor, width: int
 ) -> torch.Tensor:
-    """Of some rows, `width` tokens of the vocabulary at a time: with m the highest logit so far and s the sum of exp(logit - m),
-    the loss of a target with logit y is (m - y) + log s in the end."""
-    highest_C = torch.full((len(hidden_CH),), torch.finfo(torch.float32).min, device=hidden_CH.device)
-    sums_C, right_C = torch.zeros_like(highest_C), torch.zeros_like(highest_C)
-    for first in range(0, layer.out_features, width):
-        part = slice(first, first + width)
-        logits_CW = F.linear(
-            hidden_CH, layer.weight[part], None if layer.bias is None else layer.bias[part]
-        ).float()
-        places_C = targets_C - first
-        inside_C = (places_C >= 0) & (places_C < logits_CW.shape[1])
-        found_C = logits_CW.gather(1, places_C.clamp(0, logits_CW.shape[1] - 1).unsqueeze(1)).squeeze(1)
-        right_C = torch.where(inside_C, found_C, right_C)
-        before_C, highest_C = highest_C, torch.maximum(highest_C, logits_CW.amax(1))
-        sums_C *= (before_C - highest_C).exp_()
-        sums_C += logits_CW.sub_(highest_C.unsqueeze(1)).exp_().sum(1)
-    return (highest_C - right_C) + sums_C.log()
+    """Of some rows, `width` tokens of the vocabulary at a time.
+
+    With m the highest logit of the first `width` tokens and s the sum of exp(logit - m) over all, the loss of a target with logit y
+    is (m - y) + log s. Were m the highest of all, every block would have to be read once more to find it. So s, at least 1,
+    overflows where a logit is about 88 above m.
+    """
+    order_C = targets_C.argsort()
+    starts = range(0, layer.out_features, width)
+    bounds = torch.searchsorted(targets_C[order_C], torch.tensor([*starts, layer.out_features]).to(targets_C))
+    sums_C, right_C = (torch.zeros(len(hidden_CH), device=hidden_CH.device) for _ in range(2))
+    high_C1: torch.Tensor | None = None
+    for start, rows in zip(starts, order_C.split(bounds.diff().tolist()), strict=True):
+        part = slice(start, start + width)
+        bias = None if layer.bias is None else layer.bias[part]
+        logits_CW = F.linear(hidden_CH, layer.weight[part], bias).float()
+        if len(rows):
+            right_C[rows] = logits_CW[rows, targets_C[rows] - start]
+        if high_C1 is None:
+            high_C1 = logits_CW.amax(1, keepdim=True)
+        sums_C += logits_CW.sub_(high_C1).exp_().sum(1)
+    assert high_C1 is not None, "an output layer has tokens"
+    return (high_C1.squeeze(1) - right_C) + sums_C.log()
 
 
 def _blocks(counts: list[int], at_once: int) -> Iterator[list[tuple[int, int, int]]]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from s2l_ray.config import Config, Training
+from s2l_ray.core.allocation import keep_freed_memory
 from s2l_ray.core.encoding import NO_LEARNED_TOKEN, Encoded, Encoder, pad, token_batches
 from s2l_ray.core.losses import example_statistics
 from s2l_ray.core.models import build, load_config, load_weights, read_weights, tensor_reader
@@ -16,6 +17,8 @@ from s2l_ray.core.training_state import stored_tensors
 from s2l_ray.errors import UserError
 
 ANSWER_LOSS = "answer_loss"
+# Small parts pad more than large ones: batches are made smaller, down to so many tokens, until so little is padding.
+MOST_PADDING, FEWEST_TOKENS = 0.03, 2_048
 
 
 def files_of(manifest: Manifest) -> dict[str, list[Any]]:
@@ -77,9 +80,10 @@ def starting_weights(training: Training) -> Weights:
 
 
 def device_of(config: Config) -> Any:
-    """Where this worker computes, with its CPU threads set."""
+    """Where this worker computes, with its CPU threads and the C library's memory set up for it."""
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(config.scaling.threads)
     return torch.device("cuda" if config.scaling.gpus_per_worker and torch.cuda.is_available() else "cpu")
 
@@ -186,6 +190,16 @@ def flops(
     return total
 
 
+def scoring_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """token_batches of a part, with its limit halved as often as MOST_PADDING asks for and FEWEST_TOKENS allows."""
+    while True:
+        batches = token_batches(lengths, tokens_per_batch)
+        padded = sum(len(batch) * lengths[batch[0]] for batch in batches)
+        if padded <= (1 + MOST_PADDING) * sum(lengths) or tokens_per_batch // 2 < FEWEST_TOKENS:
+            return batches
+        tokens_per_batch //= 2
+
+
 def _one_pass(
     models: Sequence[Any],
     examples: Sequence[Encoded],
@@ -197,7 +211,7 @@ def _one_pass(
     import torch
 
     made = {name: np.empty((len(examples), len(models)), np.float32) for name in ("loss", *names)}
-    for batch in token_batches([len(example.input_ids) for example in examples], tokens_per_batch):
+    for batch in scoring_batches([len(example.input_ids) for example in examples], tokens_per_batch):
         arrays = pad([examples[row] for row in batch], pad_id)
         input_ids_BL, learned_BL = (torch.from_numpy(array).to(device) for array in arrays)
         for column, model in enumerate(models):

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import distributed, nn
 
+from s2l_ray.core.allocation import keep_freed_memory
 from s2l_ray.core.encoding import Encoded, pad
 from s2l_ray.core.losses import token_losses
 from s2l_ray.core.training_state import (
@@ -154,6 +155,8 @@ def train(
         UserError: sizes that do not divide, batches that end early, a loss that is not finite, a training
             state that is broken.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     worker = Worker(rank, world_size, device)
     passes = accumulation(plan, world_size)
     if from_worker(0, worker, lambda: _finished(plan, files)):
@@ -326,7 +329,7 @@ def _engine(
         build_model,
         load_weights,
         plan,
-        _config(plan, passes, worker.world_size, BUCKET_ELEMENTS),
+        _config(plan, passes, worker, BUCKET_ELEMENTS),
         worker,
         resuming,
     )
@@ -345,7 +348,7 @@ def _engine(
             args=Namespace(device_rank=worker.device.index or 0),
             model=module,
             optimizer=optimizer,
-            config=_config(plan, passes, worker.world_size, bucket),
+            config=_config(plan, passes, worker, bucket),
             dist_init_required=False,
         )
     return engine
@@ -372,10 +375,10 @@ def _deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def _config(plan: TrainingPlan, passes: int, world_size: int, bucket: int) -> dict[str, Any]:
+def _config(plan: TrainingPlan, passes: int, worker: Worker, bucket: int) -> dict[str, Any]:
     """DeepSpeed's settings, with every key that changes numbers written out."""
     return {
-        "train_batch_size": plan.micro_batch * passes * world_size,
+        "train_batch_size": plan.micro_batch * passes * worker.world_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": passes,
         "gradient_clipping": plan.gradient_clipping,
@@ -392,7 +395,8 @@ def _config(plan: TrainingPlan, passes: int, world_size: int, bucket: int) -> di
         "zero_optimization": {
             "stage": plan.zero_stage,
             "contiguous_gradients": True,
-            "reduce_scatter": True,
+            # gloo sums all gradients of two workers together in less time than it takes for each one's part
+            "reduce_scatter": worker.device.type != "cpu",
             "overlap_comm": False,
             "round_robin_gradients": False,
             "reduce_bucket_size": bucket,

@@ -1,9 +1,10 @@
 """What Ray costs around training and scoring: the share of waiting for data, and of gaps between the parts that a scorer makes.
 
     OMP_NUM_THREADS=1 python tests/bench/bench_feed.py --workers 1
+    OMP_NUM_THREADS=1 python tests/bench/bench_feed.py --rows 2400 --hidden 128 --layers 2 --training-only
 
-Runs a small job on a local Ray until its proxy is trained, and reads how long its workers waited for data (the first batch comes with
-the start of the readers, and counts). Then `make_parts` scores the same parts with one actor, whose parts tell when each began and
+Runs a small job on a local Ray until its proxy is trained, and reads how long its first worker waited for data: before the first step,
+which comes with the start of the readers, and in all others. Then `make_parts` scores the same parts with one actor, whose parts tell when each began and
 ended: what lies between is Ray's, whatever else the machine does; beside it, processor seconds of a part there and in this process.
 """
 
@@ -28,18 +29,9 @@ sys.path.insert(0, str(ROOT))
 from s2l_ray.config import load  # noqa: E402
 from s2l_ray.core.scoring import files_of  # noqa: E402
 from s2l_ray.core.store import Artifact, Manifest, Part, Store  # noqa: E402
+from s2l_ray.stages.training import _Place  # noqa: E402
 from s2l_ray.stages.work import Work, part_dict  # noqa: E402
 from tests.bench.frame import finish, show  # noqa: E402
-
-MODEL = {
-    "model_type": "gpt_neox",
-    "vocab_size": 8_192,
-    "hidden_size": 256,
-    "intermediate_size": 1_024,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 512,
-}
 
 
 def main() -> None:
@@ -50,26 +42,49 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--rows-per-part", type=int, default=32)
     parser.add_argument("--workers", type=int, default=1, help="that train the proxy")
+    parser.add_argument("--hidden", type=int, default=256, help="width of the model")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--training-only", action="store_true")
     args = parser.parse_args()
     os.environ["RAY_ADDRESS"] = "local"
     with tempfile.TemporaryDirectory() as folder:
         path = job(Path(folder), args)
         command = [sys.executable, "-m", "s2l_ray.run", "--config", path, "--until", "proxy"]
         subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, stdout=sys.stderr)
-        (trained,) = only(folder, "proxy").manifest().info["members"]
-        scored = scoring(path, folder)
-    result = {
-        "train_seconds": trained["train_seconds"],
-        "waiting": trained["wait_seconds"] / trained["train_seconds"],
-        "tokens_per_second": trained["tokens"] / trained["train_seconds"],
-        **scored,
-    }
+        result = waiting(folder)
+        if not args.training_only:
+            result |= scoring(path, folder)
     show("what Ray costs", ["figure", "value"], [[name, float(value)] for name, value in result.items()])
     finish("feed", **vars(args), result=result)
 
 
+def waiting(folder: str) -> dict[str, float]:
+    """Seconds of the training and how much of them was waiting for data, the first step and the others by themselves."""
+    steps = _Place(only(folder, "proxy"), "member-0/").metrics()
+    first, others = steps[0], steps[1:]
+    seconds = sum(step["seconds"] for step in others)
+    return {
+        "first_step_seconds": first["seconds"],
+        "first_step_waiting": first["wait_seconds"],
+        "steps_after": len(others),
+        "seconds_after": seconds,
+        "share_of_waiting_after": sum(step["wait_seconds"] for step in others) / seconds,
+        "longest_waiting_after": max(step["wait_seconds"] for step in others),
+        "tokens_per_second_after": sum(step["tokens"] for step in others) / seconds,
+    }
+
+
 def job(folder: Path, args: argparse.Namespace) -> str:
     """A job on rows of 40 to 500 bytes, the second half an answer; returns its path."""
+    model = {
+        "model_type": "gpt_neox",
+        "vocab_size": 8_192,
+        "hidden_size": args.hidden,
+        "intermediate_size": 4 * args.hidden,
+        "num_hidden_layers": args.layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+    }
     draw = random.Random(0)
     rows = []
     for _ in range(args.rows):
@@ -80,7 +95,7 @@ def job(folder: Path, args: argparse.Namespace) -> str:
         "run": {"name": "feed", "storage": f"{folder}/storage"},
         "examples": {"files": [f"{folder}/rows.jsonl"], "rows_per_part": args.rows_per_part},
         "proxy": {
-            "model": {"config": MODEL},
+            "model": {"config": model},
             "tokenizer": "bytes",
             "prompt": "plain",
             "max_length": 512,

@@ -1,19 +1,25 @@
-"""Scoring beside the authors' way and beside the floor: a GPT-NeoX of the shape of Pythia-70M, rows of 40 to 512 tokens, half learned.
+"""Scoring beside the authors' way and beside floors: a GPT-NeoX of the shape of Pythia-70M, rows of 40 to 512 tokens, half learned.
 
     OMP_NUM_THREADS=1 python tests/bench/bench_scoring.py --dtypes fp32 bf16
+    python tests/bench/bench_scoring.py --dtypes bf16 --scorers 1x2 2x1
 
-Sides, in turn, on the same rows: `authors`, one example per forward pass, all logits, the loss fetched after each (their way, written
-anew); `ours`, core.scoring.score; `floor`, nothing but the matrix products that are needed, at the model's own shapes and dtype: the
+Sides, in turn, on the same rows, each in a process of its own, which no other's memory or settings reach: `authors`, one example per
+forward pass, all logits, the loss fetched after each (their way, written anew); `ours`, core.scoring.score; `family`, the base model of
+transformers over our batches and nothing but the product of the output layer for learned tokens: what no scorer that leaves the
+family's own code as it is can pass; `floor`, nothing but the matrix products that are needed, at the model's own shapes and dtype: the
 body's for every token, the output layer's for learned tokens, and of attention its FLOPs at the rate of the body's. The rows are
 every n-th batch of a part, so that a short run pads as a whole part does. Seconds are of the processor.
+
+With `--scorers`, NxM means N scorers of M threads, each with all of the rows; seconds are of the clock, so the machine has to be quiet.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +30,33 @@ from torch import nn
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from s2l_ray.core.encoding import Encoded, token_batches  # noqa: E402
+from s2l_ray.core.allocation import keep_freed_memory  # noqa: E402
+from s2l_ray.core.encoding import Encoded, pad  # noqa: E402
 from s2l_ray.core.models import build  # noqa: E402
-from s2l_ray.core.scoring import score  # noqa: E402
+from s2l_ray.core.scoring import score, scoring_batches  # noqa: E402
 from tests.bench.frame import finish, in_turn, ratio, show  # noqa: E402
 
 SHORTEST, LONGEST = 40, 512
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process runs, and on what: so many rows in the part, about so many tokens of it scored at a time."""
+
+    side: str
+    dtype: str
+    tokens_per_batch: int
+    part: int
+    tokens: int
+    threads: int
+
+    def batches(self) -> list[list[Encoded]]:
+        return sampled(examples(self.part), self.tokens_per_batch, self.tokens)
+
+    def own_tokens(self) -> int:
+        return sum(len(row.input_ids) for batch in self.batches() for row in batch)
 
 
 def main() -> None:
@@ -45,56 +70,127 @@ def main() -> None:
         nargs="+",
         type=int,
         default=[16_384],
-        help="one side for each; the first is ours",
+        help="one side for each; the first one's rows are those of the other sides",
     )
     parser.add_argument("--part", type=int, default=1_024, help="rows of the part")
     parser.add_argument("--tokens", type=int, default=16_384, help="about how many of them to score")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--scorers", nargs="+", default=[], help="only compare these, such as 1x2 2x1")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    part = examples(args.part)
-    results = [measured(args, dtype, part) for dtype in args.dtypes]
+    how = scorers if args.scorers else measured
+    results = [how(args, dtype) for dtype in args.dtypes]
     finish("scoring", **vars(args), results=results)
 
 
-def measured(args: argparse.Namespace, dtype: str, part: list[Encoded]) -> dict[str, Any]:
+def measured(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
     """One precision: seconds and ratios of all sides, each on its own sample of the part, per token that is not padding."""
-    model = build(pythia(), dtype).eval()
-    sides: dict[str, Callable[[], Any]] = {}
-    tokens: dict[str, int] = {}
-    waste: dict[str, float] = {}
-    for size in args.tokens_per_batch:
-        name = f"ours, {size:,}"
-        batches = sampled(part, size, args.tokens)
-        sides[name] = partial(ours, model, batches, size)
-        tokens[name] = sum(len(row.input_ids) for one in batches for row in one)
-        waste[name] = padding(part, size)
-    rows = [row for one in sampled(part, args.tokens_per_batch[0], args.tokens) for row in one]
-    first = next(iter(sides))
-    sides = {"authors": lambda: authors(model, rows), **sides, "floor": Floor(model, rows, DTYPES[dtype])}
-    tokens |= {"authors": tokens[first], "floor": tokens[first]}
-    seconds = in_turn(sides, args.repeats, clock=time.process_time)
-    each = {name: [took / tokens[name] for took in times] for name, times in seconds.items()}
-    per_row = tokens["authors"] / len(rows)
+    sizes = args.tokens_per_batch
+    first = Job("ours", dtype, sizes[0], args.part, args.tokens, args.threads)
+    jobs = {
+        "authors": replace(first, side="authors"),
+        **{f"ours, {size:,}": replace(first, tokens_per_batch=size) for size in sizes},
+        "family": replace(first, side="family"),
+        "floor": replace(first, side="floor"),
+    }
+    sides = {name: Apart([job]) for name, job in jobs.items()}
+    seconds = timed(sides, args.repeats, by_clock=False)
+    each = {name: [took / jobs[name].own_tokens() for took in times] for name, times in seconds.items()}
+    rows = sum(len(batch) for batch in first.batches())
+    per_row = first.own_tokens() / rows
     table = {
         name: {
             "rows_per_second": 1 / statistics.median(times) / per_row,
             "times_authors": ratio(each["authors"], times),
+            "share_of_family": ratio(each["family"], times),
             "share_of_floor": ratio(each["floor"], times),
-            "padding": waste.get(name, 0.0),
+            "padding": padding(jobs[name]) if jobs[name].side in ("ours", "family") else 0.0,
         }
         for name, times in each.items()
     }
     show(
-        f"{dtype}, {args.threads} thread(s), {len(rows)} rows, {tokens['authors']} tokens",
-        ["side", "rows/s", "x authors", "share of floor", "padding %"],
-        [
-            [name, one["rows_per_second"], one["times_authors"], one["share_of_floor"], 100 * one["padding"]]
-            for name, one in table.items()
-        ],
+        f"{dtype}, {args.threads} thread(s), {rows} rows, {first.own_tokens()} tokens",
+        ["side", "rows/s", "x authors", "share of family", "share of floor", "padding %"],
+        [[name, *list(one.values())[:-1], 100 * one["padding"]] for name, one in table.items()],
     )
     return {"dtype": dtype, "sides": table, "seconds": seconds}
+
+
+def scorers(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
+    """Rows a second of all scorers together, by how many there are and their threads."""
+    sides, rows = {}, {}
+    for name in args.scorers:
+        count, threads = map(int, name.split("x"))
+        job = Job("ours", dtype, args.tokens_per_batch[0], args.part, args.tokens, threads)
+        sides[name] = Apart([job] * count)
+        rows[name] = count * sum(len(batch) for batch in job.batches())
+    seconds = timed(sides, args.repeats, by_clock=True)
+    rates = {name: rows[name] / statistics.median(times) for name, times in seconds.items()}
+    show(f"{dtype}, scorers x threads", ["side", "rows/s"], [[name, rate] for name, rate in rates.items()])
+    return {"dtype": dtype, "rows_per_second": rates, "seconds": seconds}
+
+
+class Apart:
+    """A side in processes of its own; a call has all of them run once, together.
+
+    Attributes:
+        spent: processor seconds of all calls.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.spent = 0.0
+        self.pipes, self.processes = [], []
+        context = multiprocessing.get_context("spawn")
+        for job in jobs:
+            pipe, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(theirs, job))
+            process.start()
+            self.pipes.append(pipe)
+            self.processes.append(process)
+
+    def __call__(self) -> None:
+        for pipe in self.pipes:
+            pipe.send(None)
+        self.spent += sum(pipe.recv() for pipe in self.pipes)
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.terminate()
+            process.join()
+
+
+def timed(sides: dict[str, Apart], repeats: int, by_clock: bool) -> dict[str, list[float]]:
+    """in_turn, after which the processes end; seconds of the clock, or of their processors."""
+    try:
+        clock = time.perf_counter if by_clock else lambda: sum(side.spent for side in sides.values())
+        return in_turn(sides, repeats, clock=clock)
+    finally:
+        for side in sides.values():
+            side.end()
+
+
+def serve(pipe: Any, job: Job) -> None:
+    """Run a side whenever told to, and tell the processor seconds."""
+    torch.set_num_threads(job.threads)
+    if job.side != "authors":
+        keep_freed_memory()
+    side = made(job)
+    while True:
+        pipe.recv()
+        began = time.process_time()
+        side()
+        pipe.send(time.process_time() - began)
+
+
+def made(job: Job) -> Callable[[], Any]:
+    model, batches = build(pythia(), job.dtype).eval(), job.batches()
+    rows = [row for batch in batches for row in batch]
+    if job.side == "authors":
+        return lambda: authors(model, rows)
+    if job.side == "ours":
+        return lambda: ours(model, batches, job.tokens_per_batch)
+    floor = Floor(model, rows, DTYPES[job.dtype])
+    return floor if job.side == "floor" else lambda: family(model, batches, floor)
 
 
 def pythia() -> Any:
@@ -126,17 +222,18 @@ def examples(count: int) -> list[Encoded]:
 
 def sampled(part: Sequence[Encoded], tokens_per_batch: int, tokens: int) -> list[list[Encoded]]:
     """Batches of the part as they are cut, evenly spread over their lengths, with about so many tokens in all."""
-    batches = token_batches([len(row.input_ids) for row in part], tokens_per_batch)
-    count = max(1, min(len(batches), round(tokens / tokens_per_batch)))
+    batches = scoring_batches([len(row.input_ids) for row in part], tokens_per_batch)
+    share = tokens / sum(len(row.input_ids) for row in part)
+    count = max(1, min(len(batches), round(share * len(batches))))
     return [
         [part[row] for row in batches[round((n + 0.5) * len(batches) / count - 0.5)]] for n in range(count)
     ]
 
 
-def padding(part: Sequence[Encoded], tokens_per_batch: int) -> float:
+def padding(job: Job) -> float:
     """Padded tokens of a whole part beside its own, minus 1."""
-    lengths = [len(row.input_ids) for row in part]
-    batches = token_batches(lengths, tokens_per_batch)
+    lengths = [len(row.input_ids) for row in examples(job.part)]
+    batches = scoring_batches(lengths, job.tokens_per_batch)
     return sum(len(one) * max(lengths[row] for row in one) for one in batches) / sum(lengths) - 1
 
 
@@ -154,6 +251,14 @@ def authors(model: Any, rows: Sequence[Encoded]) -> list[float]:
 def ours(model: Any, batches: Sequence[Sequence[Encoded]], tokens_per_batch: int) -> None:
     for batch in batches:
         score([model], batch, 0, tokens_per_batch, CPU)
+
+
+@torch.no_grad()
+def family(model: Any, batches: Sequence[Sequence[Encoded]], floor: "Floor") -> None:
+    """The base model, as transformers has it, over padded batches, and the output layer's product."""
+    for batch in batches:
+        model.base_model(input_ids=torch.from_numpy(pad(batch, 0)[0]), use_cache=False)
+    floor.output_layer()
 
 
 class Floor:
@@ -195,6 +300,10 @@ class Floor:
         until = time.process_time() + self.more * (time.process_time() - began)
         while time.process_time() < until:
             pass
+        self.output_layer()
+
+    @torch.no_grad()
+    def output_layer(self) -> None:
         for count in self.learned_blocks:
             self.head(self.inputs[self.width][:count])
 

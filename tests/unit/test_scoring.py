@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from s2l_ray.core.encoding import NO_LEARNED_TOKEN, Encoded, Encoder, byte_tokenizer
-from s2l_ray.core.scoring import answers, checkpoint_labels, flops, reason_of, score, score_statistics
+from s2l_ray.core.encoding import NO_LEARNED_TOKEN, Encoded, Encoder, byte_tokenizer, token_batches
+from s2l_ray.core.scoring import (
+    answers,
+    checkpoint_labels,
+    flops,
+    reason_of,
+    score,
+    score_statistics,
+    scoring_batches,
+)
 from s2l_ray.errors import UserError
 from tests.families import examples, model, reference
 
@@ -95,6 +103,23 @@ def test_an_example_is_left_out_as_soon_as_one_proxy_learns_nothing_of_it() -> N
     ids, yes, no = np.arange(3, dtype=np.int32), np.array([False, True, True]), np.zeros(3, bool)
     assert reason_of([Encoded(0, ids, yes), Encoded(0, ids, yes)]) is None
     assert reason_of([Encoded(0, ids, yes), Encoded(0, ids, no)]) == NO_LEARNED_TOKEN
+
+
+def test_batches_of_a_small_part_are_cut_smaller_until_little_is_padding() -> None:
+    lengths = np.random.default_rng(0).integers(40, 513, 300).tolist()
+
+    def padded_tokens(batches: list[list[int]]) -> int:
+        return sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+
+    cut = {limit: scoring_batches(lengths, limit) for limit in (1_000, 2_048, 16_384, 10**6)}
+    padded = {limit: padded_tokens(batches) for limit, batches in cut.items()}
+    assert padded[16_384] <= 1.03 * sum(lengths) < padded_tokens(token_batches(lengths, 16_384))
+    assert cut[1_000] == token_batches(lengths, 1_000), "what is smaller from the start stays as it is"
+    for batches in cut.values():
+        assert sorted(row for batch in batches for row in batch) == list(range(300))
+    same = [100] * 300
+    assert scoring_batches(same, 10**6) == [list(range(300))]
+    assert scoring_batches([], 16_384) == []
 
 
 def test_flops_count_each_pass_and_the_gram_matrices() -> None:

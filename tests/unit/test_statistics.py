@@ -225,6 +225,24 @@ def test_tokens_that_are_forbidden_by_the_layer_add_nothing(monkeypatch: pytest.
     torch.testing.assert_close(example_statistics(made, *tensors(batch))["loss"], expected[None])
 
 
+@pytest.mark.parametrize("above", [80.0, 95.0, 3e4])
+def test_logits_far_above_those_of_the_first_tokens_count(
+    monkeypatch: pytest.MonkeyPatch, above: float
+) -> None:
+    monkeypatch.setattr(losses, "CPU_BLOCK", (4, 16))
+    made, _ = table(8, 16, True, "nothing")
+    with torch.no_grad():
+        made.layer.bias[15] = above
+    batch = rows(9, [30, 2, 12])
+    found = example_statistics(made, *tensors(batch))["loss"]
+    for row, loss in zip(batch, found, strict=True):
+        ids, where = torch.from_numpy(row.input_ids).long(), torch.from_numpy(row.learned)
+        with torch.no_grad():
+            logits = made(ids[None], use_cache=False).logits[0, :-1].double()
+        expected = torch.nn.functional.cross_entropy(logits[where[1:]], ids[where])
+        torch.testing.assert_close(loss, expected.float())
+
+
 @pytest.mark.parametrize(
     "after",
     [lambda z: z.mul_(0.5), lambda z: z.index_fill_(-1, torch.arange(3), -60.0), lambda z: z[..., :23] / 2],
