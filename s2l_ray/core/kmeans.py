@@ -14,7 +14,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -26,7 +26,7 @@ from s2l_ray.core.nearest import BLOCK, Balls, Nearest
 from s2l_ray.errors import UserError
 
 START_ROWS = 65_536
-_PIECE = 18  # bits; see _sum_of_squares
+_PIECE = 44  # bits; see _sum_of_squares
 _SUBNORMAL = 149  # every float32 is a whole number of 2^-149
 _LEADING = 16  # bits of a hash by which rows are counted
 _NO_LABELS = np.empty(0, np.int32)
@@ -174,40 +174,54 @@ class Totals:
 
     def add(self, rows: np.ndarray, labels: np.ndarray) -> None:
         """Rows float32 [n, T] that were in no cluster, to those of labels int [n]."""
-        for start in range(0, len(rows), BLOCK):
-            values = self._fixed(rows[start : start + BLOCK])
-            self._change(np.add, values, labels[start : start + BLOCK])
+        for values in self._changed(np.add, rows, labels):
             self.squares += _sum_of_squares(values)
 
     def move(self, rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
         """Rows float32 [n, T], from clusters int [n] to others."""
+        for change, labels in ((np.subtract, before), (np.add, after)):
+            for _ in self._changed(change, rows, labels):
+                pass
+
+    def _changed(self, change: np.ufunc, rows: np.ndarray, labels: np.ndarray) -> Iterator[np.ndarray]:
+        """Add or subtract block by block, and give the values of each in fixed point: int64 [T, block], in order of clusters.
+
+        Step by step, members of a cluster are neighbours in memory, and numpy adds them up without an index.
+        """
+        shape = rows.shape[1], min(len(rows), BLOCK)
+        scaled, fixed = np.empty(shape), np.empty(shape, np.int64)
         for start in range(0, len(rows), BLOCK):
-            values = self._fixed(rows[start : start + BLOCK])
-            self._change(np.subtract, values, before[start : start + BLOCK])
-            self._change(np.add, values, after[start : start + BLOCK])
-
-    def _fixed(self, rows: np.ndarray) -> np.ndarray:
-        scaled = np.multiply(rows, math.ldexp(1.0, self.exponent), dtype=np.float64)
-        return np.rint(scaled, out=scaled).astype(np.int64)
-
-    def _change(self, change: np.ufunc, values: np.ndarray, labels: np.ndarray) -> None:
-        steps = values.shape[1]
-        places = labels.astype(np.int64)[:, None] * steps + np.arange(steps)
-        change.at(
-            self.sums.reshape(-1), places.reshape(-1), values.reshape(-1)
-        )  # fast for one dimension only
-        change(self.counts, np.bincount(labels, minlength=len(self.counts)), out=self.counts)
+            own = labels[start : start + BLOCK]
+            order = np.argsort(own, kind="stable")  # by radix where labels have 16 bits
+            own, some = own[order], rows[start : start + BLOCK].take(order, axis=0)
+            wide, values = scaled[:, : len(own)], fixed[:, : len(own)]
+            np.multiply(some.T, math.ldexp(1.0, self.exponent), out=wide, dtype=np.float64)
+            np.copyto(values, np.rint(wide, out=wide), casting="unsafe")
+            first = np.flatnonzero(np.concatenate([[True], own[1:] != own[:-1]]))
+            clusters = own[first]
+            self.sums[clusters] = change(self.sums[clusters], np.add.reduceat(values, first, axis=1).T)
+            self.counts[clusters] = change(self.counts[clusters], np.diff(first, append=len(own)))
+            yield values
 
 
 def _sum_of_squares(values: np.ndarray) -> int:
-    """Exact for |values| < 2^62: float64 holds sums of 2^16 products of two pieces of 18 bits, in any order of adding."""
+    """Exact, of int64 [T, n <= BLOCK] with |values| < 2^62.
+
+    Sums of products of two pieces of 44 bits or fewer are made twice: in int64, which keeps them modulo 2^64, and in float64,
+    which is wrong by less than n 2^-53 of at most n 2^88, so by less than 2^61. Together they tell the sum.
+    """
+    length = max(int(values.max()), -int(values.min())).bit_length()
+    shifts = range(0, max(length, 1), _PIECE)
+    whole = [
+        values >> shift if shift == shifts[-1] else values >> shift & ((1 << _PIECE) - 1) for shift in shifts
+    ]
+    pieces = [(shift, piece, piece.astype(np.float64)) for shift, piece in zip(shifts, whole, strict=True)]
     total = 0
-    for start in range(0, values.size, 1 << 16):
-        some = np.abs(values.reshape(-1)[start : start + (1 << 16)])
-        shifts = range(0, int(some.max()).bit_length(), _PIECE)
-        pieces = [(shift, (some >> shift & ((1 << _PIECE) - 1)).astype(np.float64)) for shift in shifts]
-        for (i, a), (j, b) in itertools.combinations_with_replacement(pieces, 2):
-            total += int(a @ b) * (1 if i == j else 2) << (i + j)
+    for (i, a, wide_a), (j, b, wide_b) in itertools.combinations_with_replacement(pieces, 2):
+        modulo, about = np.einsum("tn,tn->t", a, b), np.einsum("tn,tn->t", wide_a, wide_b)
+        for low, near in zip(modulo.tolist(), map(int, about.tolist()), strict=True):
+            exact = near + (low - near + (1 << 63)) % (1 << 64) - (1 << 63)
+            total += exact * (1 if i == j else 2) << (i + j)
     return total
 
 
