@@ -29,7 +29,6 @@ START_ROWS = 65_536
 _PIECE = 44  # bits; see _sum_of_squares
 _SUBNORMAL = 149  # every float32 is a whole number of 2^-149
 _LEADING = 16  # bits of a hash by which rows are counted
-_NO_LABELS = np.empty(0, np.int32)
 Shards = Callable[[str, tuple[Any, ...]], Iterable[Any]]
 
 
@@ -227,26 +226,34 @@ def _sum_of_squares(values: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The rows of a shard under some centroids (as bytes): labels of every part, and totals where they were asked for."""
+    """The rows of a shard under some centroids (as bytes): labels of every part, and totals where they were asked for.
+
+    walked float64 [K]: how far each centroid has gone since the bounds of rows were first kept; see Nearest.
+    """
 
     centroids: bytes
     labels: list[np.ndarray]
     totals: Totals | None
+    walked: np.ndarray | None = None
 
 
 @dataclass
 class _Part:
-    """Rows of a part: ids int64 [n], rows float32 [n, T]; once in order of their clusters, `places` has each row's place as given."""
+    """Rows of a part: ids int64 [n], rows float32 [n, T]; once in order of their clusters, `places` has each row's place as given.
+
+    bounds float32 [n] go with the last labels.
+    """
 
     ids: np.ndarray
     rows: np.ndarray
     places: np.ndarray | None = None
     balls: Balls | None = None
+    bounds: np.ndarray | None = None
 
     def put_in_order(self, keys: np.ndarray) -> None:
         """Sort the rows by keys [n], and draw the balls."""
         order = np.argsort(keys, kind="stable")  # by radix where keys have 16 bits
-        self.ids, self.rows = self.ids[order], self.rows[order]
+        self.ids, self.rows = self.ids.take(order), self.rows.take(order, axis=0)
         self.places, self.balls = order.astype(np.uint32), Balls.around(self.rows)
 
     def as_given(self, values: np.ndarray) -> np.ndarray:
@@ -323,22 +330,25 @@ class Shard:
         kept = before.totals if before else None
         if kept is None or kept.exponent != exponent or kept.sums.shape != centroids.shape:
             kept = None
-        totals, search = kept or Totals(centroids.shape, exponent), Nearest(centroids)
+        totals = kept or Totals(centroids.shape, exponent)
+        known = before.walked if before and before.totals is kept else None
+        walked = np.zeros(len(centroids)) if known is None else _walked(known, previous, centroids)
+        search = Nearest(centroids, walked)
+        labels = before.labels if before else self._no_labels(len(centroids))
         moves = 0 if before else self._summary.num_rows
-        after = before.labels if before else [_NO_LABELS] * len(self._parts)
-        for number, part in enumerate(self._parts):
-            old, after[number] = after[number], _small(search.labels(part.rows, part.balls), len(centroids))
-            moved = np.flatnonzero(old != after[number]) if before else _NO_LABELS
-            moves += len(moved)
+        for number, (part, own) in enumerate(zip(self._parts, labels, strict=True)):
+            if part.balls is not None and (known is None or part.bounds is None):
+                part.bounds = np.full(len(own), np.inf, np.float32)
+            moved, old = search.renew(part.rows, own, part.balls, part.bounds)
+            moves += len(moved) if before else 0
             if kept is None:
-                totals.add(part.rows, after[number])
+                totals.add(part.rows, own)
             else:
-                totals.move(part.rows[moved], old[moved], after[number][moved])
+                totals.move(part.rows.take(moved, axis=0), old, own.take(moved))
             if self._sort and part.balls is None:
-                keys = _small(np.argsort(search.order), len(centroids))[after[number]]
-                part.put_in_order(keys)
-                after[number] = after[number][part.places]
-        self.last = Labelled(centroids.tobytes(), after, totals)
+                part.put_in_order(np.argsort(search.order).astype(own.dtype).take(own))
+                labels[number] = own.take(part.places)
+        self.last = Labelled(centroids.tobytes(), labels, totals, walked)
         return Partial(totals.sums.copy(), totals.counts.copy(), totals.squares, moves)
 
     def farthest(self, m: int, centroids: np.ndarray, taken: np.ndarray) -> Ranked:
@@ -382,9 +392,14 @@ class Shard:
         if self.last is None or self.last.centroids != key:
             self.last = None  # never hold two sets while the second is made
             search = Nearest(centroids)
-            labels = [_small(search.labels(part.rows, part.balls), len(centroids)) for part in self._parts]
+            labels = self._no_labels(len(centroids))
+            for part, own in zip(self._parts, labels, strict=True):
+                search.renew(part.rows, own, part.balls)
             self.last = Labelled(key, labels, None)
         return self.last
+
+    def _no_labels(self, num_clusters: int) -> list[np.ndarray]:
+        return [np.zeros(len(part.ids), np.min_scalar_type(num_clusters - 1)) for part in self._parts]
 
     def _filled(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
         return ((part.ids, part.rows) for part in self._parts if len(part.ids))
@@ -394,8 +409,10 @@ class Shard:
         return Ranked(np.empty(0, key_type), np.empty(0, np.int64), np.empty((0, steps), np.float32))
 
 
-def _small(labels: np.ndarray, num_clusters: int) -> np.ndarray:
-    return labels.astype(np.uint16) if num_clusters <= 1 << 16 else labels
+def _walked(before: np.ndarray, previous: np.ndarray | None, centroids: np.ndarray) -> np.ndarray:
+    """How far each centroid has gone, with this round's way; so far, at most, that float32 holds it."""
+    way = 0.0 if previous is None else np.linalg.norm(centroids - previous.astype(np.float64), axis=1)
+    return np.minimum(before + way, 1e30)
 
 
 def _leading(hashes: np.ndarray) -> np.ndarray:
