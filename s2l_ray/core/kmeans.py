@@ -226,29 +226,21 @@ def _sum_of_squares(values: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The rows of a shard under some centroids (as bytes): labels of every part, and totals where they were asked for.
-
-    walked float64 [K]: how far each centroid has gone since the bounds of rows were first kept; see Nearest.
-    """
+    """The rows of a shard under some centroids (as bytes): labels of every part, and totals where they were asked for."""
 
     centroids: bytes
     labels: list[np.ndarray]
     totals: Totals | None
-    walked: np.ndarray | None = None
 
 
 @dataclass
 class _Part:
-    """Rows of a part: ids int64 [n], rows float32 [n, T]; once in order of their clusters, `places` has each row's place as given.
-
-    bounds float32 [n] go with the last labels.
-    """
+    """Rows of a part: ids int64 [n], rows float32 [n, T]; once in order of their clusters, `places` has each row's place as given."""
 
     ids: np.ndarray
     rows: np.ndarray
     places: np.ndarray | None = None
     balls: Balls | None = None
-    bounds: np.ndarray | None = None
 
     def put_in_order(self, keys: np.ndarray) -> None:
         """Sort the rows by keys [n], and draw the balls."""
@@ -331,15 +323,11 @@ class Shard:
         if kept is None or kept.exponent != exponent or kept.sums.shape != centroids.shape:
             kept = None
         totals = kept or Totals(centroids.shape, exponent)
-        known = before.walked if before and before.totals is kept else None
-        walked = np.zeros(len(centroids)) if known is None else _walked(known, previous, centroids)
-        search = Nearest(centroids, walked)
+        search = Nearest(centroids)
         labels = before.labels if before else self._no_labels(len(centroids))
         moves = 0 if before else self._summary.num_rows
         for number, (part, own) in enumerate(zip(self._parts, labels, strict=True)):
-            if part.balls is not None and (known is None or part.bounds is None):
-                part.bounds = np.full(len(own), np.inf, np.float32)
-            moved, old = search.renew(part.rows, own, part.balls, part.bounds)
+            moved, old = search.renew(part.rows, own, part.balls)
             moves += len(moved) if before else 0
             if kept is None:
                 totals.add(part.rows, own)
@@ -348,7 +336,7 @@ class Shard:
             if self._sort and part.balls is None:
                 part.put_in_order(np.argsort(search.order).astype(own.dtype).take(own))
                 labels[number] = own.take(part.places)
-        self.last = Labelled(centroids.tobytes(), labels, totals, walked)
+        self.last = Labelled(centroids.tobytes(), labels, totals)
         return Partial(totals.sums.copy(), totals.counts.copy(), totals.squares, moves)
 
     def farthest(self, m: int, centroids: np.ndarray, taken: np.ndarray) -> Ranked:
@@ -407,12 +395,6 @@ class Shard:
     def _nothing(self, key_type: type) -> Ranked:
         steps = self._summary.num_steps
         return Ranked(np.empty(0, key_type), np.empty(0, np.int64), np.empty((0, steps), np.float32))
-
-
-def _walked(before: np.ndarray, previous: np.ndarray | None, centroids: np.ndarray) -> np.ndarray:
-    """How far each centroid has gone, with this round's way; so far, at most, that float32 holds it."""
-    way = 0.0 if previous is None else np.linalg.norm(centroids - previous.astype(np.float64), axis=1)
-    return np.minimum(before + way, 1e30)
 
 
 def _leading(hashes: np.ndarray) -> np.ndarray:

@@ -19,7 +19,6 @@ STRIDE = 2_048  # rows of a ball
 LANES = 16  # centroids that a kernel of FAISS takes at a time, or a multiple of them
 _SMALL, _LARGE = 2.0**-40, 2.0**40  # where rows and centroids are shown to FAISS as they are
 _TINY = 1e-18  # more than the root of what float32 loses below its range in squares
-_WORTH = 0.75  # share of a part's rows from which on all are searched: rows picked out must be copied first
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,9 @@ class Nearest:
     Where balls around the rows are known, FAISS is only shown the centroids that can be the nearest of some row of a ball.
     Its kernels go through 16 centroids at a time, and which of two equal ones they find depends on the places in the 16. So
     whole sixteens are left out, of centroids sorted to lie close together. What is left is found as among all: see `_holds`.
-
-    And a row is left out that cannot have changed its cluster, being nearer to its centroid than half the way to any other one
-    (Elkan 2003). For that a bound is kept of how far it is at most: what it was when FAISS last saw the row, and the way that
-    its centroid has gone since.
     """
 
-    def __init__(self, centroids: np.ndarray, walked: np.ndarray | None = None) -> None:
-        """With `walked`, float64 [K], how far each centroid has gone since bounds are kept, all rounds added up."""
+    def __init__(self, centroids: np.ndarray) -> None:
         _fix_method()
         num, self._steps = centroids.shape
         self._error = (self._steps + 8) * 2.0**-23  # see _needed
@@ -82,7 +76,6 @@ class Nearest:
         self._indexes: dict[float, Any] = {}  # of all centroids, by the power of two
         self._block = np.empty((BLOCK, self._steps), np.float32)
         self._found = np.empty((BLOCK, 1), np.float32), np.empty((BLOCK, 1), np.int64)
-        self._walked = walked
 
     def labels(self, rows: np.ndarray, balls: Balls | None = None) -> np.ndarray:
         """Nearest centroid of each row of one part: int32 [n], from float32 [n, T]; the same with and without its balls."""
@@ -91,51 +84,39 @@ class Nearest:
         return labels
 
     def renew(
-        self, rows: np.ndarray, labels: np.ndarray, balls: Balls | None = None, bounds: np.ndarray | None = None
+        self, rows: np.ndarray, labels: np.ndarray, balls: Balls | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Write the nearest centroid of each row float32 [n, T] of one part over its label int [n].
+        """Write the nearest centroid of each row float32 [n, T] of one part over its label int [n]; balls are those of the rows.
 
-        Args:
-            bounds: float32 [n], for rows with balls, and written over as well: how far rows are at most from the centroid of their
-                label, less what that had walked. Infinite where nothing is known.
-
-        Returns:
-            The places of rows whose label has changed, int64 [m], and the labels that they had.
+        Returns the places of rows whose label has changed, int64 [m], and the labels that they had.
         """
         tame = balls is not None and self._tame(balls)
         needed = None
         if balls is not None and tame and len(self._numbers) > LANES and _holds(self._steps):
             needed = self._needed(balls)
-        places = np.arange(len(rows))
-        if bounds is not None and tame:
-            unsure = np.flatnonzero(bounds >= self._limits.take(labels))
-            places = unsure if len(unsure) < _WORTH * len(rows) else places
         numbers, stride = self._numbers.astype(labels.dtype), STRIDE if tame else BLOCK
-        changed, before = [places[:0]], [labels[:0]]
-        for start in range(0, len(places), stride):
-            mine = places[start : start + stride]
-            some, old = _taken(rows, mine), labels.take(mine)
+        changed, before = [np.empty(0, np.int64)], [labels[:0]]
+        for number, start in enumerate(range(0, len(rows), stride)):
+            some, own = rows[start : start + stride], labels[start : start + stride]
             unit = self._fill(some, tame)
-            near = slice(mine[0] // STRIDE, mine[-1] // STRIDE + 1)
-            columns = None if needed is None else _columns(needed[near].any(axis=0))
-            distances, found = self._search(len(some), unit, columns)
+            columns = None if needed is None else _columns(needed[number])
+            found = self._search(len(some), unit, columns)
             new = (numbers if columns is None else numbers[columns]).take(found)
-            labels[mine] = new
-            other = np.flatnonzero(new != old)
-            changed.append(mine[other])
-            before.append(old[other])
-            if bounds is not None:
-                bounds[mine] = self._bounds(distances, new, balls, near) if balls is not None and tame else np.inf
+            other = np.flatnonzero(new != own)
+            if len(other):
+                changed.append(other + start)
+                before.append(own.take(other))
+                own[:] = new
         return np.concatenate(changed), np.concatenate(before)
 
-    def _search(self, num_rows: int, unit: float, columns: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Distances as FAISS has them and places among the columns, or all, of the rows in the block: [n], [n]."""
+    def _search(self, num_rows: int, unit: float, columns: np.ndarray | None) -> np.ndarray:
+        """What is nearest of the columns, or of all, to the rows in the block: int64 [n]."""
         size = -(-num_rows // PRODUCT) * PRODUCT
         self._block[num_rows:size] = 0
         distances, found = (array[:size] for array in self._found)
         index = self._index(unit) if columns is None else _flat_index(self._offsets[columns])
         index.search(self._block[:size], 1, D=distances, I=found)
-        return distances[:num_rows, 0], found[:num_rows, 0]
+        return found[:num_rows, 0]
 
     def _fill(self, rows: np.ndarray, tame: bool) -> float:
         """Put rows less the centre, times a power of two, at the begin of the block; the power is returned."""
@@ -156,43 +137,6 @@ class Nearest:
         """Whether no row in the balls can make `_fill` multiply."""
         largest = float((np.abs(balls.centres - self._centre).max(axis=1) + balls.radii).max(initial=0))
         return _SMALL <= self._reach and max(largest, self._reach) <= _LARGE
-
-    @functools.cached_property
-    def _limits(self) -> np.ndarray:
-        """Below which bound a row keeps its centroid: float32 [K].
-
-        Be u how far a row x is at most from its centroid a, and s = |c-a| for another one. |x-c|^2 - |x-a|^2 is at least
-        s (s - 2u). FAISS finds c farther if that is more than it may be wrong about both (see `_needed`), which for u < s/2 is
-        at most twice e = (T + 8) 2^-23 times (2|a| + 3s/2)^2. So u < s/2 - e (2|a| + 3s/2)^2 / s will do; that grows with s,
-        so the c next to a decides.
-        """
-        offsets = np.empty((len(self.order), self._steps))
-        offsets[self.order] = self._offsets[: len(self.order)]
-        squares = (offsets**2).sum(axis=1)
-        apart = np.empty(len(offsets))
-        for start in range(0, len(offsets), PRODUCT):
-            own = np.arange(start, min(start + PRODUCT, len(offsets)))
-            between = squares - 2 * offsets[own] @ offsets.T + squares[own, None]
-            between[np.arange(len(own)), own] = _LARGE**2  # with one centroid alone, all rows keep theirs
-            apart[own] = np.sqrt(np.maximum(between.min(axis=1), 0))
-        error = self._error * (2 * np.sqrt(squares) + 1.5 * apart) ** 2
-        limits = apart / 2 - np.divide(error, apart, out=np.full_like(apart, np.inf), where=apart > 0)
-        walked = np.zeros(len(offsets)) if self._walked is None else self._walked
-        rounding = (apart + walked) * 2.0**-20  # of bounds and of these
-        return (limits - walked - rounding - _TINY).astype(np.float32)
-
-    def _bounds(self, distances: np.ndarray, labels: np.ndarray, balls: Balls, near: slice) -> np.ndarray:
-        """Bounds [n] of rows in these balls, from the squares that FAISS has found.
-
-        With e as in `_needed` and |x| <= r, a distance d has d^2 <= found + e (2r + d)^2 <= found + 8 e r^2 + 2 e d^2.
-        """
-        largest = float((np.linalg.norm(balls.centres[near] - self._centre, axis=1) + balls.radii[near]).max())
-        added, times = 9 * self._error * largest**2 + _TINY**2, 1 + 4 * self._error
-        found = np.maximum(distances, 0)
-        found *= np.float32(times * (1 + 2.0**-20))
-        found += np.float32(added)
-        np.sqrt(found, out=found)
-        return found if self._walked is None else found - self._walked.astype(np.float32).take(labels)
 
     def _index(self, unit: float) -> Any:
         if unit not in self._indexes:
@@ -217,12 +161,6 @@ class Nearest:
             :, None
         ] * apart
         return (lead <= error + 2.0**-140).reshape(len(nearest), -1, LANES).any(axis=2)
-
-
-def _taken(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Rows at ascending places, without a copy where they are neighbours."""
-    first, last = places[0], places[-1]
-    return rows[first : last + 1] if last - first + 1 == len(places) else rows.take(places, axis=0)
 
 
 def _fix_method() -> None:
