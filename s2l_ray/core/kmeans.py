@@ -233,20 +233,29 @@ class Labelled:
     totals: Totals | None
 
 
-@dataclass
 class _Part:
-    """Rows of a part: ids int64 [n], rows float32 [n, T]; once in order of their clusters, `places` has each row's place as given."""
+    """Rows of a part, float32 [n, T]; once in order of their clusters, `places` has each row's place as given."""
 
-    ids: np.ndarray
-    rows: np.ndarray
-    places: np.ndarray | None = None
-    balls: Balls | None = None
+    def __init__(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        """With ids int64 [n]; of them is kept what is above the smallest, mostly 4 bytes or fewer."""
+        self.rows = np.ascontiguousarray(rows, np.float32)
+        self._first = np.int64(ids.min()) if len(ids) else np.int64(0)
+        above = np.asarray(ids, np.int64).view(np.uint64) - self._first.view(np.uint64)
+        self._above = above.astype(np.min_scalar_type(above.max(initial=0)))
+        self.places: np.ndarray | None = None
+        self.balls: Balls | None = None
 
-    def put_in_order(self, keys: np.ndarray) -> None:
-        """Sort the rows by keys [n], and draw the balls."""
+    @property
+    def ids(self) -> np.ndarray:
+        """Of the rows as they are now, int64 [n]."""
+        return (self._above.astype(np.uint64) + self._first.view(np.uint64)).view(np.int64)
+
+    def put_in_order(self, keys: np.ndarray) -> np.ndarray:
+        """Sort the rows by keys [n], and draw the balls; the order is returned, int64 [n]."""
         order = np.argsort(keys, kind="stable")  # by radix where keys have 16 bits
-        self.ids, self.rows = self.ids.take(order), self.rows.take(order, axis=0)
+        self._above, self.rows = self._above.take(order), self.rows.take(order, axis=0)
         self.places, self.balls = order.astype(np.uint32), Balls.around(self.rows)
+        return order
 
     def as_given(self, values: np.ndarray) -> np.ndarray:
         """Values of the rows [n], in the order in which the rows were given."""
@@ -277,9 +286,9 @@ class Shard:
         self._summary = NO_ROWS
         self._sort, self.last = sort, last
         for ids, rows in parts:
-            part = _Part(np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(rows, np.float32))
+            part = _Part(ids, rows)
             self._parts.append(part)
-            self._summary += _part_summary(part.ids, part.rows)
+            self._summary += _part_summary(ids, part.rows)
 
     def summary(self) -> Summary:
         """Number of rows, largest absolute value and T."""
@@ -334,8 +343,8 @@ class Shard:
             else:
                 totals.move(part.rows.take(moved, axis=0), old, own.take(moved))
             if self._sort and part.balls is None:
-                part.put_in_order(np.argsort(search.order).astype(own.dtype).take(own))
-                labels[number] = own.take(part.places)
+                order = part.put_in_order(np.argsort(search.order).astype(own.dtype).take(own))
+                labels[number] = own.take(order)
         self.last = Labelled(centroids.tobytes(), labels, totals)
         return Partial(totals.sums.copy(), totals.counts.copy(), totals.squares, moves)
 
@@ -387,10 +396,10 @@ class Shard:
         return self.last
 
     def _no_labels(self, num_clusters: int) -> list[np.ndarray]:
-        return [np.zeros(len(part.ids), np.min_scalar_type(num_clusters - 1)) for part in self._parts]
+        return [np.zeros(len(part.rows), np.min_scalar_type(num_clusters - 1)) for part in self._parts]
 
     def _filled(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        return ((part.ids, part.rows) for part in self._parts if len(part.ids))
+        return ((part.ids, part.rows) for part in self._parts if len(part.rows))
 
     def _nothing(self, key_type: type) -> Ranked:
         steps = self._summary.num_steps

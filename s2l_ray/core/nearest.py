@@ -136,7 +136,7 @@ class Nearest:
     def _tame(self, balls: Balls) -> bool:
         """Whether no row in the balls can make `_fill` multiply."""
         largest = float((np.abs(balls.centres - self._centre).max(axis=1) + balls.radii).max(initial=0))
-        return _SMALL <= self._reach and max(largest, self._reach) <= _LARGE
+        return self._reach >= _SMALL and max(largest, self._reach) <= _LARGE
 
     def _index(self, unit: float) -> Any:
         if unit not in self._indexes:

@@ -134,7 +134,12 @@ def memory(args: argparse.Namespace) -> None:
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
         held = {k: pool.submit(held_by_a_shard, k, args).result() for k in args.k}
     results = [
-        {"K": k, "idle MiB": idle / 2**20, "held MiB": own / 2**20, "times the rows": own / (4 * args.rows * args.steps)}
+        {
+            "K": k,
+            "idle MiB": idle / 2**20,
+            "held MiB": own / 2**20,
+            "times the rows": own / (4 * args.rows * args.steps),
+        }
         for k, (idle, own) in held.items()
     ]
     frame.show(

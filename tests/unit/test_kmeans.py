@@ -455,6 +455,67 @@ def test_fixed_point_sums_are_exact_sums_of_the_rounded_values(data: st.DataObje
     assert Partial(moved.sums, moved.counts, moved.squares, 0).objective(centroids, exponent) == float(exact)
 
 
+@pytest.mark.parametrize("num", [1, 300, 2 * BLOCK + 5])
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-40])
+@pytest.mark.parametrize("kind", ["curves", "all-equal", "one-far", "on-the-edge"])
+def test_sums_of_many_rows_are_those_of_plain_int64(num: int, scale: float, kind: str) -> None:
+    draw = np.random.default_rng(num)
+    rows = {
+        "curves": trajectories(num, seed=3),
+        "all-equal": np.full((num, 6), -3.3, np.float32),
+        "one-far": np.where(np.arange(num)[:, None] == num // 2, 1e6, draw.normal(size=(num, 6))),
+        "on-the-edge": np.where(draw.random((num, 6)) < 0.5, -1.0, 1.0) * (2 - 2.0**-23),
+    }[kind]
+    rows = (rows * np.float64(scale)).astype(np.float32)
+    labels = draw.integers(0, 400, num).astype(np.uint16)
+    labels[labels > 300] = 300  # a large one, and empty ones behind it
+    exponent = fixed_point_exponent(num, float(np.abs(rows).max()))
+    fixed = np.rint(rows.astype(np.float64) * 2.0**exponent).astype(np.int64)
+
+    def plain(labels: np.ndarray) -> tuple[list[list[int]], list[int]]:
+        sums = np.zeros((401, 6), np.int64)
+        np.add.at(sums, labels, fixed)
+        return sums.tolist(), np.bincount(labels, minlength=401).tolist()
+
+    totals = Totals((401, 6), exponent)
+    totals.add(rows, labels)
+    assert (totals.sums.tolist(), totals.counts.tolist()) == plain(labels)
+    assert totals.squares == sum(value**2 for value in fixed.reshape(-1).tolist())
+    after = draw.integers(0, 401, num).astype(np.uint16)
+    totals.move(rows, labels, after)
+    assert (totals.sums.tolist(), totals.counts.tolist()) == plain(after)
+
+
+@pytest.mark.parametrize("largest", [0, 1, 2**31, 2**43 - 1, 2**44, 2**53, 2**62 - 1])
+def test_squares_of_any_int64_below_2_to_the_62_add_up_exactly(largest: int) -> None:
+    draw = np.random.default_rng(largest % 97)
+    values = draw.integers(-largest, largest, (3, BLOCK), endpoint=True)
+    for some in (values, np.full_like(values, largest), np.full_like(values, -largest), values[:, :1]):
+        assert kmeans._sum_of_squares(some) == sum(value**2 for value in some.reshape(-1).tolist())
+
+
+@pytest.mark.parametrize("ids", [[], [7], [-(2**63), 2**63 - 1, 0], [5, 2**40 + 5, 9], [300, 1, 2]])
+def test_ids_come_back_whatever_lies_between_them(ids: list[int]) -> None:
+    given = np.array(ids, np.int64)
+    part = kmeans._Part(given, np.zeros((len(ids), 2), np.float32))
+    assert part.ids.dtype == np.int64
+    assert part.ids.tolist() == ids
+
+
+def test_what_renewing_says_has_changed_has_changed() -> None:
+    rows = PLAIN[np.argsort(PLAIN[:, 0])]
+    balls = Balls.around(rows)
+    for centroids in (PLAIN[:1], PLAIN[:70]):
+        search = Nearest(centroids)
+        right = search.labels(rows)
+        labels = np.where(np.arange(len(rows)) % 3 == 0, (right + 1) % len(centroids), right).astype(np.uint8)
+        old = labels.copy()
+        places, before = search.renew(rows, labels, balls)
+        np.testing.assert_array_equal(labels, right)
+        np.testing.assert_array_equal(places, np.flatnonzero(old != right))
+        np.testing.assert_array_equal(before, old[places])
+
+
 @given(st.integers(1, 10**12), finite.map(abs).filter(bool))
 def test_the_fixed_point_uses_all_bits_that_cannot_overflow(num_rows: int, max_abs: float) -> None:
     largest = num_rows * Fraction(max_abs) * Fraction(2) ** fixed_point_exponent(num_rows, max_abs)
