@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.nearest import BLOCK, Balls, Nearest
+from s2l_ray.core.nearest import BLOCK, FEW, Balls, Leads, Nearest
 from s2l_ray.errors import UserError
 
 START_ROWS = 65_536
 _PIECE = 44  # bits; see _sum_of_squares
 _SUBNORMAL = 149  # every float32 is a whole number of 2^-149
+_CALM = 0.05  # share of rows with another label up to which leads are begun
 _LEADING = 16  # bits of a hash by which rows are counted
 Shards = Callable[[str, tuple[Any, ...]], Iterable[Any]]
 
@@ -226,11 +227,15 @@ def _sum_of_squares(values: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The rows of a shard under some centroids (as bytes): labels of every part, and totals where they were asked for."""
+    """The rows of a shard under some centroids (as bytes): labels of every part, and totals where they were asked for.
+
+    ways float64 [K] are those that the leads of rows reckon with; see Nearest.
+    """
 
     centroids: bytes
     labels: list[np.ndarray]
     totals: Totals | None
+    ways: np.ndarray | None = None
 
 
 class _Part:
@@ -244,6 +249,8 @@ class _Part:
         self._above = above.astype(np.min_scalar_type(above.max(initial=0)))
         self.places: np.ndarray | None = None
         self.balls: Balls | None = None
+        self.leads: Leads | None = None
+        self.calm = False  # whether few rows had another label in the last round
 
     @property
     def ids(self) -> np.ndarray:
@@ -256,6 +263,14 @@ class _Part:
         self._above, self.rows = self._above.take(order), self.rows.take(order, axis=0)
         self.places, self.balls = order.astype(np.uint32), Balls.around(self.rows)
         return order
+
+    def leads_for(self, num_clusters: int, known: bool) -> Leads | None:
+        """The leads of the last labels, where they help; `known` says whether all ways since they were found are."""
+        if not known:
+            self.leads = None
+        if self.leads is None and self.calm and self.balls is not None and num_clusters <= FEW:
+            self.leads = Leads(len(self.rows))
+        return self.leads if self.leads and self.leads.useful else None
 
     def as_given(self, values: np.ndarray) -> np.ndarray:
         """Values of the rows [n], in the order in which the rows were given."""
@@ -332,11 +347,14 @@ class Shard:
         if kept is None or kept.exponent != exponent or kept.sums.shape != centroids.shape:
             kept = None
         totals = kept or Totals(centroids.shape, exponent)
-        search = Nearest(centroids)
+        ways = _ways(before.ways if before and kept else None, previous, centroids)
+        search = Nearest(centroids, ways)
         labels = before.labels if before else self._no_labels(len(centroids))
         moves = 0 if before else self._summary.num_rows
         for number, (part, own) in enumerate(zip(self._parts, labels, strict=True)):
-            moved, old = search.renew(part.rows, own, part.balls)
+            leads = part.leads_for(len(centroids), known=before is not None and before.ways is not None)
+            moved, old = search.renew(part.rows, own, part.balls, leads)
+            part.calm = before is not None and len(moved) <= _CALM * len(own)
             moves += len(moved) if before else 0
             if kept is None:
                 totals.add(part.rows, own)
@@ -345,7 +363,7 @@ class Shard:
             if self._sort and part.balls is None:
                 order = part.put_in_order(np.argsort(search.order).astype(own.dtype).take(own))
                 labels[number] = own.take(order)
-        self.last = Labelled(centroids.tobytes(), labels, totals)
+        self.last = Labelled(centroids.tobytes(), labels, totals, ways)
         return Partial(totals.sums.copy(), totals.counts.copy(), totals.squares, moves)
 
     def farthest(self, m: int, centroids: np.ndarray, taken: np.ndarray) -> Ranked:
@@ -404,6 +422,14 @@ class Shard:
     def _nothing(self, key_type: type) -> Ranked:
         steps = self._summary.num_steps
         return Ranked(np.empty(0, key_type), np.empty(0, np.int64), np.empty((0, steps), np.float32))
+
+
+def _ways(before: np.ndarray | None, previous: np.ndarray | None, centroids: np.ndarray) -> np.ndarray:
+    """The ways of centroids with that of this round, see Nearest: from where they are known; at most what float32 holds."""
+    if before is None or previous is None:
+        return np.zeros(len(centroids))
+    way = np.linalg.norm(centroids - previous.astype(np.float64), axis=1)
+    return np.minimum(before + way + way.max(), 1e30)
 
 
 def _leading(hashes: np.ndarray) -> np.ndarray:
