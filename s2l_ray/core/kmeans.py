@@ -211,11 +211,11 @@ def _sum_of_squares(values: np.ndarray) -> int:
     which is wrong by less than n 2^-53 of at most n 2^88, so by less than 2^61. Together they tell the sum.
     """
     length = max(int(values.max()), -int(values.min())).bit_length()
-    shifts = range(0, max(length, 1), _PIECE)
-    whole = [
-        values >> shift if shift == shifts[-1] else values >> shift & ((1 << _PIECE) - 1) for shift in shifts
+    *lower, top = range(0, max(length, 1), _PIECE)
+    whole = [values >> shift & ((1 << _PIECE) - 1) for shift in lower] + [values >> top if top else values]
+    pieces = [
+        (shift, piece, piece.astype(np.float64)) for shift, piece in zip([*lower, top], whole, strict=True)
     ]
-    pieces = [(shift, piece, piece.astype(np.float64)) for shift, piece in zip(shifts, whole, strict=True)]
     total = 0
     for (i, a, wide_a), (j, b, wide_b) in itertools.combinations_with_replacement(pieces, 2):
         modulo, about = np.einsum("tn,tn->t", a, b), np.einsum("tn,tn->t", wide_a, wide_b)
@@ -270,7 +270,10 @@ class _Part:
             self.leads = None
         if self.leads is None and self.calm and self.balls is not None and num_clusters <= FEW:
             self.leads = Leads(len(self.rows))
-        return self.leads if self.leads and self.leads.useful else None
+        if self.leads is None or self.leads.useful:
+            return self.leads
+        self.leads.values = self.leads.values[:0].copy()  # gives the memory back, and is not tried again
+        return None
 
     def as_given(self, values: np.ndarray) -> np.ndarray:
         """Values of the rows [n], in the order in which the rows were given."""

@@ -120,14 +120,14 @@ class Nearest:
         if balls is not None and leads is not None and tame:
             proof = _Proof(self, balls)
             places = proof.doubtful(rows, labels, leads)
-            blocks = [(places[start : start + STRIDE], None) for start in range(0, len(places), STRIDE)]
+            blocks = _blocks(places, STRIDE, [None] * -(-len(places) // STRIDE))
         else:
             stride = STRIDE if tame else BLOCK
             places = np.arange(len(rows))
             columns: list[np.ndarray | None] = [None] * -(-len(rows) // stride)
             if balls is not None and tame and len(self._numbers) > LANES and _holds(self._steps):
                 columns = [_columns(some) for some in self._needed(balls)]
-            blocks = [(places[i * stride : (i + 1) * stride], some) for i, some in enumerate(columns)]
+            blocks = _blocks(places, stride, columns)
         changed, before = [np.empty(0, np.int64)], [labels[:0]]
         for some, own in blocks:
             other, old = self._assign(rows, labels, some, own, tame)
@@ -277,6 +277,12 @@ def _limits(
     slack = 8 * error * (near + 8 * sizes + 4 * largest)
     rounding = (ways + 2 * (largest + sizes)) * 2.0**-20
     return (-ways - slack - rounding - _TINY).astype(np.float32)
+
+
+def _blocks(
+    places: np.ndarray, size: int, columns: list[np.ndarray | None]
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    return [(places[i * size : (i + 1) * size], some) for i, some in enumerate(columns)]
 
 
 def _taken(rows: np.ndarray, places: np.ndarray) -> np.ndarray:

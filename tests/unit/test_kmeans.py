@@ -20,6 +20,7 @@ from s2l_ray.core.kmeans import (
     Balls,
     FitResult,
     FitState,
+    Leads,
     Nearest,
     Partial,
     Shard,
@@ -104,6 +105,16 @@ def test_shards_that_lose_their_memory_before_every_call_give_the_same_bits(
 
     assert undisturbed.history[0].moves > undisturbed.history[-1].moves > 0
     assert bits(fit(restarted, **OPTIONS)) == bits(undisturbed)
+
+
+def test_a_long_fit_gives_the_same_bits_with_leads_and_without(parts: list[Part]) -> None:
+    options = {**OPTIONS, "max_rounds": 30}
+    held = Shard(parts)
+    found = fit(local([held]), **options)
+    assert any(part.leads is not None and part.leads.useful for part in held._parts)
+    assert bits(
+        fit(lambda method, args: [getattr(Shard(parts, sort=False), method)(*args)], **options)
+    ) == bits(found)
 
 
 def test_resuming_from_any_round_gives_the_same_bits(parts: list[Part], undisturbed: FitResult) -> None:
@@ -514,6 +525,62 @@ def test_what_renewing_says_has_changed_has_changed() -> None:
         np.testing.assert_array_equal(labels, right)
         np.testing.assert_array_equal(places, np.flatnonzero(old != right))
         np.testing.assert_array_equal(before, old[places])
+
+
+GRID = np.random.default_rng(9).integers(-3, 4, (5000, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("k", [1, 2, 17, 100])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        PLAIN,
+        HALF,
+        HEAVY,
+        GRID,
+        PLAIN + 1000,
+        PLAIN * np.float32(1e-30),
+        PLAIN * np.float32(1e30),
+        PLAIN[:, :1],
+    ],
+    ids=["plain", "half-equal", "heavy-tails", "grid", "offset", "tiny", "huge", "one-step"],
+)
+def test_leads_leave_out_only_rows_that_faiss_would_leave_where_they_are(rows: np.ndarray, k: int) -> None:
+    draw = np.random.default_rng(k)
+    rows = rows[np.argsort(rows[:, 0])]
+    centroids = rows[draw.permutation(len(rows))[:k]].copy()
+    centroids[: k // 8] = centroids[k // 8 : 2 * (k // 8)]  # equal ones, until they part
+    balls, leads, labels = Balls.around(rows), Leads(len(rows)), Nearest(centroids).labels(rows)
+    ways = np.zeros(k)
+    for number in range(12):
+        search = Nearest(centroids, ways)
+        search.renew(rows, labels, balls, leads)
+        np.testing.assert_array_equal(labels, search.labels(rows))
+        step = (
+            draw.normal(0, 0.1**number, centroids.shape)
+            * np.abs(centroids).mean()
+            * (draw.random((k, 1)) < 0.5)
+        )
+        before, centroids = centroids, (centroids + step).astype(np.float32)
+        if number == 6:
+            centroids[-1] = rows[0]  # as an empty cluster that gets another row
+        ways = kmeans._ways(ways, before, centroids)
+
+
+def test_leads_leave_out_most_rows_where_clusters_lie_apart_and_give_up_where_they_do_not() -> None:
+    draw = np.random.default_rng(0)
+    for noise, useful in ((0.05, True), (3.0, False)):
+        centroids = (np.eye(20, 6, dtype=np.float32) * 4 + np.arange(20)[:, None]).astype(np.float32)
+        rows = (centroids[np.arange(4000) // 200] + draw.normal(0, noise, (4000, 6))).astype(np.float32)
+        balls, leads, labels = Balls.around(rows), Leads(4000), np.zeros(4000, np.uint8)
+        Nearest(centroids).renew(rows, labels, balls)
+        ways = np.zeros(20)
+        for _ in range(3):
+            Nearest(centroids, ways).renew(rows, labels, balls, leads)
+            assert not useful or np.isfinite(leads.values).all()
+            before, centroids = centroids, centroids + np.float32(0.1)
+            ways = kmeans._ways(ways, before, centroids)
+        assert leads.useful == useful
 
 
 @given(st.integers(1, 10**12), finite.map(abs).filter(bool))
