@@ -583,6 +583,14 @@ def test_leads_leave_out_most_rows_where_clusters_lie_apart_and_give_up_where_th
         assert leads.useful == useful
 
 
+def test_no_lead_outlives_a_round_in_which_it_was_not_looked_at() -> None:
+    leads = Leads(len(PLAIN))
+    leads.values[:] = -1e6
+    far = np.concatenate([PLAIN[:5], np.full((1, 12), 1e20, np.float32)])
+    Nearest(far).renew(PLAIN, np.zeros(len(PLAIN), np.uint8), Balls.around(PLAIN), leads)
+    assert np.isinf(leads.values).all()
+
+
 @given(st.integers(1, 10**12), finite.map(abs).filter(bool))
 def test_the_fixed_point_uses_all_bits_that_cannot_overflow(num_rows: int, max_abs: float) -> None:
     largest = num_rows * Fraction(max_abs) * Fraction(2) ** fixed_point_exponent(num_rows, max_abs)
