@@ -79,13 +79,14 @@ class Nearest:
     Where balls around the rows are known, FAISS is only shown the centroids that can be the nearest of some row of a ball.
     Its kernels go through 16 centroids at a time, and which of two equal ones they find depends on the places in the 16. So
     whole sixteens are left out, of centroids sorted to lie close together. What is left is found as among all: see `_holds`.
+
+    With few centroids and rows whose leads are known, FAISS only sees the rows that may have changed their centroid.
     """
 
     def __init__(self, centroids: np.ndarray, ways: np.ndarray | None = None) -> None:
         """With `ways`, float64 [K], for leads: the way of each centroid and the longest of any, all rounds added up."""
         _fix_method()
         num, self._steps = centroids.shape
-        self._error = (self._steps + 8) * 2.0**-23  # see _needed
         self._error = (self._steps + 8) * 2.0**-23  # see _needed
         wide = centroids.astype(np.float64)
         self.order = _close_together(wide)
