@@ -123,10 +123,10 @@ class Nearest:
             places = proof.doubtful(rows, labels, leads)
             blocks = _blocks(places, STRIDE, [None] * -(-len(places) // STRIDE))
         else:
-            stride = STRIDE if tame else BLOCK
+            stride = STRIDE if tame and len(self._numbers) > FEW else BLOCK
             places = np.arange(len(rows))
             columns: list[np.ndarray | None] = [None] * -(-len(rows) // stride)
-            if balls is not None and tame and len(self._numbers) > LANES and _holds(self._steps):
+            if balls is not None and tame and len(self._numbers) > FEW and _holds(self._steps):
                 columns = [_columns(some) for some in self._needed(balls)]
             blocks = _blocks(places, stride, columns)
         changed, before = [np.empty(0, np.int64)], [labels[:0]]
