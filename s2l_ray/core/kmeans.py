@@ -359,13 +359,13 @@ class Shard:
             moved, old = search.renew(part.rows, own, part.balls, leads)
             part.calm = before is not None and len(moved) <= _CALM * len(own)
             moves += len(moved) if before else 0
-            if kept is None:
-                totals.add(part.rows, own)
-            else:
+            if kept is not None:
                 totals.move(part.rows.take(moved, axis=0), old, own.take(moved))
+                continue
             if self._sort and part.balls is None:
                 order = part.put_in_order(np.argsort(search.order).astype(own.dtype).take(own))
                 labels[number] = own.take(order)
+            totals.add(part.rows, labels[number])
         self.last = Labelled(centroids.tobytes(), labels, totals, ways)
         return Partial(totals.sums.copy(), totals.counts.copy(), totals.squares, moves)
 

@@ -40,7 +40,7 @@ class Balls:
             some = rows[start : start + STRIDE]
             with np.errstate(over="ignore", invalid="ignore"):
                 centre = np.full(len(some), 1 / len(some), np.float32) @ some
-                away = some - centre
+                away = (some.reshape(-1) - np.tile(centre, len(some))).reshape(some.shape)
                 largest = float(np.einsum("nt,nt->n", away, away).max())
             centres[number] = centre
             radii[number] = math.sqrt(largest) * slack + _TINY if largest < np.inf else np.inf
