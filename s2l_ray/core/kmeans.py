@@ -351,12 +351,15 @@ class Shard:
         if kept is None or kept.exponent != exponent or kept.sums.shape != centroids.shape:
             kept = None
         totals = kept or Totals(centroids.shape, exponent)
-        ways = _ways(before.ways if before and kept else None, previous, centroids)
+        known = before.ways if before and kept else None  # leads go with them
+        ways = _ways(known, previous, centroids)
         search = Nearest(centroids, ways)
         labels = before.labels if before else self._no_labels(len(centroids))
+        if previous is not None and len(previous) != len(centroids):  # numbers of both must fit
+            labels = [own.astype(np.int32) for own in labels]
         moves = 0 if before else self._summary.num_rows
         for number, (part, own) in enumerate(zip(self._parts, labels, strict=True)):
-            leads = part.leads_for(len(centroids), known=before is not None and before.ways is not None)
+            leads = part.leads_for(len(centroids), known is not None)
             moved, old = search.renew(part.rows, own, part.balls, leads)
             part.calm = before is not None and len(moved) <= _CALM * len(own)
             moves += len(moved) if before else 0

@@ -591,6 +591,31 @@ def test_no_lead_outlives_a_round_in_which_it_was_not_looked_at() -> None:
     assert np.isinf(leads.values).all()
 
 
+def test_leads_do_not_outlive_the_ways_that_they_reckon_with() -> None:
+    shard, base = Shard(cut(PLAIN, [])), PLAIN[:8]
+    previous = None
+    for number in range(60):  # to and fro, so that ways add up
+        centroids = base + np.float32(0.004 * (number % 2))
+        shard.step(centroids, 20, previous)
+        previous = centroids
+    leads = shard._parts[0].leads
+    assert leads is not None
+    assert leads.useful
+    # another fixed point: totals and ways start anew
+    centroids = np.ascontiguousarray(base[::-1])
+    shard.step(centroids, 19, previous)
+    np.testing.assert_array_equal(shard.labels(0, centroids)[0], Nearest(centroids).labels(PLAIN))
+
+
+@pytest.mark.parametrize(("before", "after"), [(20, 300), (300, 20)])
+def test_moves_between_different_numbers_of_clusters_are_counted(before: int, after: int) -> None:
+    first, second = (PLAIN[::-1][:k].copy() for k in (before, after))
+    labels = [Nearest(centroids).labels(PLAIN) for centroids in (first, second)]
+    found = Shard(cut(PLAIN, [100])).step(second, 20, first)
+    assert found.moves == (labels[0] != labels[1]).sum()
+    assert found.counts.tolist() == np.bincount(labels[1], minlength=after).tolist()
+
+
 @given(st.integers(1, 10**12), finite.map(abs).filter(bool))
 def test_the_fixed_point_uses_all_bits_that_cannot_overflow(num_rows: int, max_abs: float) -> None:
     largest = num_rows * Fraction(max_abs) * Fraction(2) ** fixed_point_exponent(num_rows, max_abs)
