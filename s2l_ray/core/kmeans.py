@@ -10,11 +10,12 @@ and arguments; what it keeps is only a cache.
 Shapes: N rows (examples that could be scored), T columns (steps, or features made of them), K clusters.
 """
 
+import ctypes
 import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -22,14 +23,14 @@ from typing import Any
 import numpy as np
 
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.nearest import BLOCK, Balls, Nearest
+from s2l_ray.core.nearest import BLOCK, FEW, Balls, Leads, Nearest
 from s2l_ray.errors import UserError
 
 START_ROWS = 65_536
-_PIECE = 18  # bits; see _sum_of_squares
+_PIECE = 44  # bits; see _sum_of_squares
 _SUBNORMAL = 149  # every float32 is a whole number of 2^-149
+_CALM = 0.05  # share of rows with another label up to which leads are begun
 _LEADING = 16  # bits of a hash by which rows are counted
-_NO_LABELS = np.empty(0, np.int32)
 Shards = Callable[[str, tuple[Any, ...]], Iterable[Any]]
 
 
@@ -174,66 +175,106 @@ class Totals:
 
     def add(self, rows: np.ndarray, labels: np.ndarray) -> None:
         """Rows float32 [n, T] that were in no cluster, to those of labels int [n]."""
-        for start in range(0, len(rows), BLOCK):
-            values = self._fixed(rows[start : start + BLOCK])
-            self._change(np.add, values, labels[start : start + BLOCK])
+        for values in self._changed(np.add, rows, labels):
             self.squares += _sum_of_squares(values)
 
     def move(self, rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
         """Rows float32 [n, T], from clusters int [n] to others."""
+        for change, labels in ((np.subtract, before), (np.add, after)):
+            for _ in self._changed(change, rows, labels):
+                pass
+
+    def _changed(self, change: np.ufunc, rows: np.ndarray, labels: np.ndarray) -> Iterator[np.ndarray]:
+        """Add or subtract block by block, and give the values of each in fixed point: int64 [T, block], in order of clusters.
+
+        Step by step, members of a cluster are neighbours in memory, and numpy adds them up without an index.
+        """
+        shape = rows.shape[1], min(len(rows), BLOCK)
+        scaled, fixed = np.empty(shape), np.empty(shape, np.int64)
         for start in range(0, len(rows), BLOCK):
-            values = self._fixed(rows[start : start + BLOCK])
-            self._change(np.subtract, values, before[start : start + BLOCK])
-            self._change(np.add, values, after[start : start + BLOCK])
-
-    def _fixed(self, rows: np.ndarray) -> np.ndarray:
-        scaled = np.multiply(rows, math.ldexp(1.0, self.exponent), dtype=np.float64)
-        return np.rint(scaled, out=scaled).astype(np.int64)
-
-    def _change(self, change: np.ufunc, values: np.ndarray, labels: np.ndarray) -> None:
-        steps = values.shape[1]
-        places = labels.astype(np.int64)[:, None] * steps + np.arange(steps)
-        change.at(
-            self.sums.reshape(-1), places.reshape(-1), values.reshape(-1)
-        )  # fast for one dimension only
-        change(self.counts, np.bincount(labels, minlength=len(self.counts)), out=self.counts)
+            own = labels[start : start + BLOCK]
+            order = np.argsort(own, kind="stable")  # by radix where labels have 16 bits
+            own, some = own[order], rows[start : start + BLOCK].take(order, axis=0)
+            wide, values = scaled[:, : len(own)], fixed[:, : len(own)]
+            np.multiply(some.T, math.ldexp(1.0, self.exponent), out=wide, dtype=np.float64)
+            np.copyto(values, np.rint(wide, out=wide), casting="unsafe")
+            first = np.flatnonzero(np.concatenate([[True], own[1:] != own[:-1]]))
+            clusters = own[first]
+            self.sums[clusters] = change(self.sums[clusters], np.add.reduceat(values, first, axis=1).T)
+            self.counts[clusters] = change(self.counts[clusters], np.diff(first, append=len(own)))
+            yield values
 
 
 def _sum_of_squares(values: np.ndarray) -> int:
-    """Exact for |values| < 2^62: float64 holds sums of 2^16 products of two pieces of 18 bits, in any order of adding."""
+    """Exact, of int64 [T, n <= BLOCK] with |values| < 2^62.
+
+    Sums of products of two pieces of 44 bits or fewer are made twice: in int64, which keeps them modulo 2^64, and in float64,
+    which is wrong by less than n 2^-53 of at most n 2^88, so by less than 2^61. Together they tell the sum.
+    """
+    length = max(int(values.max()), -int(values.min())).bit_length()
+    *lower, top = range(0, max(length, 1), _PIECE)
+    whole = [values >> shift & ((1 << _PIECE) - 1) for shift in lower] + [values >> top if top else values]
+    pieces = [
+        (shift, piece, piece.astype(np.float64)) for shift, piece in zip([*lower, top], whole, strict=True)
+    ]
     total = 0
-    for start in range(0, values.size, 1 << 16):
-        some = np.abs(values.reshape(-1)[start : start + (1 << 16)])
-        shifts = range(0, int(some.max()).bit_length(), _PIECE)
-        pieces = [(shift, (some >> shift & ((1 << _PIECE) - 1)).astype(np.float64)) for shift in shifts]
-        for (i, a), (j, b) in itertools.combinations_with_replacement(pieces, 2):
-            total += int(a @ b) * (1 if i == j else 2) << (i + j)
+    for (i, a, wide_a), (j, b, wide_b) in itertools.combinations_with_replacement(pieces, 2):
+        modulo, about = np.einsum("tn,tn->t", a, b), np.einsum("tn,tn->t", wide_a, wide_b)
+        for low, near in zip(modulo.tolist(), map(int, about.tolist()), strict=True):
+            exact = near + (low - near + (1 << 63)) % (1 << 64) - (1 << 63)
+            total += exact * (1 if i == j else 2) << (i + j)
     return total
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The rows of a shard under some centroids (as bytes): labels of every part, and totals where they were asked for."""
+    """The rows of a shard under some centroids (as bytes): labels of every part, and totals where they were asked for.
+
+    ways float64 [K] are those that the leads of rows reckon with; see Nearest.
+    """
 
     centroids: bytes
     labels: list[np.ndarray]
     totals: Totals | None
+    ways: np.ndarray | None = None
 
 
-@dataclass
 class _Part:
-    """Rows of a part: ids int64 [n], rows float32 [n, T]; once in order of their clusters, `places` has each row's place as given."""
+    """Rows of a part, float32 [n, T]; once in order of their clusters, `places` has each row's place as given."""
 
-    ids: np.ndarray
-    rows: np.ndarray
-    places: np.ndarray | None = None
-    balls: Balls | None = None
+    def __init__(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        """With ids int64 [n]; of them is kept what is above the smallest, mostly 4 bytes or fewer."""
+        self.rows = np.ascontiguousarray(rows, np.float32)
+        self._first = np.int64(ids.min()) if len(ids) else np.int64(0)
+        above = np.asarray(ids, np.int64).view(np.uint64) - self._first.view(np.uint64)
+        self._above = above.astype(np.min_scalar_type(above.max(initial=0)))
+        self.places: np.ndarray | None = None
+        self.balls: Balls | None = None
+        self.leads: Leads | None = None
+        self.calm = False  # whether few rows had another label in the last round
 
-    def put_in_order(self, keys: np.ndarray) -> None:
-        """Sort the rows by keys [n], and draw the balls."""
+    @property
+    def ids(self) -> np.ndarray:
+        """Of the rows as they are now, int64 [n]."""
+        return (self._above.astype(np.uint64) + self._first.view(np.uint64)).view(np.int64)
+
+    def put_in_order(self, keys: np.ndarray) -> np.ndarray:
+        """Sort the rows by keys [n], and draw the balls; the order is returned, int64 [n]."""
         order = np.argsort(keys, kind="stable")  # by radix where keys have 16 bits
-        self.ids, self.rows = self.ids[order], self.rows[order]
+        self._above, self.rows = self._above.take(order), self.rows.take(order, axis=0)
         self.places, self.balls = order.astype(np.uint32), Balls.around(self.rows)
+        return order
+
+    def leads_for(self, num_clusters: int, known: bool) -> Leads | None:
+        """The leads of the last labels, where they help; `known` says whether all ways since they were found are."""
+        if not known:
+            self.leads = None
+        if self.leads is None and self.calm and self.balls is not None and num_clusters <= FEW:
+            self.leads = Leads(len(self.rows))
+        if self.leads is None or self.leads.useful:
+            return self.leads
+        self.leads.values = self.leads.values[:0].copy()  # gives the memory back, and is not tried again
+        return None
 
     def as_given(self, values: np.ndarray) -> np.ndarray:
         """Values of the rows [n], in the order in which the rows were given."""
@@ -264,9 +305,9 @@ class Shard:
         self._summary = NO_ROWS
         self._sort, self.last = sort, last
         for ids, rows in parts:
-            part = _Part(np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(rows, np.float32))
+            part = _Part(ids, rows)
             self._parts.append(part)
-            self._summary += _part_summary(part.ids, part.rows)
+            self._summary += _part_summary(ids, part.rows)
 
     def summary(self) -> Summary:
         """Number of rows, largest absolute value and T."""
@@ -309,22 +350,29 @@ class Shard:
         kept = before.totals if before else None
         if kept is None or kept.exponent != exponent or kept.sums.shape != centroids.shape:
             kept = None
-        totals, search = kept or Totals(centroids.shape, exponent), Nearest(centroids)
+        totals = kept or Totals(centroids.shape, exponent)
+        known = before.ways if before and kept else None  # leads go with them
+        ways = _ways(known, previous, centroids)
+        search = Nearest(centroids, ways)
+        labels = before.labels if before else self._no_labels(len(centroids))
+        if previous is not None and len(previous) != len(centroids):  # numbers of both must fit
+            labels = [own.astype(np.int32) for own in labels]
         moves = 0 if before else self._summary.num_rows
-        after = before.labels if before else [_NO_LABELS] * len(self._parts)
-        for number, part in enumerate(self._parts):
-            old, after[number] = after[number], _small(search.labels(part.rows, part.balls), len(centroids))
-            moved = np.flatnonzero(old != after[number]) if before else _NO_LABELS
-            moves += len(moved)
-            if kept is None:
-                totals.add(part.rows, after[number])
-            else:
-                totals.move(part.rows[moved], old[moved], after[number][moved])
+        for number, (part, own) in enumerate(zip(self._parts, labels, strict=True)):
+            leads = part.leads_for(len(centroids), known is not None)
+            moved, old = search.renew(part.rows, own, part.balls, leads)
+            part.calm = before is not None and len(moved) <= _CALM * len(own)
+            moves += len(moved) if before else 0
+            if kept is not None:
+                totals.move(part.rows.take(moved, axis=0), old, own.take(moved))
+                continue
             if self._sort and part.balls is None:
-                keys = _small(np.argsort(search.order), len(centroids))[after[number]]
-                part.put_in_order(keys)
-                after[number] = after[number][part.places]
-        self.last = Labelled(centroids.tobytes(), after, totals)
+                order = part.put_in_order(np.argsort(search.order).astype(own.dtype).take(own))
+                labels[number] = own.take(order)
+            totals.add(part.rows, labels[number])
+        if kept is None and self._sort:
+            _give_back()
+        self.last = Labelled(centroids.tobytes(), labels, totals, ways)
         return Partial(totals.sums.copy(), totals.counts.copy(), totals.squares, moves)
 
     def farthest(self, m: int, centroids: np.ndarray, taken: np.ndarray) -> Ranked:
@@ -368,20 +416,36 @@ class Shard:
         if self.last is None or self.last.centroids != key:
             self.last = None  # never hold two sets while the second is made
             search = Nearest(centroids)
-            labels = [_small(search.labels(part.rows, part.balls), len(centroids)) for part in self._parts]
+            labels = self._no_labels(len(centroids))
+            for part, own in zip(self._parts, labels, strict=True):
+                search.renew(part.rows, own, part.balls)
             self.last = Labelled(key, labels, None)
         return self.last
 
+    def _no_labels(self, num_clusters: int) -> list[np.ndarray]:
+        return [np.zeros(len(part.rows), np.min_scalar_type(num_clusters - 1)) for part in self._parts]
+
     def _filled(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        return ((part.ids, part.rows) for part in self._parts if len(part.ids))
+        return ((part.ids, part.rows) for part in self._parts if len(part.rows))
 
     def _nothing(self, key_type: type) -> Ranked:
         steps = self._summary.num_steps
         return Ranked(np.empty(0, key_type), np.empty(0, np.int64), np.empty((0, steps), np.float32))
 
 
-def _small(labels: np.ndarray, num_clusters: int) -> np.ndarray:
-    return labels.astype(np.uint16) if num_clusters <= 1 << 16 else labels
+def _give_back() -> None:
+    """Give free memory back to the system, where the C library can: sorting leaves holes of as much as a few parts."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _ways(before: np.ndarray | None, previous: np.ndarray | None, centroids: np.ndarray) -> np.ndarray:
+    """The ways of centroids with that of this round, see Nearest: from where they are known; at most what float32 holds."""
+    if before is None or previous is None:
+        return np.zeros(len(centroids))
+    way = np.linalg.norm(centroids - previous.astype(np.float64), axis=1)
+    return np.minimum(before + way + way.max(), 1e30)
 
 
 def _leading(hashes: np.ndarray) -> np.ndarray:

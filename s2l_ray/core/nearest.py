@@ -17,6 +17,10 @@ PRODUCT = (
 )
 STRIDE = 2_048  # rows of a ball
 LANES = 16  # centroids that a kernel of FAISS takes at a time, or a multiple of them
+_SMALL, _LARGE = 2.0**-40, 2.0**40  # where rows and centroids are shown to FAISS as they are
+_TINY = 1e-18  # more than the root of what float32 loses below its range in squares
+FEW = 128  # centroids up to which Leads cost less than what they save
+_USEFUL = 0.6  # share of rows that leads must not leave open
 
 
 @dataclass(frozen=True)
@@ -28,15 +32,38 @@ class Balls:
 
     @classmethod
     def around(cls, rows: np.ndarray) -> "Balls":
-        """Of rows float32 [n, T], in their order."""
+        """Of rows float32 [n, T], in their order. Any centre will do, so its last bits do not matter."""
         starts = range(0, len(rows), STRIDE)
         centres, radii = np.empty((len(starts), rows.shape[1])), np.empty(len(starts))
+        slack = 1 + (rows.shape[1] + 8) * 2.0**-23
         for number, start in enumerate(starts):
-            some = rows[start : start + STRIDE].astype(np.float64)
-            centres[number] = some.mean(axis=0)
-            some -= centres[number]
-            radii[number] = math.sqrt(np.einsum("nt,nt->n", some, some).max()) * (1 + 1e-9)
+            some = rows[start : start + STRIDE]
+            with np.errstate(over="ignore", invalid="ignore"):
+                centre = np.full(len(some), 1 / len(some), np.float32) @ some
+                away = (some.reshape(-1) - np.tile(centre, len(some))).reshape(some.shape)
+                largest = float(np.einsum("nt,nt->n", away, away).max())
+            centres[number] = centre
+            radii[number] = math.sqrt(largest) * slack + _TINY if largest < np.inf else np.inf
         return cls(centres, radii)
+
+
+class Leads:
+    """By how much each row's centroid leads at least, so that rounds in which centroids go a shorter way can leave the row out.
+
+    A lead is the distance to the second nearest centroid less that to the own one (Hamerly 2010). It shrinks by no more than
+    the way of the own centroid and the longest way of any. Kept is minus the lead less those ways so far, float32 [n].
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self.values = np.full(num_rows, np.inf, np.float32)
+        self.useful, self._rounds = True, 0
+
+    def open(self, labels: np.ndarray, limits: np.ndarray) -> np.ndarray:
+        """Places of rows that may have another centroid now, by the limits float32 [K] of values; notes if too many are."""
+        places = np.flatnonzero(self.values >= limits.take(labels))
+        self.useful = not self._rounds or len(places) <= _USEFUL * len(labels)
+        self._rounds += 1
+        return places
 
 
 class Nearest:
@@ -52,11 +79,15 @@ class Nearest:
     Where balls around the rows are known, FAISS is only shown the centroids that can be the nearest of some row of a ball.
     Its kernels go through 16 centroids at a time, and which of two equal ones they find depends on the places in the 16. So
     whole sixteens are left out, of centroids sorted to lie close together. What is left is found as among all: see `_holds`.
+
+    With few centroids and rows whose leads are known, FAISS only sees the rows that may have changed their centroid.
     """
 
-    def __init__(self, centroids: np.ndarray) -> None:
+    def __init__(self, centroids: np.ndarray, ways: np.ndarray | None = None) -> None:
+        """With `ways`, float64 [K], for leads: the way of each centroid and the longest of any, all rounds added up."""
         _fix_method()
         num, self._steps = centroids.shape
+        self._error = (self._steps + 8) * 2.0**-23  # see _needed
         wide = centroids.astype(np.float64)
         self.order = _close_together(wide)
         # one long subtraction is several times as fast as a short one for every row
@@ -69,43 +100,97 @@ class Nearest:
         self._indexes: dict[float, Any] = {}  # of all centroids, by the power of two
         self._block = np.empty((BLOCK, self._steps), np.float32)
         self._found = np.empty((BLOCK, 1), np.float32), np.empty((BLOCK, 1), np.int64)
+        self._ways = np.zeros(num) if ways is None else ways
 
     def labels(self, rows: np.ndarray, balls: Balls | None = None) -> np.ndarray:
         """Nearest centroid of each row of one part: int32 [n], from float32 [n, T]; the same with and without its balls."""
-        if balls is not None and len(self._numbers) > LANES and _holds(self._steps):
-            stride, needed = STRIDE, self._needed(balls)
-        else:
-            stride, needed = BLOCK, None
-        labels = np.empty(len(rows), dtype=np.int32)
-        for number, start in enumerate(range(0, len(rows), stride)):
-            some = rows[start : start + stride]
-            unit = self._fill(some)
-            columns = None if needed is None or unit != 1 else _columns(needed[number])
-            labels[start : start + stride] = self._search(len(some), unit, columns)
+        labels = np.zeros(len(rows), dtype=np.int32)
+        self.renew(rows, labels, balls)
         return labels
 
+    def renew(
+        self, rows: np.ndarray, labels: np.ndarray, balls: Balls | None = None, leads: Leads | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Write the nearest centroid of each row float32 [n, T] of one part over its label int [n].
+
+        Balls are those of the rows. Leads are renewed; they belong to the labels, need balls and at most FEW centroids.
+
+        Returns the places of rows whose label has changed, int64 [m], and the labels that they had.
+        """
+        tame = balls is not None and self._tame(balls)
+        if balls is not None and leads is not None and tame:
+            proof = _Proof(self, balls)
+            places = proof.doubtful(rows, labels, leads)
+            blocks = _blocks(places, STRIDE, [None] * -(-len(places) // STRIDE))
+        else:
+            stride = STRIDE if tame and len(self._numbers) > FEW else BLOCK
+            places = np.arange(len(rows))
+            columns: list[np.ndarray | None] = [None] * -(-len(rows) // stride)
+            if balls is not None and tame and len(self._numbers) > FEW and _holds(self._steps):
+                columns = [_columns(some) for some in self._needed(balls)]
+            blocks = _blocks(places, stride, columns)
+        changed, before = [np.empty(0, np.int64)], [labels[:0]]
+        for some, own in blocks:
+            other, old = self._assign(rows, labels, some, own, tame)
+            changed.append(other)
+            before.append(old)
+        if leads is not None and not tame:
+            leads.values[:] = np.inf
+        return np.concatenate(changed), np.concatenate(before)
+
+    def _assign(
+        self, rows: np.ndarray, labels: np.ndarray, places: np.ndarray, columns: np.ndarray | None, tame: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ask FAISS for the rows at these places; see `renew`."""
+        unit = self._fill(_taken(rows, places), tame)
+        found = self._search(len(places), unit, columns)
+        numbers = (self._numbers if columns is None else self._numbers[columns]).astype(labels.dtype)
+        new, old = numbers.take(found), labels.take(places)
+        other = np.flatnonzero(new != old)
+        changed = places.take(other)
+        labels[changed] = new.take(other)
+        return changed, old.take(other)
+
     def _search(self, num_rows: int, unit: float, columns: np.ndarray | None) -> np.ndarray:
+        """What is nearest of the columns, or of all, to the rows in the block: int64 [n]."""
         size = -(-num_rows // PRODUCT) * PRODUCT
         self._block[num_rows:size] = 0
         distances, found = (array[:size] for array in self._found)
-        if columns is None:
-            self._index(unit).search(self._block[:size], 1, D=distances, I=found)
-            return self._numbers[found[:num_rows, 0]]
-        _flat_index(self._offsets[columns]).search(self._block[:size], 1, D=distances, I=found)
-        return self._numbers[columns[found[:num_rows, 0]]]
+        index = self._index(unit) if columns is None else _flat_index(self._offsets[columns])
+        index.search(self._block[:size], 1, D=distances, I=found)
+        return found[:num_rows, 0]
 
-    def _fill(self, rows: np.ndarray) -> float:
+    def _fill(self, rows: np.ndarray, tame: bool) -> float:
         """Put rows less the centre, times a power of two, at the begin of the block; the power is returned."""
         flat, moved = rows.reshape(-1), self._block[: len(rows)].reshape(-1)
         with np.errstate(over="ignore"):
             np.subtract(flat, self._centres[: len(flat)], out=moved)
+        if tame:
+            return 1.0
         reach = max(float(moved.max()), -float(moved.min()), self._reach)
-        if 2.0**-40 <= reach <= 2.0**40:
+        if _SMALL <= reach <= _LARGE:
             return 1.0
         wide = rows - self._centre.astype(np.float64)
         unit = math.ldexp(1.0, -math.frexp(max(wide.max(), -wide.min(), self._reach))[1])
         np.multiply(wide, unit, out=self._block[: len(rows)], casting="same_kind")
         return unit
+
+    def _tame(self, balls: Balls) -> bool:
+        """Whether no row in the balls can make `_fill` multiply."""
+        return self._reach >= _SMALL and max(self._largest(balls), self._reach) <= _LARGE
+
+    def _largest(self, balls: Balls) -> float:
+        """No row in the balls is farther from the centre."""
+        return float((np.linalg.norm(balls.centres - self._centre, axis=1) + balls.radii).max(initial=0))
+
+    @functools.cached_property
+    def _given(self) -> tuple[np.ndarray, np.ndarray]:
+        """Offsets of the centroids as they were given [K, T], and how far each is from the next one [K]."""
+        offsets = np.empty((len(self.order), self._steps))
+        offsets[self.order] = self._offsets[: len(offsets)]
+        between = ((offsets[:, None] - offsets) ** 2).sum(axis=2)
+        np.fill_diagonal(between, _LARGE**2)
+        return offsets, np.sqrt(between.min(axis=1))
 
     def _index(self, unit: float) -> Any:
         if unit not in self._indexes:
@@ -125,15 +210,86 @@ class Nearest:
         apart = sizes**2 + (sizes**2)[nearest][:, None] - 2 * self._offsets[nearest] @ self._offsets.T
         apart = np.sqrt(np.maximum(apart, 0, out=apart), out=apart)
         largest = np.linalg.norm(middles, axis=1) + balls.radii
-        error = (
-            (self._steps + 8)
-            * 2.0**-23
-            * (largest[:, None] + np.maximum(sizes, sizes[nearest][:, None])) ** 2
-        )
+        error = self._error * (largest[:, None] + np.maximum(sizes, sizes[nearest][:, None])) ** 2
         lead = (squared - squared[np.arange(len(nearest)), nearest][:, None]) / 2 - balls.radii[
             :, None
         ] * apart
         return (lead <= error + 2.0**-140).reshape(len(nearest), -1, LANES).any(axis=2)
+
+
+class _Proof:
+    """Tells, by matrix products of its own, of which rows FAISS is sure to find the centroid that they had, and their leads.
+
+    |x-c|^2 less |x|^2 is -2cx + |c|^2. If that is less for one centroid than for all others, by more than FAISS and this product
+    together may be wrong, there is nothing left to find out.
+    """
+
+    def __init__(self, search: Nearest, balls: Balls) -> None:
+        """For rows in the balls."""
+        offsets, apart = search._given
+        sizes, largest = np.linalg.norm(offsets, axis=1), search._largest(balls)
+        # FAISS may be wrong by (T + 8) 2^-24 (|x| + |c|)^2 (see Nearest._needed), this product with |x|^2 by no more
+        error = 1.01 * search._error * (largest + sizes) ** 2 + _TINY**2
+        self._centre, self._gap = search._centre, (2 * error).astype(np.float32)
+        self._factors = np.concatenate([-2 * offsets, (sizes**2 - error)[:, None]], axis=1).astype(np.float32)
+        self._rows = np.ones((offsets.shape[1] + 1, PRODUCT), np.float32)
+        self._found = np.empty(len(offsets) * PRODUCT, np.float32)
+        self._ways = search._ways.astype(np.float32)
+        self._limits = _limits(apart, sizes, largest, search._error, search._ways)
+
+    def doubtful(self, rows: np.ndarray, labels: np.ndarray, leads: Leads) -> np.ndarray:
+        """Places of rows [n, T] that are not proved to keep their label [n]; new leads of the others that were open."""
+        places = leads.open(labels, self._limits)
+        doubtful = [np.empty(0, np.int64)]
+        for start in range(0, len(places), PRODUCT):
+            mine = places[start : start + PRODUCT]
+            values = self._of(_taken(rows, mine), labels.take(mine))
+            leads.values[mine] = values
+            doubtful.append(mine[np.isinf(values)])
+        return np.concatenate(doubtful)
+
+    def _of(self, rows: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Values of leads of rows [n <= PRODUCT, T] with labels `own`; infinite where the centroid may be another."""
+        moved, found = self._rows[:, : len(rows)], self._found[: len(self._gap) * len(rows)]
+        np.subtract(rows.T, self._centre[:, None], out=moved[:-1])
+        lines = found.reshape(-1, len(rows))
+        np.matmul(self._factors, moved, out=lines)
+        at = own.astype(np.int64) * len(rows) + np.arange(len(rows))
+        had = found.take(at) + self._gap.take(own)
+        found[at] = np.inf
+        rest = lines.min(axis=0)
+        sizes = np.einsum("tn,tn->n", moved[:-1], moved[:-1])
+        first, second = (np.sqrt(np.maximum(some + sizes, 0)) for some in (had, rest))
+        return np.where(had < rest, first - second - self._ways.take(own), np.float32(np.inf))
+
+
+def _limits(
+    apart: np.ndarray, sizes: np.ndarray, largest: float, error: float, ways: np.ndarray
+) -> np.ndarray:
+    """Below which value of its lead a row keeps its centroid: float32 [K].
+
+    A row x is nearer to its centroid a than to another one, c, by a lead g, and |x-c|^2 - |x-a|^2 = g D where D is the sum of
+    both distances. FAISS finds c farther if g D is more than it may be wrong about both (see Nearest._needed), which is, as x and
+    c are in reach of a by D, at most 8 e (|a| + D)^2 with e = (T + 8) 2^-23. So g > 8 e (|a|^2 / D + 2|a| + D) will do. D is at
+    least |a-c|; and where it is more than four times the distance to a, g is half of D or more, so that D counts only up to
+    4 (|x| + |a|), or is far below |a|.
+    """
+    near = np.divide(sizes**2, apart, out=np.full_like(apart, np.inf), where=apart > 0)
+    slack = 8 * error * (near + 8 * sizes + 4 * largest)
+    rounding = (ways + 2 * (largest + sizes)) * 2.0**-20
+    return (-ways - slack - rounding - _TINY).astype(np.float32)
+
+
+def _blocks(
+    places: np.ndarray, size: int, columns: list[np.ndarray | None]
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    return [(places[i * size : (i + 1) * size], some) for i, some in enumerate(columns)]
+
+
+def _taken(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Rows at ascending places, without a copy where they are neighbours."""
+    first, last = places[0], places[-1]
+    return rows[first : last + 1] if last - first + 1 == len(places) else rows.take(places, axis=0)
 
 
 def _fix_method() -> None:

@@ -3,18 +3,26 @@
     python tests/bench/bench_kmeans.py                                     # 10^6 x 12, K = 100 and 1,000, one thread
     python tests/bench/bench_kmeans.py --rows 10000000 --sides ours faiss  # the stated size
     python tests/bench/bench_kmeans.py --k 100 --rivals FOLDER             # where pip --target has put the extra `bench`
+    python tests/bench/bench_kmeans.py --rows 5000000 --memory             # what a shard holds, in a process of its own for each K
 
 Everything is in one process. Ours has one Shard per thread, its rows in parts of --rows-per-part; others get the same number of
 threads. Times are whole fits without making the data; Spark's RDD and dask's array are cached first. MiniBatchKMeans does not do
-rounds of all rows; it runs over as many rows as they. A rival that is not installed is skipped, with the reason.
+rounds of all rows; it runs over as many rows as they. Ours assigns all rows to the final centroids, for their sizes and
+the objective; faiss does not, and faiss+labels does. A rival that is not installed is skipped, with the reason.
+
+Memory is private memory after a fit of all rows in one Shard, less that of the same process after a fit of 1,000 rows, over the
+bytes of the float32 rows.
 """
 
 import argparse
+import gc
+import multiprocessing
 import os
 import statistics
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +63,11 @@ def main() -> None:
     )
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES), help="who takes part")
     parser.add_argument("--rivals", metavar="FOLDER", help="a folder with further packages, looked at last")
+    parser.add_argument("--memory", action="store_true", help="measure memory of ours instead of time")
     args = parser.parse_args()
+    if args.memory:
+        memory(args)
+        return
     if args.rivals:
         sys.path.append(args.rivals)
     rows = trajectories(args.rows, args.steps, args.noise)
@@ -69,9 +81,9 @@ def main() -> None:
     frame.finish("kmeans", **{**vars(args), "results": results})
 
 
-def trajectories(num_rows: int, steps: int, noise: float) -> np.ndarray:
+def trajectories(num_rows: int, steps: int, noise: float, seed: int = 5) -> np.ndarray:
     """Losses float32 [N, T] that fall from a random height at a random speed, with noise."""
-    draw = np.random.default_rng(5)
+    draw = np.random.default_rng(seed)
     rows = np.empty((num_rows, steps), np.float32)
     for start in range(0, num_rows, 1 << 20):
         some = rows[start : start + (1 << 20)]
@@ -118,6 +130,65 @@ def objective(rows: np.ndarray, centroids: np.ndarray) -> float:
     return total
 
 
+def memory(args: argparse.Namespace) -> None:
+    """Print what a shard holds for every K."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        held = {k: pool.submit(held_by_a_shard, k, args).result() for k in args.k}
+    results = [
+        {
+            "K": k,
+            "idle MiB": idle / 2**20,
+            "held MiB": own / 2**20,
+            "times the rows": own / (4 * args.rows * args.steps),
+        }
+        for k, (idle, own) in held.items()
+    ]
+    frame.show(
+        f"{args.rows:,} x {args.steps}, {args.rounds} rounds",
+        list(results[0]),
+        [list(result.values()) for result in results],
+    )
+    frame.finish("kmeans memory", **{**vars(args), "results": results})
+
+
+def held_by_a_shard(k: int, args: argparse.Namespace) -> tuple[int, int]:
+    """Bytes of private memory: after a tiny fit, and more than that after the fit."""
+
+    def fitted(num_rows: int) -> Shard:
+        sizes = range(0, num_rows, args.rows_per_part)
+        shard = Shard(
+            (
+                np.arange(first, min(first + args.rows_per_part, num_rows)),
+                trajectories(min(args.rows_per_part, num_rows - first), args.steps, args.noise, first),
+            )
+            for first in sizes
+        )
+        clusters, rounds = min(k, num_rows // 2), args.rounds
+        fit(
+            lambda method, given: [getattr(shard, method)(*given)],
+            k=clusters,
+            seed=0,
+            max_rounds=rounds,
+            tolerance=-1.0,
+            start=trajectories(clusters, args.steps, args.noise),
+        )
+        gc.collect()
+        return shard
+
+    fitted(1000)
+    idle = private_bytes()
+    shard = fitted(args.rows)
+    assert shard.summary().num_rows == args.rows
+    return idle, private_bytes() - idle
+
+
+def private_bytes() -> int:
+    """Memory of this process that no other one shares."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
 # ---------------------------------------------------------------------------------------------------------------- sides
 
 
@@ -145,13 +216,17 @@ def ours(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
     return run
 
 
-def faiss_kmeans(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
+def faiss_kmeans(
+    rows: np.ndarray, start: np.ndarray, args: argparse.Namespace, last_labels: bool = False
+) -> Fit:
     def run() -> np.ndarray:
         faiss.omp_set_num_threads(args.threads)
         faiss.cvar.distance_compute_blas_threshold, faiss.cvar.distance_compute_blas_query_bs = FAISS_DEFAULTS
         model = faiss.Kmeans(rows.shape[1], len(start), niter=args.rounds, max_points_per_centroid=len(rows))
         model.train(rows, init_centroids=start)
-        return model.centroids
+        if last_labels:
+            model.assign(rows)
+        return np.asarray(model.centroids)
 
     return run
 
@@ -238,6 +313,7 @@ def dask_ml(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fi
 SIDES: dict[str, Callable[[np.ndarray, np.ndarray, argparse.Namespace], Fit]] = {
     "ours": ours,
     "faiss": faiss_kmeans,
+    "faiss+labels": partial(faiss_kmeans, last_labels=True),
     "scikit-learn": scikit_learn,
     "mini-batch": mini_batch,
     "spark": spark,
