@@ -1,7 +1,8 @@
 """Does a row cost the same on many nodes? Processor seconds of all processes of 1 to 8 hosts; and what the driver sends and receives.
 
     python tests/bench/bench_nodes.py --hosts 1 2 4 8            # root: hosts are Linux namespaces, see tests/cluster/hosts.py
-    python tests/bench/bench_nodes.py --hosts --shards 4 12 36   # messages alone, on a local Ray
+    python tests/bench/bench_nodes.py --hosts --shards 4 12 36 --listed   # messages alone, on a local Ray
+    python tests/bench/bench_nodes.py --hosts --shards --listed 1000 4000   # what a part costs the driver, on a local Ray
 
 Every host runs a Ray node of one CPU; all share a folder, and one CPU control group counts what their processes use, dead ones and
 the driver (a process of host 1) included. A stage is made of few rows, then of many, in one cluster: the difference over the rows between
@@ -9,21 +10,24 @@ is what a row costs once workers are up, and what is left of the first is the st
 to: that is measured for --idle seconds, and taken off in a column of its own.
 
 Messages are counted where the driver asks (arguments pickled once, answers one by one); seconds are of its processor, in turn with a fan-in
-that makes no tree.
+that makes no tree. What a part costs the driver is measured for growing numbers of parts that nobody has to work on: a cost that
+grows faster than they do shows.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import pickle
+import secrets
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import Config  # noqa: E402
-from s2l_ray.core.store import Artifact, Store  # noqa: E402
+from s2l_ray.core.store import Artifact, Manifest, Part, Store  # noqa: E402
 from s2l_ray.stages.work import Outcome, Work  # noqa: E402
 from tests import synthetic, tiny  # noqa: E402
 from tests.bench import frame  # noqa: E402
@@ -73,6 +77,13 @@ def main() -> None:
     )
     parser.add_argument("--fan-in", type=int, help="of the counted tree; default: that of the product")
     parser.add_argument("--parts", type=int, nargs="+", default=[36, 360], help="parts, for messages")
+    parser.add_argument(
+        "--listed",
+        type=int,
+        nargs="*",
+        default=[1000, 4000],
+        help="numbers of parts that cost the driver alone",
+    )
     parser.add_argument("--drive", metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.drive:
@@ -86,8 +97,15 @@ def main() -> None:
             print(json.dumps(hosts[-1]), flush=True)
     if hosts:
         show_hosts(hosts)
+    if args.shards or args.listed:
+        local_ray()
     messages = counted(args) if args.shards else []
-    frame.finish("nodes", **vars(args), results=hosts, messages=messages)
+    driver = [driver_costs(count) for count in args.listed]
+    if driver:
+        frame.show(
+            "seconds of the driver by parts", list(driver[0]), [list(cost.values()) for cost in driver]
+        )
+    frame.finish("nodes", **vars(args), results=hosts, messages=messages, driver=driver)
 
 
 # --------------------------------------------------------------------------------------------------------------- hosts
@@ -132,7 +150,8 @@ class Cluster:
         self.hosts = hosts
         self.group = COUNTERS / f"s2l-nodes-{os.getpid()}-{len(hosts.numbers)}"
         self.group.mkdir()
-        self.env = {**QUIET, "PYTHONPATH": f"{hosts.shared}/data/code"}
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.env = {**QUIET, **token, "PYTHONPATH": f"{hosts.shared}/data/code"}
         self.started = [self._start(number) for number in hosts.numbers]
 
     def seconds(self) -> float:
@@ -219,7 +238,10 @@ def drive(args: argparse.Namespace) -> None:
     """The driver, on host 1: says where it is, and waits for an answer before it goes on."""
     import ray
 
-    ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    while not ray.is_initialized():
+        with contextlib.suppress(ConnectionError):  # the head is not up yet
+            ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+        time.sleep(0.5)
     (count,) = args.hosts
     while sum(node["Alive"] for node in ray.nodes()) < count:
         time.sleep(0.2)
@@ -320,11 +342,8 @@ def show_hosts(results: list[dict[str, Any]]) -> None:
 # ------------------------------------------------------------------------------------------------------------ messages
 
 
-def counted(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the driver sends and receives in a round, with a tree and without, by shards, parts and K."""
+def local_ray() -> None:
     import ray
-
-    from s2l_ray.stages import clusters
 
     os.environ |= QUIET
     ray.init(
@@ -335,6 +354,12 @@ def counted(args: argparse.Namespace) -> list[dict[str, Any]]:
         include_dashboard=False,
         log_to_driver=False,
     )
+
+
+def counted(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the driver sends and receives in a round, with a tree and without, by shards, parts and K."""
+    from s2l_ray.stages import clusters
+
     settings = [(shards, args.parts[0], k) for shards in args.shards for k in args.k]
     settings += [(args.shards[0], parts, args.k[0]) for parts in args.parts[1:]]
     results = []
@@ -427,6 +452,48 @@ def rounds_of(place: str, shards: int, k: int, rounds: int = 10) -> dict[str, An
         "round_ms": statistics.median(1e3 * (ended[0] - call["began"]) for ended, call in both),
         "start_bytes": max(call["received_bytes"] for call in seen),
     }
+
+
+# ---------------------------------------------------------------------------------------------------------------- parts
+
+
+def driver_costs(count: int) -> dict[str, float]:
+    """Seconds that so many parts take of the driver, where making one is nothing; Ray's also by this process's processor alone."""
+    from s2l_ray.stages import edge
+
+    costs: dict[str, float] = {"parts": count}
+
+    def watch(name: str, act: Callable[[], Any]) -> Any:
+        began, cpu = time.perf_counter(), time.process_time()
+        result = act()
+        costs[name], costs[f"{name}, processor"] = time.perf_counter() - began, time.process_time() - cpu
+        return result
+
+    with tempfile.TemporaryDirectory() as place:
+        artifact = Artifact(Store(place), "trajectories", "f")
+        work = Work(config_of(place, 2, 1, 1), artifact, {}, {}, "bench")
+        edge.connect(work.config)
+        jobs: dict[int, dict[str, Any]] = {number: {"part": {"rows": 16_384}} for number in range(count)}
+        parts = watch("make_parts", lambda: edge.make_parts(work, jobs, make=write_nothing))
+        watch("list finished", artifact.finished_parts)
+        manifest = watch("commit", lambda: commit(artifact, Outcome(parts)))
+        data = watch("to JSON", manifest.to_bytes)
+        watch("from JSON", lambda: Manifest.from_bytes(data, "the manifest"))
+        costs["MB of JSON"] = len(data) / 1e6
+    watch("tasks", lambda: sum(1 for _ in edge.bounded(nothing(), [(number,) for number in range(count)])))
+    return costs
+
+
+def write_nothing(context: Any, job: dict[str, Any]) -> Part:
+    stats = {"sources": {f"source {number}": 1170 for number in range(14)}, "examples": "0" * 64}
+    part: Part = context.write(job["index"], 16_384, {"data": (".parquet", b"")}, stats)
+    return part
+
+
+def nothing() -> Any:
+    import ray
+
+    return ray.remote(lambda number: number)
 
 
 if __name__ == "__main__":
