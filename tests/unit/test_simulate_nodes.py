@@ -37,7 +37,7 @@ def test_ten_times_the_rows_take_the_slope_and_not_the_start_ten_times() -> None
     ("shards", "messages", "levels"), [(1, 1, 1), (16, 16, 1), (17, 17, 2), (272, 32, 2)]
 )
 def test_a_question_waits_for_a_level_at_a_time(shards: int, messages: int, levels: int) -> None:
-    costs = {"message": 1.0, "hop": 1000.0, "added byte": 0.0}
+    costs = {"message": 1.0, "hop": 1000.0, "added byte": 0.0, "message through the store": 9.0}
     assert model._exchange(shards, 16, 8.0, costs, "added byte") == messages + 1000 * levels
 
 
