@@ -6,8 +6,10 @@
 
 Every host runs a Ray node of one CPU; all share a folder, and one CPU control group counts what their processes use, dead ones and
 the driver (a process of host 1) included. A stage is made of few rows, then of many, in one cluster: the difference over the rows between
-is what a row costs once workers are up, and what is left of the first is the stage's start. Ray's own processes work when nobody asks them
-to: that is measured for --idle seconds, and taken off in a column of its own.
+is what a row costs once workers are up, and what is left of the first is the stage's start. Actors that score come up one after the other, so
+there the time counts from when all of them have begun their first part until the first of them has ended its last one. Ray's own processes work when nobody asks them
+to: that is measured for --idle seconds, and taken off in a column of its own. Where cores share what they compute with (hyperthreads, a cache),
+a second makes less of a row when both are busy, which one host never does: with --core all hosts share a single one, and only the sum counts.
 
 Messages are counted where the driver asks (arguments pickled once, answers one by one); seconds are of its processor, in turn with a fan-in
 that makes no tree. What a part costs the driver is measured for growing numbers of parts that nobody has to work on: a cost that
@@ -26,19 +28,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import Config  # noqa: E402
 from s2l_ray.core.store import Artifact, Manifest, Part, Store  # noqa: E402
-from s2l_ray.stages.work import Outcome, Work  # noqa: E402
+from s2l_ray.stages.work import Outcome, Work, part_dict  # noqa: E402
 from tests import synthetic, tiny  # noqa: E402
 from tests.bench import frame  # noqa: E402
+from tests.bench.bench_feed import timed  # noqa: E402
 from tests.cluster.hosts import GIB, Hosts  # noqa: E402
 from tests.committed import commit  # noqa: E402
 
@@ -63,11 +69,10 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=int, nargs=2, default=[500_000, 3_000_000], help="few and many, of clusters"
     )
-    parser.add_argument(
-        "--scored", type=int, nargs=2, default=[512, 3_072], help="few and many, of trajectories"
-    )
+    parser.add_argument("--scored", type=int, default=8_192, help="rows of trajectories")
     parser.add_argument("--stages", nargs="+", default=["clusters", "subset", "trajectories"])
     parser.add_argument("--idle", type=float, default=15.0, help="seconds for which idle hosts are watched")
+    parser.add_argument("--core", type=int, help="that all hosts share; default: any")
     parser.add_argument("--rounds", type=int, default=20, help="rounds of k-means")
     parser.add_argument(
         "--shards", type=int, nargs="*", default=[4, 12, 36], help="shards whose messages are counted"
@@ -89,12 +94,16 @@ def main() -> None:
     if args.drive:
         return drive(args)
     hosts = []
+    everywhere = os.sched_getaffinity(0)
+    if args.core is not None:
+        os.sched_setaffinity(0, {args.core})  # and all that is started from here
     with tempfile.TemporaryDirectory() as folder:
         if args.hosts:
             build(Path(folder), args)
         for count in args.hosts:
             hosts.append(on_hosts(count, Path(folder), args))
             print(json.dumps(hosts[-1]), flush=True)
+    os.sched_setaffinity(0, everywhere)
     if hosts:
         show_hosts(hosts)
     if args.shards or args.listed:
@@ -113,10 +122,10 @@ def main() -> None:
 
 def build(folder: Path, args: argparse.Namespace) -> None:
     """Few and many rows of trajectories, few and many examples, and a proxy of random weights."""
-    for size, rows, scored in zip(("few", "many"), args.rows, args.scored, strict=True):
+    for size, rows in zip(("few", "many"), args.rows, strict=True):
         synthetic.build(f"{folder}/data/rows-{size}", rows, 65_536, 13, statistics=())
-        synthetic.build(f"{folder}/data/scored-{size}", scored, 64, 3, statistics=())
-        make_proxy(Store(f"{folder}/data/scored-{size}"))
+    synthetic.build(f"{folder}/data/scored", args.scored, 64, 3, statistics=())
+    make_proxy(Store(f"{folder}/data/scored"))
     shutil.copytree(ROOT / "s2l_ray", folder / "data" / "code" / "s2l_ray")
     shutil.copytree(ROOT / "tests", folder / "data" / "code" / "tests")
 
@@ -152,6 +161,7 @@ class Cluster:
         self.group.mkdir()
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.env = {**QUIET, **token, "PYTHONPATH": f"{hosts.shared}/data/code"}
+        self.noted: list[tuple[float, float]] = []
         self.started = [self._start(number) for number in hosts.numbers]
 
     def seconds(self) -> float:
@@ -176,6 +186,16 @@ class Cluster:
         with (self.hosts.disk(number) / "ray.log").open("w") as log:
             return self.popen(number, argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
 
+    def watch(self, until: threading.Event) -> None:
+        """Note the seconds at many times."""
+        while not until.wait(0.2):
+            self.noted.append((time.time(), self.seconds()))
+
+    def seconds_at(self, moment: float) -> float:
+        """What had been used at a moment (time.time), between two notes."""
+        moments, seconds = np.array(self.noted).T
+        return float(np.interp(moment, moments, seconds))
+
     def remove(self) -> None:
         """The group; only after the hosts have gone."""
         self.group.rmdir()
@@ -191,13 +211,20 @@ def on_hosts(count: int, folder: Path, args: argparse.Namespace) -> dict[str, An
         script = f"{hosts.shared}/data/code/tests/bench/bench_nodes.py"
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with cluster.popen(1, [sys.executable, script, *options], **pipes) as driver:
-            marks = list(marks_of(driver, cluster))
+            ended = threading.Event()
+            watcher = threading.Thread(target=cluster.watch, args=(ended,))
+            watcher.start()
+            try:
+                marks = list(marks_of(driver, cluster))
+            finally:
+                ended.set()
+                watcher.join()
         if driver.returncode:
             logs = "\n".join((hosts.disk(number) / "ray.log").read_text() for number in hosts.numbers)
             raise RuntimeError(f"the driver ended with status {driver.returncode}; Ray said:\n{logs}")
         os.rename(hosts.shared / "data", folder / "data")
     cluster.remove()
-    return {"hosts": count, **figures(count, marks)}
+    return {"hosts": count, **figures(count, marks, cluster)}
 
 
 def marks_of(driver: subprocess.Popen[str], cluster: Cluster) -> Iterator[dict[str, Any]]:
@@ -206,11 +233,12 @@ def marks_of(driver: subprocess.Popen[str], cluster: Cluster) -> Iterator[dict[s
     assert driver.stdout is not None
     for line in driver.stdout:
         if line.startswith("{"):
-            yield {**json.loads(line), "wall": time.monotonic(), "cpu": cluster.seconds()}
+            yield {**json.loads(line), "wall": time.time(), "cpu": cluster.seconds()}
             print("on", file=driver.stdin, flush=True)
 
 
-def figures(count: int, marks: list[dict[str, Any]]) -> dict[str, Any]:
+def figures(count: int, marks: list[dict[str, Any]], cluster: Cluster) -> dict[str, Any]:
+    """What the marks tell: microseconds of a row, seconds of starts."""
     spans: dict[str, dict[str, float]] = {"start": {"cpu": marks[0]["cpu"]}}
     for before, after in zip(marks, marks[1:], strict=False):
         spans[after["mark"]] = {name: after[name] - before[name] for name in ("cpu", "wall")} | {
@@ -231,6 +259,16 @@ def figures(count: int, marks: list[dict[str, Any]]) -> dict[str, Any]:
             "start": few["cpu"] - row * few["rows"],
             "seconds": many["wall"],
         }
+    for before, after in zip(marks, marks[1:], strict=False):
+        if "between" in after:
+            up, ended = after["between"]
+            cpu, wall = cluster.seconds_at(ended) - cluster.seconds_at(up), ended - up
+            result[after["mark"]] = {
+                "row": cpu / after["rows"] * 1e6,
+                "row less idle": (cpu - idle * wall) / after["rows"] * 1e6,
+                "start": cluster.seconds_at(up) - before["cpu"],
+                "seconds": wall,
+            }
     return result
 
 
@@ -250,42 +288,59 @@ def drive(args: argparse.Namespace) -> None:
     time.sleep(args.idle)
     mark("idle")
     for stage in args.stages:
+        if stage == "trajectories":
+            rows, between = score(f"{args.drive}/scored", count)
+            mark(stage, rows, between=between)
+            continue
         for size in ("warm", "few", "many"):
-            rows = make(
-                stage,
-                f"{args.drive}/{'scored' if stage == 'trajectories' else 'rows'}-",
-                size,
-                count,
-                args.rounds,
-            )
-            mark(f"{stage} {size}", rows)
+            mark(f"{stage} {size}", make(stage, f"{args.drive}/rows-", size, count, args.rounds))
 
 
-def mark(name: str, rows: int = 0) -> None:
-    print(json.dumps({"mark": name, "rows": rows}), flush=True)
+def mark(name: str, rows: float = 0, **more: Any) -> None:
+    print(json.dumps({"mark": name, "rows": rows, **more}), flush=True)
     sys.stdin.readline()
 
 
 def make(stage: str, places: str, size: str, count: int, rounds: int) -> int:
     """Run a stage; returns its rows."""
-    from s2l_ray.stages import clusters, edge, subset, trajectories
+    from s2l_ray.stages import clusters, edge, subset
 
     place = f"{places}{'few' if size == 'warm' else size}"
     config = config_of(place, k=100, rounds=rounds, shards=count)
     edge.connect(config)
     store = Store(place)
-    wanted = {
-        "clusters": ("trajectories",),
-        "subset": ("examples", "trajectories", "clusters"),
-        "trajectories": ("examples", "proxy"),
-    }[stage]
+    wanted = {"clusters": ("trajectories",), "subset": ("examples", "trajectories", "clusters")}[stage]
     inputs = {name: Artifact(store, name, synthetic.NAME) for name in wanted}
     manifests = {name: artifact.manifest() for name, artifact in inputs.items()}
     made = Artifact(store, stage, f"{count}-{size}")
-    module: Any = {"clusters": clusters, "subset": subset, "trajectories": trajectories}[stage]
+    module: Any = {"clusters": clusters, "subset": subset}[stage]
     module.make(Work(config, made, inputs, manifests, "bench"))
     made.delete("")
     return manifests[wanted[0]].rows
+
+
+def score(place: str, count: int) -> tuple[float, tuple[float, float]]:
+    """Score with an actor on every host; returns the rows done while all of them worked, and when that was."""
+    from s2l_ray.stages import edge
+
+    config = config_of(place, k=2, rounds=1, shards=count)
+    edge.connect(config)
+    store = Store(place)
+    inputs = {name: Artifact(store, name, synthetic.NAME) for name in ("examples", "proxy")}
+    manifests = {name: artifact.manifest() for name, artifact in inputs.items()}
+    work = Work(config, Artifact(store, "trajectories", f"scored-{count}"), inputs, manifests, "bench")
+    jobs = {part.index: {"part": part_dict(part)} for part in manifests["examples"].parts}
+    parts = edge.make_parts(work, jobs, load=timed(manifests["proxy"]), actors=count)
+    nodes = {part.node for part in parts}
+    if len(nodes) < count:
+        raise RuntimeError(f"only {len(nodes)} of {count} hosts scored: raise --scored")
+    up = max(min(part.stats["began"] for part in parts if part.node == node) for node in nodes)
+    ended = min(max(part.stats["ended"] for part in parts if part.node == node) for node in nodes)
+    rows = 0.0
+    for part in parts:
+        began, done = part.stats["began"], part.stats["ended"]
+        rows += part.rows * max(0.0, min(done, ended) - max(began, up)) / (done - began)
+    return rows, (up, ended)
 
 
 def config_of(place: str, k: int, rounds: int, shards: int) -> Config:
