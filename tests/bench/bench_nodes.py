@@ -155,10 +155,8 @@ def make_proxy(store: Store) -> None:
 class Cluster:
     """A Ray node on every host, and a group of the kernel that counts their processor time."""
 
-    def __init__(self, hosts: Hosts) -> None:
-        self.hosts = hosts
-        self.group = COUNTERS / f"s2l-nodes-{os.getpid()}-{len(hosts.numbers)}"
-        self.group.mkdir()
+    def __init__(self, hosts: Hosts, group: Path) -> None:
+        self.hosts, self.group = hosts, group
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.env = {**QUIET, **token, "PYTHONPATH": f"{hosts.shared}/data/code"}
         self.noted: list[tuple[float, float]] = []
@@ -196,16 +194,23 @@ class Cluster:
         moments, seconds = np.array(self.noted).T
         return float(np.interp(moment, moments, seconds))
 
-    def remove(self) -> None:
-        """The group; only after the hosts have gone."""
-        self.group.rmdir()
+
+@contextlib.contextmanager
+def counter() -> Iterator[Path]:
+    """A group of the kernel that counts; its processes must have gone before it does."""
+    group = COUNTERS / f"s2l-nodes-{os.getpid()}"
+    group.mkdir()
+    try:
+        yield group
+    finally:
+        group.rmdir()
 
 
 def on_hosts(count: int, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What so many hosts cost: start and idleness of a host, and of every stage its start and a row."""
-    with Hosts(count, memory=3 * GIB) as hosts:
+    with counter() as group, Hosts(count, memory=3 * GIB) as hosts:
         os.rename(folder / "data", hosts.shared / "data")
-        cluster = Cluster(hosts)
+        cluster = Cluster(hosts, group)
         options = [f"--drive={hosts.shared}/data", f"--hosts={count}", "--stages", *args.stages]
         options += [f"--rounds={args.rounds}", f"--idle={args.idle}"]
         script = f"{hosts.shared}/data/code/tests/bench/bench_nodes.py"
@@ -223,7 +228,6 @@ def on_hosts(count: int, folder: Path, args: argparse.Namespace) -> dict[str, An
             logs = "\n".join((hosts.disk(number) / "ray.log").read_text() for number in hosts.numbers)
             raise RuntimeError(f"the driver ended with status {driver.returncode}; Ray said:\n{logs}")
         os.rename(hosts.shared / "data", folder / "data")
-    cluster.remove()
     return {"hosts": count, **figures(count, marks, cluster)}
 
 
