@@ -1,7 +1,7 @@
 """Does a row cost the same on many nodes? Processor seconds of all processes of 1 to 8 hosts; and what the driver sends and receives.
 
     python tests/bench/bench_nodes.py --hosts 1 2 4 8            # root: hosts are Linux namespaces, see tests/cluster/hosts.py
-    python tests/bench/bench_nodes.py --hosts --shards 4 12 36 --listed   # messages alone, on a local Ray
+    python tests/bench/bench_nodes.py --hosts --shards 4 12 --fan-in 3 --listed   # messages alone, on a local Ray
     python tests/bench/bench_nodes.py --hosts --shards --listed 1000 4000   # what a part costs the driver, on a local Ray
 
 Every host runs a Ray node of one CPU; all share a folder, and one CPU control group counts what their processes use, dead ones and
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--core", type=int, help="that all hosts share; default: any")
     parser.add_argument("--rounds", type=int, default=20, help="rounds of k-means")
     parser.add_argument(
-        "--shards", type=int, nargs="*", default=[4, 12, 36], help="shards whose messages are counted"
+        "--shards", type=int, nargs="*", default=[4, 12], help="shards whose messages are counted"
     )
     parser.add_argument(
         "--k", type=int, nargs="+", default=[100, 1000, 10_000], help="clusters, for messages"
@@ -455,7 +455,7 @@ def counted(args: argparse.Namespace) -> list[dict[str, Any]]:
     return results
 
 
-def rounds_of(place: str, shards: int, k: int, rounds: int = 10) -> dict[str, Any]:
+def rounds_of(place: str, shards: int, k: int, rounds: int = 6) -> dict[str, Any]:
     """Medians over the rounds after the first."""
     from s2l_ray.stages import clusters
 
