@@ -427,15 +427,9 @@ def counted(args: argparse.Namespace) -> list[dict[str, Any]]:
             synthetic.build(place, parts * 600, 600, 13, statistics=())
             for fan_in in (args.fan_in or clusters.FAN_IN, NO_TREE):
                 clusters.FAN_IN = fan_in
-                results.append(
-                    {
-                        "shards": shards,
-                        "parts": parts,
-                        "k": k,
-                        "fan_in": fan_in,
-                        **rounds_of(place, shards, k),
-                    }
-                )
+                own = {"shards": shards, "parts": parts, "k": k, "fan_in": fan_in}
+                results.append(own | rounds_of(place, shards, k))
+                print(json.dumps(results[-1]), flush=True)
     names = (
         "shards",
         "parts",
