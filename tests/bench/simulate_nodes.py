@@ -1,6 +1,7 @@
 """How long would 10^9 examples take on 16, 64 and 256 nodes, and what is the first to become too small?
 
-    python tests/bench/simulate_nodes.py --check '{"10000000": {"clusters s": 65, "round s": 4.15, "subset s": 34}}'
+    python tests/bench/bench_out_of_core.py --rows 262144 1048576 262144 1048576 10000000 > LOG
+    python tests/bench/simulate_nodes.py --check LOG
     python tests/bench/simulate_nodes.py --nodes 16 64 256
 
 The model. A stage takes its start, then the longest of what goes on at once, then what only the driver does:
@@ -23,12 +24,14 @@ million parameters and rows of 276 tokens (bench_scoring, bench_training); with 
 --accelerator-flops, which is an assumption and not measured.
 
 MEASURED has the parameters with where they are from; --measured FILE.json replaces some. `calibration` are small runs of bench_out_of_core: costs
-of a row in `clusters` and `subset` are the slope between its two sizes, starts what is left. --check predicts larger runs of the same bench from them.
+of a row in `clusters` and `subset` are the slope between its two sizes, starts what is left. --check takes a log of that bench: it calibrates on the two
+smallest sizes (the mean of their runs, none above 2 million rows) and predicts the others.
 """
 
 import argparse
 import json
 import math
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,10 +47,11 @@ from s2l_ray.stages.subset import ROWS_PER_TASK  # noqa: E402
 from tests.bench import frame  # noqa: E402
 
 NO_TREE = 10**9
+MOST_ROWS = 2 * 10**6  # of a run that the model is calibrated on
 MEASURED: dict[str, Any] = {
     # bench_out_of_core --rows 262144 1048576, shards of 2 cores that read anew every round: seconds
     "calibration": {
-        "rows": [262_144, 1_048_576], "clusters s": [0.0, 0.0], "round s": [0.0, 0.0], "subset s": [0.0, 0.0],
+        "rows": [262_144, 1_048_576], "clusters s": [4.1, 9.7], "round s": [0.139, 0.560], "subset s": [5.3, 6.4],
         "k": 100, "rounds": 6, "cores": 2, "rows_per_part": 131_072,
     },
     # bench_kmeans: seconds of a core for a row in a round of shards that hold their rows, by K; 10 to 20 rounds with the first
@@ -376,11 +380,13 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=13, help="T + 1")
     parser.add_argument("--proxy-rows", type=float, default=262_000, help="that the proxy is trained on")
     parser.add_argument("--measured", type=Path, help="JSON that replaces parts of MEASURED")
-    parser.add_argument("--check", type=json.loads, help="JSON: rows -> what bench_out_of_core said of them")
+    parser.add_argument(
+        "--check", type=Path, metavar="LOG", help="of bench_out_of_core, of which the last line is read"
+    )
     args = parser.parse_args()
     measured = merged(MEASURED, json.loads(args.measured.read_text()) if args.measured else {})
     if args.check:
-        return check(args.check, measured)
+        return check(json.loads(args.check.read_text().splitlines()[-1]), measured)
     results = [tables(args, count, measured) for count in args.nodes]
     frame.finish("simulate_nodes", **{**vars(args), "measured": measured}, results=results)
 
@@ -396,20 +402,34 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check(wanted: dict[str, dict[str, float]], measured: dict[str, Any]) -> None:
-    """Runs of bench_out_of_core, predicted from smaller ones: rows, what, seconds predicted and measured, and how far apart."""
-    small = measured["calibration"]
+def check(bench: dict[str, Any], measured: dict[str, Any]) -> None:
+    """Large runs of bench_out_of_core, predicted from its small ones: seconds predicted and measured, and how far apart."""
+    small = calibration_of(bench)
+    measured = merged(measured, {"calibration": small})
     rows = []
-    for size, seen in wanted.items():
-        if int(size) <= max(small["rows"]):
-            raise SystemExit(f"--check: {size} rows are no larger than what the model is calibrated on")
-        predicted = out_of_core(int(size), measured)
-        rows += [
-            [size, name, predicted[name], float(seen[name]), predicted[name] / seen[name] - 1]
-            for name in seen
-        ]
+    for result in bench["results"]:
+        if result["rows"] not in small["rows"]:
+            predicted = out_of_core(result["rows"], measured)
+            rows += [
+                [f"{result['rows']:,}", name, seconds, float(result[name]), seconds / result[name] - 1]
+                for name, seconds in predicted.items()
+            ]
     frame.show("predicted from smaller runs", ("rows", "what", "predicted", "measured", "off"), rows)
     frame.finish("simulate_nodes_check", calibration=small, rows=rows)
+
+
+def calibration_of(bench: dict[str, Any]) -> dict[str, Any]:
+    """The two smallest sizes of a bench_out_of_core, each the mean of its runs."""
+    sizes = sorted({result["rows"] for result in bench["results"]})[:2]
+    if len(sizes) < 2 or sizes[1] > MOST_ROWS:
+        raise SystemExit(f"--check: expected two sizes up to {MOST_ROWS:,} rows to calibrate on, got {sizes}")
+    runs = [[result for result in bench["results"] if result["rows"] == size] for size in sizes]
+    names = ("clusters s", "round s", "subset s")
+    return {
+        "rows": sizes,
+        **{name: [statistics.mean(run[name] for run in some) for some in runs] for name in names},
+        **{name: bench[name] for name in ("k", "rounds", "rows_per_part")},
+    }
 
 
 def out_of_core(size: int, measured: dict[str, Any]) -> dict[str, float]:

@@ -44,3 +44,15 @@ def test_a_question_waits_for_a_level_at_a_time(shards: int, messages: int, leve
 def test_a_parameter_that_is_not_there_is_refused() -> None:
     with pytest.raises(SystemExit, match="got \\['mesage'\\]"):
         model.merged(model.MEASURED, {"driver": {"mesage": 1.0}})
+
+
+def test_runs_of_a_size_are_averaged_and_large_ones_are_not_calibrated_on() -> None:
+    def run(rows: int, seconds: float) -> dict[str, float]:
+        return {"rows": rows, "clusters s": seconds, "round s": seconds / 10, "subset s": 1.0}
+
+    bench: dict[str, Any] = {"k": 100, "rounds": 6, "rows_per_part": 131_072}
+    bench["results"] = [run(1000, 1.0), run(10**7, 9.0), run(2000, 3.0), run(1000, 2.0)]
+    assert model.calibration_of(bench)["clusters s"] == [1.5, 3.0]
+    bench["results"] = bench["results"][:2]
+    with pytest.raises(SystemExit, match="to calibrate on"):
+        model.calibration_of(bench)
