@@ -1,10 +1,11 @@
 """`clusters` from trajectories: sharded k-means on their features; actors spread over the nodes hold the parts, the driver K x F.
 
-A round broadcasts the centroids and adds up the members. After each round the state is stored, so a dead run loses one
+A round broadcasts the centroids and adds up the members, both along a tree of the actors. After each round the state is stored, so a dead run loses one
 round at most; a shard that dies is restarted, reads its parts again and gives the same answers. With clusters.within = source,
 one source after the other is fitted so; with clusters.use, centroids come from another artifact, the base.
 """
 
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from s2l_ray.config import Clusters
 from s2l_ray.core.features import bytes_of_row, check_finite, feature_steps, features
 from s2l_ray.core.grouped import GroupedShard, StreamedShard, View, fit_group, moved
-from s2l_ray.core.kmeans import FitResult, FitState
+from s2l_ray.core.kmeans import FitResult, FitState, merged
 from s2l_ray.core.store import Manifest, Part, fingerprint
 from s2l_ray.core.tables import CLUSTERS, parquet_bytes, vectors
 from s2l_ray.errors import UserError
@@ -29,6 +30,12 @@ from s2l_ray.stages.edge import PartContext, capacity, part_context, reraise_use
 from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
 log = logging.getLogger("s2l_ray")
+# Answers that one process waits for and adds up; with more shards than that, actors stand between it and the rest. On one core of 2025, a
+# message with its answer took 0.6 ms (10 kB) to 1.5 ms (1 MB) of the one who asks, adding up hardly any of it (0.1 ms a MB), and a level
+# more 3 ms. So (0.6 f + 3) / ln f ms are to be small: 16 is within a fifth of the best (6 to 8), leaves up to 16 shards as they
+# are, and puts 272 within two levels: 25 ms a round where 256 answers to one process take 160, and 0.8 s for the start sample (4 MB and 24 ms of
+# sorting an answer) where these take 6 and bring it a gigabyte.
+FAN_IN = 16
 Source = str | None  # whose rows are clustered together; None: all rows, of any source
 MUST_MATCH = (
     "k",
@@ -237,8 +244,11 @@ class ShardActor:
         parts: list[dict[str, Any]],
         groups: list[Source],
         steps: list[list[int]],
+        below: list[Any],
     ) -> None:
+        """Have these parts, and add what the actors `below` answer to every answer; what a restarted actor is made from."""
         self.context, self.parts, self.groups, self.steps = context, parts, groups, steps
+        self.below = below
         self.shard: GroupedShard | StreamedShard | None = None
 
     def _loaded(self) -> GroupedShard | StreamedShard:
@@ -273,10 +283,16 @@ class ShardActor:
         return ids, features(losses, self.steps, section), groups
 
     def call(self, view: View, method: str, args: tuple[Any, ...]) -> Any:
-        return self._loaded().call(view, method, args)
+        """What a shard of all rows here and below would answer."""
+        coming = _asked(self.below, view, method, args)  # these work while this one does
+        own = self._loaded().call(view, method, args)
+        return merged(method, args, itertools.chain([own], coming))
 
-    def write(self, number: int, centroids: list[np.ndarray]) -> Part:
-        """Write the assignments of one of this shard's parts; rows without a trajectory get nulls."""
+    def write(self, numbers: list[int], centroids: list[np.ndarray]) -> list[Part]:
+        """Write the assignments of some of this shard's parts; rows without a trajectory get nulls."""
+        return [self._write(number, centroids) for number in numbers]
+
+    def _write(self, number: int, centroids: list[np.ndarray]) -> Part:
         part = part_from(self.parts[number])
         table = self.context.inputs["trajectories"].read_part(part, ["example_id", "losses"])
         labels, distances = self._loaded().labels(number, centroids)
@@ -291,7 +307,7 @@ class ShardActor:
 
 
 class _Shards:
-    """The shard actors, called all at once; answers come as they arrive."""
+    """The shard actors in a tree, below this process; all work at once."""
 
     def __init__(self, work: Work, groups: list[Source]) -> None:
         steps = work.manifests["trajectories"].info["steps"]
@@ -305,31 +321,35 @@ class _Shards:
         ray.get(self.place.ready())
         losses = work.config.scaling.max_failures
         context = part_context(work)
-        self.actors = [
-            ShardActor.options(  # type: ignore[attr-defined]
+        self.actors: list[Any] = [None] * count
+        for number in reversed(range(count)):  # whoever is below comes first
+            self.actors[number] = ShardActor.options(  # type: ignore[attr-defined]
                 num_cpus=cpus,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     self.place, placement_group_bundle_index=number
                 ),
                 max_restarts=losses,
                 max_task_retries=losses,
-            ).remote(context, mine, groups, steps)
-            for number, mine in enumerate(self.parts)
-        ]
+            ).remote(context, self.parts[number], groups, steps, self._below(number))
+
+    def _below(self, number: int) -> list[Any]:
+        """The actors whose answers actor `number` adds to its own; -1 is this process."""
+        return self.actors[FAN_IN * (number + 1) : FAN_IN * (number + 2)]
 
     def call(self, view: View, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
-        shared = ray.put(args)
-        yield from _as_they_come([actor.call.remote(view, method, shared) for actor in self.actors])
+        return _asked(self._below(-1), view, method, args)
 
     def write(self, centroids: list[np.ndarray], finished: dict[int, Part]) -> list[Part]:
         shared = ray.put(centroids)
-        calls = [
-            actor.write.remote(number, shared)
-            for actor, mine in zip(self.actors, self.parts, strict=True)
-            for number, raw in enumerate(mine)
-            if raw["index"] not in finished
+        missing = [
+            [number for number, raw in enumerate(mine) if raw["index"] not in finished] for mine in self.parts
         ]
-        made = {part.index: part for part in _as_they_come(calls)} | finished
+        calls = [
+            actor.write.remote(numbers, shared)
+            for actor, numbers in zip(self.actors, missing, strict=True)
+            if numbers
+        ]
+        made = {part.index: part for parts in _as_they_come(calls) for part in parts} | finished
         return [made[index] for index in sorted(made)]
 
     def __enter__(self) -> "_Shards":
@@ -339,6 +359,12 @@ class _Shards:
         for actor in self.actors:
             ray.kill(actor)
         remove_placement_group(self.place)
+
+
+def _asked(actors: list[Any], view: View, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
+    """Ask actors now, with the arguments once in the object store for all of them; the answers come as they are ready."""
+    shared = ray.put(args) if actors else None
+    return _as_they_come([actor.call.remote(view, method, shared) for actor in actors])
 
 
 def _as_they_come(calls: list[Any]) -> Iterator[Any]:

@@ -242,6 +242,44 @@ def test_a_shard_that_dies_between_rounds_changes_nothing(
     assert_same(config, alone, grouped)
 
 
+def test_shards_in_a_deep_tree_give_the_same_bytes_whoever_dies(
+    source: dict[str, Manifest],
+    config: Config,
+    alone: tuple[Manifest, Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clusters, "FAN_IN", 2)
+    answers: Counter[int] = Counter()
+    call = clusters._Shards.call
+
+    def counting(self: Any, view: Any, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
+        came = list(call(self, view, method, args))
+        answers[len(came)] += 1
+        return iter(came)
+
+    monkeypatch.setattr(clusters._Shards, "call", counting)
+    assert_same(config, alone, cluster(source, config, "tree", shards=12))
+    assert set(answers) == {2}
+
+    def kill(shards: Any) -> None:
+        for number in (0, 3, 11):  # right below the driver, between others, below all others
+            ray.kill(shards.actors[number], no_restart=False)
+
+    calls = counted_calls(monkeypatch, 5, kill)
+    assert_same(config, alone, cluster(source, config, "tree-killed", shards=12))
+    assert calls.count("step") > 5
+
+
+def test_what_a_shard_far_below_refuses_is_told(
+    source: dict[str, Manifest], config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters, "FAN_IN", 1)
+    *parts, last = source["trajectories"].parts
+    changed = replace(last, files={"data": replace(last.files["data"], sha256="0")})
+    with pytest.raises(UserError, match="expected SHA-256 0, got"):
+        cluster(source, config, "damaged", shards=len(parts) + 1, parts=[*parts, changed])
+
+
 def test_kmeans_goes_on_after_the_last_stored_round(
     source: dict[str, Manifest],
     config: Config,
@@ -275,14 +313,14 @@ def test_parts_written_before_a_death_are_kept(
 ) -> None:
     come = clusters._as_they_come
 
-    def die_after_four(calls: list[Any]) -> Iterator[Any]:
-        for number, answer in enumerate(come(calls)):
-            if isinstance(answer, Part) and number == 4:
+    def die_after_one(calls: list[Any]) -> Iterator[Any]:
+        for answer in come(calls):
+            if isinstance(answer, list):  # of the parts that one shard has written
                 raise Interrupted
             yield answer
 
     with monkeypatch.context() as first:
-        first.setattr(clusters, "_as_they_come", die_after_four)
+        first.setattr(clusters, "_as_they_come", die_after_one)
         with pytest.raises(Interrupted):
             cluster(source, config, "half", shards=2)
     place = Path(config.run.storage) / "clusters" / "half"

@@ -1,0 +1,514 @@
+"""How long would 10^9 examples take on 16, 64 and 256 nodes, and what is the first to become too small?
+
+    python tests/bench/bench_out_of_core.py --rows 262144 1048576 262144 1048576 10000000 > LOG
+    python tests/bench/simulate_nodes.py --check LOG
+    python tests/bench/simulate_nodes.py --nodes 16 64 256
+
+The model. A stage takes its start, then the longest of what goes on at once, then what only the driver does:
+
+    seconds = start + max(cores, storage of the busiest node, storage of all, network of the busiest node, driver while it runs) + driver alone
+
+* cores: rows of the busiest core x seconds of a row. Work comes in whole parts (chunks for `subset`), so the busiest core has ceil(parts /
+  cores) of them; k-means has one shard a core. Cores do not slow each other down.
+* storage: bytes read and written by a node / its bandwidth, and of all nodes / the storage's; each file once more a latency, `threads`
+  of them at once on every node.
+* network between nodes: bytes that leave or enter the busiest one. The driver's node sends the centroids to one node, from which others
+  may fetch them, and receives the answers of those right below it.
+* driver: seconds of a part that goes through Ray Data, of a task, of a message to a shard, of a byte that it adds up; a level of the tree of
+  shards is a hop more. All of them were measured (bench_nodes), none is a guess; growth is linear but where `wait` says otherwise.
+* rounds follow one another: a round is its cores' time + messages. An answer of the start sample has START_ROWS rows at most.
+
+Nothing fails in the model, nobody else uses the storage, and nodes are alike. `proxy` reads a data set of its own size (--proxy-rows) and is data
+parallel over all nodes, with a ring all-reduce of its gradients every step. Times of training and scoring on CPUs are those of a GPT-NeoX of 70
+million parameters and rows of 276 tokens (bench_scoring, bench_training); with --accelerators they are floating-point operations over
+--accelerator-flops, which is an assumption and not measured.
+
+MEASURED has the parameters with where they are from; --measured FILE.json replaces some. `calibration` are small runs of bench_out_of_core: costs
+of a row in `clusters` and `subset` are the slope between its two sizes, starts what is left. --check takes a log of that bench: it calibrates on the two
+smallest sizes (the mean of their runs, none above 2 million rows) and predicts the others.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from s2l_ray.core.kmeans import START_ROWS  # noqa: E402
+from s2l_ray.core.selection import GATHERED, SAMPLE  # noqa: E402
+from s2l_ray.stages.clusters import FAN_IN  # noqa: E402
+from s2l_ray.stages.subset import ROWS_PER_TASK  # noqa: E402
+from tests.bench import frame  # noqa: E402
+
+NO_TREE = 10**9
+MOST_ROWS = 2 * 10**6  # of a run that the model is calibrated on
+MEASURED: dict[str, Any] = {
+    # bench_out_of_core --rows 262144 1048576, shards of 2 cores that read anew every round: seconds
+    "calibration": {
+        "rows": [262_144, 1_048_576], "clusters s": [4.1, 9.7], "round s": [0.139, 0.560], "subset s": [5.3, 6.4],
+        "k": 100, "rounds": 6, "cores": 2, "rows_per_part": 131_072,
+    },
+    # bench_kmeans: seconds of a core for a row in a round of shards that hold their rows, by K; 10 to 20 rounds with the first
+    "round of a held row": {"100": 0.107e-6, "1000": 0.217e-6},
+    # bench_prepare: reading, checking and tokenising; `examples` alone takes less
+    "examples of a row": 183e-6,
+    # bench_scoring, bf16, 2,048 tokens a batch: one checkpoint
+    "score of a row": 1 / 17.24,
+    # bench_training: tokens a second of a core, fp32
+    "training of a token": 1 / 448,
+    "parameters": 70e6, "tokens": 276,
+    # bytes of a row as stored: of a part of tests/synthetic.py with 13 losses, and of its clusters; of a read round (bench_out_of_core)
+    "bytes": {"trajectories": 80, "read a round": 60, "clusters": 9},
+    # bench_nodes: seconds of the driver's processor
+    "driver": {
+        "message": 0.0006, "message through the store": 0.0011, "added byte": 3.5e-10, "sample byte": 5.7e-9, "hop": 0.003,
+        "part through Ray Data": 0.0072, "task": 0.00053,
+        "manifest of a part": 81e-6, "read manifest of a part": 18e-6, "bytes of a part": 11_500, "base bytes": 266e6,
+        # waiting one by one for calls that were all sent at once: seconds x calls^2
+        "wait": 1.1e-7,
+    },
+    "start": {"examples": 5.0, "proxy": 20.0, "trajectories": 20.0},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The hardware: bandwidths in bytes a second, memory in bytes, seconds of a request to the storage."""
+
+    count: int
+    cores: int
+    memory: float
+    network: float
+    node_storage: float
+    all_storage: float
+    latency: float
+    threads: int
+    flops: float  # of all accelerators of a node; 0: none
+
+    def storage_seconds(self, moved: float, files: float) -> dict[str, float]:
+        """For bytes and files, spread evenly."""
+        return {
+            "storage of a node": moved / self.count / self.node_storage
+            + files / self.count / self.threads * self.latency,
+            "storage of all": moved / self.all_storage,
+        }
+
+
+@dataclass(frozen=True)
+class Job:
+    rows: int
+    rows_per_part: int
+    bytes_of_row: float
+    checkpoints: int
+    k: int
+    rounds: int
+    budget: float
+    proxy_rows: float
+    proxy_epochs: int
+    global_batch: int
+    fan_in: int
+    write_calls: str  # shard or part: what one call to a shard writes
+    streamed: bool | None = None  # None: where memory is short
+
+    @property
+    def parts(self) -> int:
+        return math.ceil(self.rows / self.rows_per_part)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Seconds and what they are made of, bytes read, written and sent between nodes, and what the driver receives and holds."""
+
+    seconds: float
+    together: dict[str, float]
+    driver: float
+    read: float
+    written: float
+    sent: float
+    received: float
+    memory: float
+
+    @property
+    def limit(self) -> str:
+        name = max(self.together, key=lambda one: self.together[one])
+        return name if self.together[name] >= self.driver else "driver alone"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Seconds of one core for a row of `clusters` and `subset`, and their starts, from two sizes of bench_out_of_core."""
+
+    step: float
+    other: float
+    choose: float
+    clusters_start: float
+    subset_start: float
+    round_start: float
+
+
+def calibrated(small: dict[str, Any]) -> Rows:
+    """Slopes over the rows of the busiest of two shards, and what is left of the smaller size."""
+    busiest = [_busiest(rows, small["rows_per_part"], small["cores"]) for rows in small["rows"]]
+    steps = small["rounds"] + 1  # with the assignment after the last round
+    more = busiest[1] - busiest[0]
+    slope = {name: (small[name][1] - small[name][0]) / more for name in ("clusters s", "round s", "subset s")}
+    start = {name: small[name][0] - slope[name] * busiest[0] for name in slope}
+    return Rows(
+        step=slope["round s"],
+        other=slope["clusters s"] - steps * slope["round s"],
+        choose=slope["subset s"],
+        clusters_start=start["clusters s"],
+        subset_start=start["subset s"],
+        round_start=start["round s"],
+    )
+
+
+def _busiest(rows: int, rows_per_part: int, workers: int) -> int:
+    """Rows of the worker that has most, where whole parts go round."""
+    return min(rows, math.ceil(math.ceil(rows / rows_per_part) / workers) * rows_per_part)
+
+
+# --------------------------------------------------------------------------------------------------------------- stages
+
+
+def simulate(job: Job, nodes: Nodes, measured: dict[str, Any]) -> dict[str, Stage]:
+    """All stages of a job."""
+    return {
+        "examples": _examples(job, nodes, measured),
+        "proxy": _proxy(job, nodes, measured),
+        "trajectories": _trajectories(job, nodes, measured),
+        "clusters": _clusters(job, nodes, measured),
+        "subset": _subset(job, nodes, measured),
+    }
+
+
+def _stage(
+    job: Job,
+    nodes: Nodes,
+    measured: dict[str, Any],
+    start: float,
+    together: dict[str, float],
+    manifests: int,
+    **amounts: float,
+) -> Stage:
+    """A stage that reads some manifests and writes one, with the driver's seconds for these added to those it has alone."""
+    costs = measured["driver"]
+    alone = amounts.pop("alone", 0.0) + job.parts * (
+        costs["manifest of a part"] + manifests * costs["read manifest of a part"]
+    )
+    files = {"read": manifests * job.parts, "written": 2 * job.parts}  # a receipt with every part
+    together = together | nodes.storage_seconds(
+        amounts["read"] + amounts["written"], files["read"] + files["written"]
+    )
+    together["network"] = amounts["sent"] / nodes.count / nodes.network + amounts["received"] / nodes.network
+    memory = (
+        costs["base bytes"]
+        + (manifests + 1) * job.parts * costs["bytes of a part"]
+        + amounts.pop("held", 0.0)
+    )
+    return Stage(start + max(together.values()) + alone, together, alone, memory=memory, **amounts)
+
+
+def _examples(job: Job, nodes: Nodes, measured: dict[str, Any]) -> Stage:
+    own, data = _busiest(job.rows, job.rows_per_part, nodes.count * nodes.cores), job.rows * job.bytes_of_row
+    together = {
+        "cores": own * measured["examples of a row"],
+        "driver": job.parts * measured["driver"]["part through Ray Data"],
+    }
+    amounts = {"read": data, "written": data / 2, "sent": 0.0, "received": job.parts * 1e3}
+    return _stage(job, nodes, measured, measured["start"]["examples"], together, 0, **amounts)
+
+
+def _proxy(job: Job, nodes: Nodes, measured: dict[str, Any]) -> Stage:
+    rows = job.proxy_rows * job.proxy_epochs
+    tokens, steps = rows * measured["tokens"], rows / job.global_batch
+    if nodes.flops:
+        work = 6 * measured["parameters"] * tokens / nodes.flops / nodes.count
+    else:
+        work = tokens * measured["training of a token"] / nodes.cores / nodes.count
+    gradients = 2 * 4 * measured["parameters"] * (nodes.count - 1)  # of a step, all nodes together
+    reduce = steps * gradients / nodes.count / nodes.network  # one after the other with the work of a step
+    amounts = {"read": rows * job.bytes_of_row / 2, "written": 4.0 * measured["parameters"] * job.checkpoints}
+    return _stage(
+        job, nodes, measured, measured["start"]["proxy"], {"cores and gradients": work + reduce},
+        1, sent=0.0, received=0.0, **amounts,
+    )  # fmt: skip
+
+
+def _trajectories(job: Job, nodes: Nodes, measured: dict[str, Any]) -> Stage:
+    together = {"driver": job.parts * measured["driver"]["part through Ray Data"]}
+    if nodes.flops:
+        flops = 2 * measured["parameters"] * measured["tokens"] * job.checkpoints
+        together["accelerators"] = job.rows * flops / nodes.flops / nodes.count
+    else:
+        own = _busiest(job.rows, job.rows_per_part, nodes.count * nodes.cores)
+        together["cores"] = own * measured["score of a row"] * job.checkpoints
+    amounts = {
+        "read": job.rows * job.bytes_of_row / 2,
+        "written": float(job.rows * measured["bytes"]["trajectories"]),
+        "sent": 0.0,
+        "received": job.parts * 1e3,
+    }
+    return _stage(job, nodes, measured, measured["start"]["trajectories"], together, 2, **amounts)
+
+
+def _clusters(job: Job, nodes: Nodes, measured: dict[str, Any]) -> Stage:
+    costs, rows = measured["driver"], calibrated(measured["calibration"])
+    shards = min(nodes.count * nodes.cores, job.parts)
+    own = _busiest(job.rows, job.rows_per_part, shards)
+    values = job.checkpoints - 1
+    streamed = job.streamed if job.streamed is not None else own * 62 * nodes.cores > nodes.memory / 2
+    steps = job.rounds + 1
+    round_ = own * (rows.step if streamed else _of_k(measured["round of a held row"], job.k))
+    answer, sample = job.k * (values + 1) * 8, min(START_ROWS, own) * (16 + 4 * values)
+    exchange = _exchange(shards, job.fan_in, answer, costs, "added byte")
+    start_sample = _exchange(shards, job.fan_in, sample, costs, "sample byte")
+    asked = min(shards, job.fan_in)
+    calls = shards if job.write_calls == "shard" else job.parts
+    wait = costs["wait"] * calls**2 if job.write_calls == "part" else 0.0
+    together = {
+        "cores": own * rows.other + steps * round_,
+        "driver": (steps + 4) * exchange + start_sample + calls * costs["message"] + wait,
+    }
+    # rounds wait for their answers: exchanges do not go on beside the work
+    together = {"cores and driver": sum(together.values()), **together}
+    passes = 6 + (steps if streamed else 0)
+    amounts = {
+        "read": float(job.rows * (passes if streamed else 2) * measured["bytes"]["read a round"]),
+        "written": float(job.rows * measured["bytes"]["clusters"]),
+        "sent": steps * shards * (answer + 2 * job.k * values * 4.0) + shards * sample,
+        "received": asked * (steps * answer + sample),
+        "held": 2.0 * sample + 3 * answer + (asked * sample if job.fan_in == NO_TREE else 0),
+    }
+    start = rows.clusters_start if shards <= 2 else rows.clusters_start + shards * costs["message"]
+    return _stage(job, nodes, measured, start, together, 1, **amounts)
+
+
+def _exchange(shards: int, fan_in: int, answer: float, costs: dict[str, float], byte: str) -> float:
+    """Seconds until one question to all shards has come back, less their work."""
+    seconds, left = 0.0, shards
+    while left > 0:
+        width = min(left, fan_in)
+        seconds += width * _message(answer, costs, byte) + costs["hop"]
+        left = math.ceil((left - width) / fan_in)
+    return seconds
+
+
+def _message(answer: float, costs: dict[str, float], byte: str) -> float:
+    """Of the driver's seconds, with what is done with each byte of the answer; Ray keeps answers from 100 kB on in the object store."""
+    way = "message" if answer < 100_000 else "message through the store"
+    return costs[way] + answer * costs[byte]
+
+
+def _of_k(by_k: dict[str, float], k: int) -> float:
+    """Seconds between and beyond the measured numbers of clusters, on a line."""
+    (small, a), (large, b) = sorted((int(name), value) for name, value in by_k.items())
+    return a + (b - a) * (k - small) / (large - small)
+
+
+def _subset(job: Job, nodes: Nodes, measured: dict[str, Any]) -> Stage:
+    costs, rows = measured["driver"], calibrated(measured["calibration"])
+    cores = nodes.count * nodes.cores
+    chunks = math.ceil(job.rows / max(ROWS_PER_TASK, job.rows_per_part))
+    own = _busiest(job.rows, max(ROWS_PER_TASK, job.rows_per_part), cores)
+    asked, received = _questions(job, chunks, costs)
+    together = {
+        "cores": own * rows.choose,
+        "driver": chunks * costs["task"] + job.parts * job.budget * costs["part through Ray Data"],
+    }
+    amounts = {
+        "read": job.rows * (job.bytes_of_row / 2 + 2.0 * measured["bytes"]["trajectories"]),
+        "written": 2 * job.rows * job.budget * job.bytes_of_row,
+        "sent": 0.0,
+        "received": received,
+        "held": chunks * 4e3 + 3 * 24 * SAMPLE,
+        "alone": asked,
+    }
+    return _stage(job, nodes, measured, rows.subset_start, together, 3, **amounts)
+
+
+def _questions(job: Job, chunks: int, costs: dict[str, float]) -> tuple[float, float]:
+    """Seconds and bytes of the search for the last keys of k groups: `between` and `ranks` until few are left, `between`, the count.
+
+    A sample of so many keys leaves of each group one interval between two of them.
+    """
+    sample, gathered = max(SAMPLE, 4 * job.k), max(GATHERED, 4 * job.k)
+    left, passes = float(job.rows), 0
+    while left > gathered:
+        left, passes = left * job.k / sample, passes + 1
+    small = (passes + 2) * chunks * costs["task"]
+    ranks = passes * chunks * (costs["task"] + _message(8.0 * sample, costs, "added byte") - costs["message"])
+    return small + ranks, 8.0 * passes * chunks * sample + 24.0 * (passes * sample + gathered)
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+
+
+def main() -> None:
+    """Check the model, or print its tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=10**9, help="examples")
+    parser.add_argument("--nodes", type=int, nargs="+", default=[16, 64, 256], help="numbers of nodes")
+    parser.add_argument("--cores", type=int, default=16, help="cores of a node")
+    parser.add_argument("--memory", type=float, default=64e9, help="bytes of a node")
+    parser.add_argument(
+        "--network", type=float, default=1.25e9, help="bytes a second of a node, to other nodes"
+    )
+    parser.add_argument(
+        "--node-storage", type=float, default=0.5e9, help="bytes a second between a node and the storage"
+    )
+    parser.add_argument("--all-storage", type=float, default=20e9, help="bytes a second of the storage")
+    parser.add_argument("--latency", type=float, default=0.03, help="seconds of a request to the storage")
+    parser.add_argument(
+        "--accelerator-flops", type=float, default=1.5e14, help="that one accelerator does a second"
+    )
+    parser.add_argument(
+        "--accelerators", type=int, default=0, help="of a node; 0: training and scoring on its cores"
+    )
+    parser.add_argument("--rows-per-part", type=int, default=16_384)
+    parser.add_argument("--bytes-of-row", type=float, default=1_500, help="of a raw row")
+    parser.add_argument("--k", type=int, default=1000, help="clusters")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of k-means")
+    parser.add_argument("--checkpoints", type=int, default=13, help="T + 1")
+    parser.add_argument("--proxy-rows", type=float, default=262_000, help="that the proxy is trained on")
+    parser.add_argument("--measured", type=Path, help="JSON that replaces parts of MEASURED")
+    parser.add_argument(
+        "--check", type=Path, metavar="LOG", help="of bench_out_of_core, of which the last line is read"
+    )
+    args = parser.parse_args()
+    measured = merged(MEASURED, json.loads(args.measured.read_text()) if args.measured else {})
+    if args.check:
+        return check(json.loads(args.check.read_text().splitlines()[-1]), measured)
+    results = [tables(args, count, measured) for count in args.nodes]
+    frame.finish("simulate_nodes", **{**vars(args), "measured": measured}, results=results)
+
+
+def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """base, with values of the same names inside it replaced; a name that it does not have is an error."""
+    unknown = sorted(change.keys() - base.keys())
+    if unknown:
+        raise SystemExit(f"--measured: expected some of {sorted(base)}, got {unknown}")
+    return {
+        name: merged(value, change.get(name, {})) if isinstance(value, dict) else change.get(name, value)
+        for name, value in base.items()
+    }
+
+
+def check(bench: dict[str, Any], measured: dict[str, Any]) -> None:
+    """Large runs of bench_out_of_core, predicted from its small ones: seconds predicted and measured, and how far apart."""
+    small = calibration_of(bench)
+    measured = merged(measured, {"calibration": small})
+    rows = []
+    for result in bench["results"]:
+        if result["rows"] not in small["rows"]:
+            predicted = out_of_core(result["rows"], measured)
+            rows += [
+                [f"{result['rows']:,}", name, seconds, float(result[name]), seconds / result[name] - 1]
+                for name, seconds in predicted.items()
+            ]
+    frame.show("predicted from smaller runs", ("rows", "what", "predicted", "measured", "off"), rows)
+    frame.finish("simulate_nodes_check", calibration=small, rows=rows)
+
+
+def calibration_of(bench: dict[str, Any]) -> dict[str, Any]:
+    """The two smallest sizes of a bench_out_of_core, each the mean of its runs."""
+    sizes = sorted({result["rows"] for result in bench["results"]})[:2]
+    if len(sizes) < 2 or sizes[1] > MOST_ROWS:
+        raise SystemExit(f"--check: expected two sizes up to {MOST_ROWS:,} rows to calibrate on, got {sizes}")
+    runs = [[result for result in bench["results"] if result["rows"] == size] for size in sizes]
+    names = ("clusters s", "round s", "subset s")
+    return {
+        "rows": sizes,
+        **{name: [statistics.mean(run[name] for run in some) for some in runs] for name in names},
+        **{name: bench[name] for name in ("k", "rounds", "rows_per_part")},
+    }
+
+
+def out_of_core(size: int, measured: dict[str, Any]) -> dict[str, float]:
+    """What bench_out_of_core would say: one node of two cores, its storage in memory."""
+    small = measured["calibration"]
+    free = 1e15
+    nodes = Nodes(1, small["cores"], 1e9, free, free, free, 0.0, 16, 0.0)
+    job = Job(
+        rows=size, rows_per_part=small["rows_per_part"], bytes_of_row=32, checkpoints=13, k=small["k"], rounds=small["rounds"],
+        budget=0.11, proxy_rows=0, proxy_epochs=1, global_batch=1, fan_in=FAN_IN, write_calls="shard", streamed=True,
+    )  # fmt: skip
+    rows = calibrated(small)
+    own = _busiest(size, small["rows_per_part"], small["cores"])
+    return {
+        "round s": rows.round_start + own * rows.step,
+        "clusters s": _clusters(job, nodes, measured).seconds,
+        "subset s": _subset(job, nodes, measured).seconds,
+    }
+
+
+def tables(args: argparse.Namespace, count: int, measured: dict[str, Any]) -> dict[str, Any]:
+    """Print what so many nodes take, and what it would be without what was made for many nodes."""
+    nodes = Nodes(
+        count, args.cores, args.memory, args.network, args.node_storage, args.all_storage, args.latency, 16,
+        args.accelerators * args.accelerator_flops,
+    )  # fmt: skip
+    plain = Job(
+        rows=args.rows, rows_per_part=args.rows_per_part, bytes_of_row=args.bytes_of_row, checkpoints=args.checkpoints, k=args.k,
+        rounds=args.rounds, budget=0.11, proxy_rows=args.proxy_rows, proxy_epochs=3, global_batch=128, fan_in=FAN_IN,
+        write_calls="shard",
+    )  # fmt: skip
+    stages = simulate(plain, nodes, measured)
+    columns = (
+        "stage",
+        "seconds",
+        "limit",
+        "driver alone s",
+        "read GB",
+        "written GB",
+        "sent GB",
+        "to driver GB",
+        "driver GB",
+    )
+    rows = [
+        [
+            name,
+            s.seconds,
+            s.limit,
+            s.driver,
+            *(x / 1e9 for x in (s.read, s.written, s.sent, s.received, s.memory)),
+        ]
+        for name, s in stages.items()
+    ]
+    frame.show(f"{args.rows:,} examples on {count} nodes of {args.cores} cores", columns, rows)
+    flat = simulate(Job(**(vars(plain) | {"fan_in": NO_TREE})), nodes, measured)["clusters"]
+    by_part = simulate(Job(**(vars(plain) | {"write_calls": "part"})), nodes, measured)["clusters"]
+    bigger = simulate(Job(**(vars(plain) | {"rows_per_part": 131_072})), nodes, measured)
+    change = {"driver": {"part through Ray Data": measured["driver"]["task"]}}
+    as_tasks = simulate(plain, nodes, merged(measured, change))
+    whole = sum(stage.seconds for stage in stages.values())
+    choices: list[list[Any]] = [
+        ["examples as it is", stages["examples"].seconds, stages["examples"].limit],
+        ["examples, parts of 131,072 rows", bigger["examples"].seconds, bigger["examples"].limit],
+        ["examples, parts as plain tasks", as_tasks["examples"].seconds, as_tasks["examples"].limit],
+        ["clusters as it is", stages["clusters"].seconds, stages["clusters"].limit],
+        ["clusters without a tree", flat.seconds, flat.limit],
+        ["clusters with a call for every part written", by_part.seconds, by_part.limit],
+        ["subset as it is", stages["subset"].seconds, stages["subset"].limit],
+        ["all stages", whole, max(stages, key=lambda name: stages[name].seconds)],
+    ]
+    frame.show(f"with and without, {count} nodes", ("what", "seconds", "limit"), choices)
+    keys = 20 * args.rows / count
+    print(f"keys of subset in a node's object store: {keys / 1e9:.2f} GB of {0.3 * args.memory / 1e9:.0f} GB")
+    return {
+        "nodes": count,
+        "stages": {name: vars(stage) for name, stage in stages.items()},
+        "choices": choices,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The model of tests/bench/simulate_nodes.py: it gives back what it was calibrated on, and its tree is the product's."""
+
+from typing import Any
+
+import pytest
+
+from tests.bench import simulate_nodes as model
+
+SMALL = {
+    **model.MEASURED["calibration"],
+    "rows": [262_144, 1_048_576],
+    "clusters s": [4.0, 7.0],
+    "round s": [0.1, 0.4],
+    "subset s": [3.0, 6.0],
+}
+
+
+def measured(**driver: float) -> dict[str, Any]:
+    return model.merged(
+        model.MEASURED,
+        {"calibration": SMALL, "driver": {name: 0.0 for name in model.MEASURED["driver"]} | driver},
+    )
+
+
+@pytest.mark.parametrize(("rows", "place"), [(262_144, 0), (1_048_576, 1)])
+def test_what_it_was_calibrated_on_comes_back(rows: int, place: int) -> None:
+    predicted = model.out_of_core(rows, measured())
+    assert predicted == pytest.approx({name: SMALL[name][place] for name in predicted})
+
+
+def test_ten_times_the_rows_take_the_slope_and_not_the_start_ten_times() -> None:
+    predicted = model.out_of_core(10_485_760, measured())
+    assert predicted == pytest.approx({"round s": 4.0, "clusters s": 43.0, "subset s": 42.0})
+
+
+@pytest.mark.parametrize(
+    ("shards", "messages", "levels"), [(1, 1, 1), (16, 16, 1), (17, 17, 2), (272, 32, 2)]
+)
+def test_a_question_waits_for_a_level_at_a_time(shards: int, messages: int, levels: int) -> None:
+    costs = {"message": 1.0, "hop": 1000.0, "added byte": 0.0, "message through the store": 9.0}
+    assert model._exchange(shards, 16, 8.0, costs, "added byte") == messages + 1000 * levels
+
+
+def test_a_parameter_that_is_not_there_is_refused() -> None:
+    with pytest.raises(SystemExit, match="got \\['mesage'\\]"):
+        model.merged(model.MEASURED, {"driver": {"mesage": 1.0}})
+
+
+def test_runs_of_a_size_are_averaged_and_large_ones_are_not_calibrated_on() -> None:
+    def run(rows: int, seconds: float) -> dict[str, float]:
+        return {"rows": rows, "clusters s": seconds, "round s": seconds / 10, "subset s": 1.0}
+
+    bench: dict[str, Any] = {"k": 100, "rounds": 6, "rows_per_part": 131_072}
+    bench["results"] = [run(1000, 1.0), run(10**7, 9.0), run(2000, 3.0), run(1000, 2.0)]
+    assert model.calibration_of(bench)["clusters s"] == [1.5, 3.0]
+    bench["results"] = bench["results"][:2]
+    with pytest.raises(SystemExit, match="to calibrate on"):
+        model.calibration_of(bench)
