@@ -144,8 +144,9 @@ def train(
             nor ZeRO stage.
         load_weights: reads one initial weight (or stored buffer) by its name in the model; called on worker
             0, one at a time.
-        batches: `batches(step)`, called before the engine is built, yields, for each step after `step`, this worker's examples of the global
-            batch, at most global_batch / world_size. Examples without a learned token change nothing.
+        batches: `batches(step)`, called before the engine is built, yields, for each step after `step`, this
+            worker's examples of the global batch, at most global_batch / world_size. Examples without a learned
+            token change nothing.
         files: the artifact's files; get `checkpoint/step-NNNNNN/` and `state/`. Shared by all workers.
         on_step: on worker 0 gets, after each step: step, loss (mean over the learned tokens of the global
             batch), learning_rate, grad_norm, examples, tokens, learned_tokens, seconds, wait_seconds (of the

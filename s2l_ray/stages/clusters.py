@@ -1,13 +1,14 @@
 """`clusters` from trajectories: sharded k-means on their features; actors spread over the nodes hold the parts, the driver K x F.
 
-A round broadcasts the centroids and adds up the members, both along a tree of the actors. After each round the state is stored, so a dead run loses one
-round at most; a shard that dies is restarted, reads its parts again and gives the same answers. With clusters.within = source,
-one source after the other is fitted so; with clusters.use, centroids come from another artifact, the base.
+A round broadcasts the centroids and adds up the members, both along a tree of the actors. After each round the state is stored,
+so a dead run loses one round at most; a shard that dies is restarted, reads its parts again and gives the same answers. With
+clusters.within = source, one source after the other is fitted so; with clusters.use, centroids come from another artifact, the base.
 """
 
 import itertools
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -30,11 +31,9 @@ from s2l_ray.stages.edge import PartContext, capacity, part_context, reraise_use
 from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
 log = logging.getLogger("s2l_ray")
-# Answers that one process waits for and adds up; with more shards than that, actors stand between it and the rest. On one core of 2025, a
-# message with its answer took 0.6 ms (10 kB) to 1.5 ms (1 MB) of the one who asks, adding up hardly any of it (0.1 ms a MB), and a level
-# more 3 ms. So (0.6 f + 3) / ln f ms are to be small: 16 is within a fifth of the best (6 to 8), leaves up to 16 shards as they
-# are, and puts 272 within two levels: 25 ms a round where 256 answers to one process take 160, and 0.8 s for the start sample (4 MB and 24 ms of
-# sorting an answer) where these take 6 and bring it a gigabyte.
+# Answers that one process waits for and adds up; where there are more shards, actors stand between it and the others. A message with
+# its answer takes 0.6 to 1.5 ms of who asks, adding up hardly any of it, a further level 3 ms (tests/bench/bench_nodes.py): 16 is within
+# a fifth of the best, leaves up to 16 shards as they are, and has 272 within two levels, 25 ms a round where one process takes 160.
 FAN_IN = 16
 Source = str | None  # whose rows are clustered together; None: all rows, of any source
 MUST_MATCH = (
@@ -64,6 +63,8 @@ def make(work: Work) -> Outcome:
     groups = _groups(section, trajectories, base)
     saved = _saved_states(work, groups)
     with _Shards(work, groups) as shards, reraise_user_errors():
+        shards.wait_until_up()
+        work.rows_began(time.time())
         done = sum(state.round for state in saved.values())
         with track("clusters", section.max_rounds * len(groups), "rounds", done) as tracker:
             found = [
@@ -335,6 +336,10 @@ class _Shards:
     def _below(self, number: int) -> list[Any]:
         """The actors whose answers actor `number` adds to its own; -1 is this process."""
         return self.actors[FAN_IN * (number + 1) : FAN_IN * (number + 2)]
+
+    def wait_until_up(self) -> None:
+        """Wait for the actors' processes; they read their parts when first asked."""
+        ray.get([actor.__ray_ready__.remote() for actor in self.actors])
 
     def call(self, view: View, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
         return _asked(self._below(-1), view, method, args)

@@ -7,6 +7,7 @@ depend on who made them.
 
 import functools
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -178,6 +179,7 @@ _Answer = tuple[np.ndarray, np.ndarray, Callable[[Rows], np.ndarray], list[int]]
 def _find_covering(work: Work, reading: Reading, budget: int) -> _Answer:
     from s2l_ray.stages import subset_facility
 
+    work.rows_began(time.time())
     listed, rows_of_part = subset_facility.find(work, budget)
     size = np.array([work.manifests["trajectories"].info["scored"]])
     return size, np.array([budget]), functools.partial(_is_listed, listed), rows_of_part
@@ -205,7 +207,10 @@ def _find_by_keys(work: Work, reading: Reading, budget: int) -> _Answer:
         return bounded(_ask, [(ref, method, args_ref) for ref in keys])
 
     with reraise_user_errors():
-        sizes = sum(ray.get([pair[1] for pair in made]), np.zeros(len(reading.groups.names), np.int64))
+        told = ray.get([pair[1] for pair in made])
+    for _, began in told:
+        work.rows_began(began)
+    sizes = sum((own for own, _ in told), np.zeros(len(reading.groups.names), np.int64))
     wanted = quotas(sizes, budget, work.config.subset.small_last, reading.groups.parents)
     drawn = draw(ask, sizes, wanted, reading.rule.take)
     draw_ref = ray.put(drawn)
@@ -232,12 +237,15 @@ def _chunks(work: Work, reading: Reading) -> list[list[dict[str, Any]]]:
 
 
 @ray.remote
-def _sorted_keys(shared: tuple[PartContext, Reading], chunk: list[dict[str, Any]]) -> tuple[Keys, np.ndarray]:
-    context, reading = shared
+def _sorted_keys(
+    shared: tuple[PartContext, Reading], chunk: list[dict[str, Any]]
+) -> tuple[Keys, tuple[np.ndarray, float]]:
+    """Keys of a chunk of parts; and how many rows each group has there, and when this began."""
+    (context, reading), began = shared, time.time()
     rows = [read_rows(context, reading, parts) for parts in chunk]
     numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [len(part.points.groups) for part in rows])
     keys = Keys.of(Points.joined(part.points for part in rows), numbers, len(reading.groups.names))
-    return keys, keys.sizes()
+    return keys, (keys.sizes(), began)
 
 
 @ray.remote

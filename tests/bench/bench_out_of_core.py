@@ -53,6 +53,11 @@ def main() -> None:
     parser.add_argument(
         "--shard-memory", type=int, default=1, help="scaling.shard_memory; 1: all sizes stream"
     )
+    parser.add_argument(
+        "--storage",
+        metavar="FOLDER",
+        help="keep what is built there for another run; default: a temporary one",
+    )
     parser.add_argument("--measure", metavar="STORAGE", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -60,10 +65,14 @@ def main() -> None:
         return
     results = []
     for rows in args.rows:
-        with tempfile.TemporaryDirectory() as storage:
-            began = time.monotonic()
-            synthetic.build(storage, rows, args.rows_per_part, args.steps + 1, statistics=())
-            print(f"built {rows:,} rows in {time.monotonic() - began:.0f} s", flush=True)
+        with tempfile.TemporaryDirectory() as made:
+            storage = f"{args.storage}/{rows}" if args.storage else made
+            if not Path(storage, "clusters", synthetic.NAME, "manifest.json").exists():
+                began = time.monotonic()
+                synthetic.build(storage, rows, args.rows_per_part, args.steps + 1, statistics=())
+                print(f"built {rows:,} rows in {time.monotonic() - began:.0f} s", flush=True)
+            for stage in ("clusters", "subset"):
+                Store(storage).delete(f"{stage}/bench")
             results.append({"rows": rows, **measured_apart(storage, rows, args)})
     columns = (
         "rows",
