@@ -9,7 +9,7 @@ from s2l_ray.stages.training import STEPS_PER_FILE, _Metrics, _Place
 def live(place: _Place, first: int, last: int, loss: float) -> None:
     with _Metrics(place, state_every=100) as metrics:
         for step in range(first, last + 1):
-            metrics.step({"step": step, "loss": loss})
+            metrics.step({"step": step, "loss": loss, "seconds": 0.5})
 
 
 def test_every_step_counts_once_and_the_later_life_wins(tmp_path: Path) -> None:
