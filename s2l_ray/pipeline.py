@@ -95,10 +95,6 @@ def _by_cluster(config: Config) -> bool:
     return bool(selection.needs(config.subset) & {"cluster", "distance"})
 
 
-def _label(artifact: Artifact) -> str:
-    return f"{artifact.stage} {artifact.fingerprint[:8]}"
-
-
 @dataclass
 class Node:
     """One artifact of the plan: what makes it, from what, and for which variants."""
@@ -114,11 +110,11 @@ class Node:
 
     @property
     def label(self) -> str:
-        return _label(self.artifact)
+        return self.artifact.label
 
     def made_from(self) -> set[str]:
         """Labels of the artifacts that must be there first."""
-        return {_label(artifact) for artifact in self.inputs.values()}
+        return {artifact.label for artifact in self.inputs.values()}
 
 
 @dataclass
@@ -456,7 +452,7 @@ def _make(node: Node, done: dict[str, Done], run_id: str) -> Done:
         began = time.monotonic()
         inputs = {
             # one that is not in the plan was made elsewhere
-            name: done[label].manifest if (label := _label(artifact)) in done else artifact.manifest()
+            name: done[label].manifest if (label := artifact.label) in done else artifact.manifest()
             for name, artifact in node.inputs.items()
         }
         work = Work(

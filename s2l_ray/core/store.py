@@ -254,6 +254,11 @@ class Artifact:
         return f"{self.stage}/{self.fingerprint}"
 
     @property
+    def label(self) -> str:
+        """What people are told of it by."""
+        return f"{self.stage} {self.fingerprint[:8]}"
+
+    @property
     def uri(self) -> str:
         return self.store.uri_of(self.path)
 

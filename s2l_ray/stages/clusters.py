@@ -66,7 +66,7 @@ def make(work: Work) -> Outcome:
         shards.wait_until_up()
         work.rows_began(time.time())
         done = sum(state.round for state in saved.values())
-        with track("clusters", section.max_rounds * len(groups), "rounds", done) as tracker:
+        with track(work.label, section.max_rounds * len(groups), "rounds", done) as tracker:
             found = [
                 fit_group(
                     shards.call,
@@ -84,7 +84,7 @@ def make(work: Work) -> Outcome:
     new_sources = [source for source in groups if source is not None and source not in base]
     fewer = {source: len(found[groups.index(source)].sizes) for source in new_sources}
     fewer = {source: count for source, count in fewer.items() if count < section.k}
-    _tell(section, found, fewer)
+    _tell(work, found, fewer)
     info = {
         "k": sum(len(own.centroids) for own in found),
         "cluster_sources": [source for source, own in zip(groups, found, strict=True) for _ in own.sizes],
@@ -117,7 +117,7 @@ def _saved_states(work: Work, groups: list[Source]) -> dict[Source, FitState]:
         if state_name(source) in there
     }
     for source, state in saved.items():
-        log.info("clusters%s: going on after round %d of an earlier run", _of(source), state.round)
+        log.info("%s%s: going on after round %d of an earlier run", work.label, _of(source), state.round)
     return saved
 
 
@@ -212,10 +212,12 @@ def _history(found: list[FitResult]) -> dict[str, Any]:
     }
 
 
-def _tell(section: Clusters, found: list[FitResult], fewer: dict[str, int]) -> None:
+def _tell(work: Work, found: list[FitResult], fewer: dict[str, int]) -> None:
+    section = work.config.clusters
     if fewer:
         log.warning(
-            "clusters: %d source(s) have fewer distinct trajectories than clusters.k = %d and get one cluster for each: %s",
+            "%s: %d source(s) have fewer distinct trajectories than clusters.k = %d and get one cluster for each: %s",
+            work.label,
             len(fewer),
             section.k,
             ", ".join(f"{source} ({count})" for source, count in list(fewer.items())[:10]),
@@ -223,7 +225,8 @@ def _tell(section: Clusters, found: list[FitResult], fewer: dict[str, int]) -> N
     moving = sum(not own.converged for own in found)
     if moving:
         log.warning(
-            "clusters: stopped after clusters.max_rounds = %d rounds, before the centroids%s came to rest",
+            "%s: stopped after clusters.max_rounds = %d rounds, before the centroids%s came to rest",
+            work.label,
             section.max_rounds,
             f" of {moving} source(s)" if section.within == "source" else "",
         )

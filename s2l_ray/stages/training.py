@@ -195,7 +195,7 @@ def _run(
 ) -> None:
     """Train until every checkpoint is there; a lost worker or node starts a new attempt from the last state."""
     if all(checkpoint_files(place, step) is not None for step in steps):
-        log.info("%s: all checkpoints are there from an earlier run", stage)
+        log.info("%s: all checkpoints are there from an earlier run", work.label)
         return
     data = DATA[stage]
     scaling = work.config.scaling
@@ -229,7 +229,7 @@ def _run(
                 raise
             log.warning(
                 "%s: attempt %d of %d failed; going on from the last state: %s",
-                stage,
+                work.label,
                 attempt + 1,
                 scaling.max_failures + 1,
                 error,
@@ -273,7 +273,7 @@ def _fit(work: Work, stage: str, job: _Job, workers: int) -> None:
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if scaling.gpus_per_worker else "gloo"),
     )
     try:
-        with _watched(job, stage):
+        with _watched(job, work.label):
             trainer.fit()
     finally:
         work.artifact.store.delete(f"scratch/{name}")
@@ -336,13 +336,13 @@ class _Metrics:
 
 
 @contextlib.contextmanager
-def _watched(job: _Job, stage: str) -> Iterator[None]:
+def _watched(job: _Job, label: str) -> Iterator[None]:
     """Show the progress of a training that runs elsewhere, from the metrics it stores."""
     ended = threading.Event()
 
     def watch() -> None:
         latest = job.place.latest()
-        with track(stage, job.plan.total_steps, "steps", int(latest["step"])) as tracker:
+        with track(label, job.plan.total_steps, "steps", int(latest["step"])) as tracker:
             while not ended.wait(SECONDS_BETWEEN_METRICS):
                 latest = job.place.latest()
                 if latest["step"]:

@@ -29,7 +29,7 @@ class Work:
 
     @property
     def label(self) -> str:
-        return self.artifact.stage
+        return self.artifact.label
 
     def rows_began(self, at: float) -> None:
         """Say that rows were worked on from this time.time() on; times of earlier runs do not count."""

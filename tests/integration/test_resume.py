@@ -139,4 +139,4 @@ def test_no_step_is_missing_from_what_is_told_of_a_training(finished: Finished, 
 def test_kmeans_went_on_from_its_last_round(finished: Finished, killed: Killed) -> None:
     told, again = (result.manifest("clusters").info for result in (finished, killed.finished))
     assert again["objectives"] == told["objectives"]
-    assert "clusters: going on after round" in killed.said
+    assert "going on after round" in killed.said
