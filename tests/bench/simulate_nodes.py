@@ -49,9 +49,9 @@ from tests.bench import frame  # noqa: E402
 NO_TREE = 10**9
 MOST_ROWS = 2 * 10**6  # of a run that the model is calibrated on
 MEASURED: dict[str, Any] = {
-    # bench_out_of_core --rows 262144 1048576, shards of 2 cores that read anew every round: seconds
+    # bench_out_of_core --rows 262144 1000000, shards of 2 cores that read anew every round: seconds
     "calibration": {
-        "rows": [262_144, 1_048_576], "clusters s": [4.1, 9.7], "round s": [0.139, 0.560], "subset s": [5.3, 6.4],
+        "rows": [262_144, 1_000_000], "clusters s": [2.6, 5.6], "round s": [0.0724, 0.2708], "subset s": [3.0, 4.8],
         "k": 100, "rounds": 6, "cores": 2, "rows_per_part": 131_072,
     },
     # bench_kmeans: seconds of a core for a row in a round of shards that hold their rows, by K; 10 to 20 rounds with the first
