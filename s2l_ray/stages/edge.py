@@ -4,11 +4,13 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import ray
@@ -25,6 +27,8 @@ log = logging.getLogger("s2l_ray")
 NAMESPACE = "s2l_ray"
 # A little less than one, so that a task that makes a part fits beside the trial of a sweep.
 TASK_CPUS = 0.9
+# A task through Ray Data takes 7 ms of the driver (tests/bench/bench_nodes.py), so that more of them would keep others waiting.
+MOST_TASKS = 16_384
 # Of one task that reads and tokenises; small, so that readers always find room beside the workers.
 READER_CPUS = 0.25
 
@@ -232,7 +236,7 @@ MakeParts = Callable[[PartContext, list[dict[str, Any]]], Iterable[Part]]
 
 
 def _make_in_task(row: dict[str, str], make: MakeParts, context: PartContext) -> Iterator[dict[str, Any]]:
-    return _answers(lambda: make(context, json.loads(row["jobs"])))
+    return _answers(lambda: chain.from_iterable(make(context, jobs) for jobs in json.loads(row["jobs"])))
 
 
 def _make_each(context: PartContext, jobs: list[dict[str, Any]], make: MakePart | None) -> Iterator[Part]:
@@ -250,7 +254,7 @@ class _ActorPart:
         self.make: Callable[[dict[str, Any]], Part] | None = None
 
     def __call__(self, row: dict[str, str]) -> Iterator[dict[str, Any]]:
-        return _answers(lambda: map(self._loaded(), json.loads(row["jobs"])))
+        return _answers(lambda: map(self._loaded(), chain.from_iterable(json.loads(row["jobs"]))))
 
     def _loaded(self) -> Callable[[dict[str, Any]], Part]:
         if self.make is None:
@@ -287,7 +291,8 @@ def make_parts(
         jobs: part number -> small JSON descriptor.
         make: makes a part in a task. `make_several`: makes all parts of a task, in the order of their numbers. `load`: prepares an actor
             and gives the function that makes parts in it. One of the three.
-        tasks: part number -> name of the task that makes it; without it, each part has its own.
+        tasks: part number -> name of the task that makes it; without it, each part has its own. Neighbours share one where there
+            would be more than MOST_TASKS.
 
     Returns:
         All parts by number, whoever made them.
@@ -299,7 +304,9 @@ def make_parts(
     for index, job in jobs.items():
         if index not in done:
             by_task.setdefault(tasks[index] if tasks else index, []).append({"index": index, **job})
-    todo = [{"jobs": json.dumps(several)} for several in by_task.values()]
+    groups = list(by_task.values())
+    size = max(1, math.ceil(len(groups) / MOST_TASKS))
+    todo = [{"jobs": json.dumps(groups[first : first + size])} for first in range(0, len(groups), size)]
     if not todo:
         return [done[index] for index in jobs]
     rows = ray.data.from_items(todo, override_num_blocks=len(todo))

@@ -1,0 +1,73 @@
+"""Parts through Ray Data: each is made once, in tasks and in actors, also where several share a task."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from s2l_ray.config import Config
+from s2l_ray.core.store import Artifact, Part, Store
+from s2l_ray.errors import UserError
+from s2l_ray.stages import edge
+from s2l_ray.stages.work import Work
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def work_for(folder: Path, **scaling: Any) -> Work:
+    config = Config.model_validate(
+        {
+            "run": {"storage": str(folder)},
+            "examples": {"files": ["none"]},
+            "proxy": {"model": {"config": tiny.LLAMA}, "tokenizer": "bytes", "epochs": 1},
+            "scaling": scaling,
+        }
+    )
+    return Work(config, Artifact(Store(str(folder)), "examples", "e"), {}, {}, "run")
+
+
+def write(context: edge.PartContext, job: dict[str, Any]) -> Part:
+    task = ray.get_runtime_context().get_task_id()
+    return context.write(job["index"], job["rows"], {"data": (".bin", bytes(job["rows"]))}, {"task": task})
+
+
+def load(context: edge.PartContext) -> Callable[[dict[str, Any]], Part]:
+    return lambda job: write(context, job)
+
+
+@pytest.mark.parametrize("how", [{"make": write}, {"load": load}], ids=["tasks", "actors"])
+@pytest.mark.parametrize(("most", "tasks"), [(100, 10), (3, 3), (1, 1)])
+def test_every_part_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], most: int, tasks: int
+) -> None:
+    monkeypatch.setattr(edge, "MOST_TASKS", most)
+    work = work_for(tmp_path)
+    parts = edge.make_parts(work, {number: {"rows": number + 1} for number in range(10)}, **how)
+    assert [(part.index, part.rows) for part in parts] == [(number, number + 1) for number in range(10)]
+    assert len({part.stats["task"] for part in parts}) == tasks
+    assert work.start_seconds is not None
+
+
+def test_a_training_leaves_room_for_its_readers_and_for_those_beside_it() -> None:
+    """On two CPUs: alone a worker gets one, of two trainings side by side half as much of what readers leave."""
+    config = work_for(Path("/nowhere")).config
+    assert edge.worker_cpus(config, 1, "target", 1) == 1.0
+    assert edge.worker_cpus(config, 1, "target", 2) == 0.5
+    assert 2 * edge.worker_cpus(config, 2, "target", 2) * 2 <= 2 - 4 * edge.READER_CPUS
+
+
+@pytest.mark.parametrize(
+    ("scaling", "at_once", "said"),
+    [
+        ({"cpus_per_worker": 1.2}, 2, "2 trainings side by side of 1 workers each"),
+        ({"cpus_per_worker": 1.6}, 1, "1 workers take 1.6 of 2 CPUs"),
+        ({"gpus_per_worker": 1.0}, 1, "need more than the 0 GPUs"),
+        ({}, 4, "or scaling.side_by_side"),
+    ],
+)
+def test_what_the_cluster_cannot_hold_is_refused(scaling: dict[str, Any], at_once: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        edge.worker_cpus(work_for(Path("/nowhere"), **scaling).config, 1, "target", at_once)
