@@ -14,7 +14,7 @@ The model. A stage takes its start, then the longest of what goes on at once, th
   of them at once on every node.
 * network between nodes: bytes that leave or enter the busiest one. The driver's node sends the centroids to one node, from which others
   may fetch them, and receives the answers of those right below it.
-* driver: seconds of a part that goes through Ray Data, of a task, of a message to a shard, of a byte that it adds up; a level of the tree of
+* driver: seconds of a task that goes through Ray Data, of a part in it, of a plain task, of a message to a shard, of a byte that it adds up; a level of the tree of
   shards is a hop more. All of them were measured (bench_nodes), none is a guess; growth is linear but where `wait` says otherwise.
 * rounds follow one another: a round is its cores' time + messages. An answer of the start sample has START_ROWS rows at most.
 
@@ -33,6 +33,7 @@ import json
 import math
 import statistics
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ sys.path.insert(0, str(ROOT))
 from s2l_ray.core.kmeans import START_ROWS  # noqa: E402
 from s2l_ray.core.selection import GATHERED, SAMPLE  # noqa: E402
 from s2l_ray.stages.clusters import FAN_IN  # noqa: E402
+from s2l_ray.stages.edge import MOST_TASKS  # noqa: E402
 from s2l_ray.stages.subset import ROWS_PER_TASK  # noqa: E402
 from tests.bench import frame  # noqa: E402
 
@@ -68,7 +70,7 @@ MEASURED: dict[str, Any] = {
     # bench_nodes: seconds of the driver's processor
     "driver": {
         "message": 0.0006, "message through the store": 0.0011, "added byte": 3.5e-10, "sample byte": 5.7e-9, "hop": 0.003,
-        "part through Ray Data": 0.0072, "task": 0.00053,
+        "task through Ray Data": 0.0072, "part of a task": 0.0004, "task": 0.00053,
         "manifest of a part": 81e-6, "read manifest of a part": 18e-6, "bytes of a part": 11_500, "base bytes": 266e6,
         # waiting one by one for calls that were all sent at once: seconds x calls^2
         "wait": 1.1e-7,
@@ -115,10 +117,20 @@ class Job:
     fan_in: int
     write_calls: str  # shard or part: what one call to a shard writes
     streamed: bool | None = None  # None: where memory is short
+    most_tasks: int = MOST_TASKS
 
     @property
     def parts(self) -> int:
         return math.ceil(self.rows / self.rows_per_part)
+
+    @property
+    def parts_of_task(self) -> int:
+        return math.ceil(self.parts / self.most_tasks)
+
+    def made(self, costs: Mapping[str, float]) -> float:
+        """Seconds of the driver while all parts are made by tasks of Ray Data."""
+        tasks = math.ceil(self.parts / self.parts_of_task)
+        return tasks * costs["task through Ray Data"] + self.parts * costs["part of a task"]
 
 
 @dataclass(frozen=True)
@@ -216,10 +228,11 @@ def _stage(
 
 
 def _examples(job: Job, nodes: Nodes, measured: dict[str, Any]) -> Stage:
-    own, data = _busiest(job.rows, job.rows_per_part, nodes.count * nodes.cores), job.rows * job.bytes_of_row
+    own = _busiest(job.rows, job.rows_per_part * job.parts_of_task, nodes.count * nodes.cores)
+    data = job.rows * job.bytes_of_row
     together = {
         "cores": own * measured["examples of a row"],
-        "driver": job.parts * measured["driver"]["part through Ray Data"],
+        "driver": job.made(measured["driver"]),
     }
     amounts = {"read": data, "written": data / 2, "sent": 0.0, "received": job.parts * 1e3}
     return _stage(job, nodes, measured, measured["start"]["examples"], together, 0, **amounts)
@@ -242,7 +255,7 @@ def _proxy(job: Job, nodes: Nodes, measured: dict[str, Any]) -> Stage:
 
 
 def _trajectories(job: Job, nodes: Nodes, measured: dict[str, Any]) -> Stage:
-    together = {"driver": job.parts * measured["driver"]["part through Ray Data"]}
+    together = {"driver": job.made(measured["driver"])}
     if nodes.flops:
         flops = 2 * measured["parameters"] * measured["tokens"] * job.checkpoints
         together["accelerators"] = job.rows * flops / nodes.flops / nodes.count
@@ -320,7 +333,7 @@ def _subset(job: Job, nodes: Nodes, measured: dict[str, Any]) -> Stage:
     asked, received = _questions(job, chunks, costs)
     together = {
         "cores": own * rows.choose,
-        "driver": chunks * costs["task"] + job.parts * job.budget * costs["part through Ray Data"],
+        "driver": chunks * costs["task"] + job.parts * job.budget * costs["task through Ray Data"],
     }
     amounts = {
         "read": job.rows * (job.bytes_of_row / 2 + 2.0 * measured["bytes"]["trajectories"]),
@@ -487,13 +500,12 @@ def tables(args: argparse.Namespace, count: int, measured: dict[str, Any]) -> di
     flat = simulate(Job(**(vars(plain) | {"fan_in": NO_TREE})), nodes, measured)["clusters"]
     by_part = simulate(Job(**(vars(plain) | {"write_calls": "part"})), nodes, measured)["clusters"]
     bigger = simulate(Job(**(vars(plain) | {"rows_per_part": 131_072})), nodes, measured)
-    change = {"driver": {"part through Ray Data": measured["driver"]["task"]}}
-    as_tasks = simulate(plain, nodes, merged(measured, change))
+    apart = simulate(Job(**(vars(plain) | {"most_tasks": NO_TREE})), nodes, measured)
     whole = sum(stage.seconds for stage in stages.values())
     choices: list[list[Any]] = [
         ["examples as it is", stages["examples"].seconds, stages["examples"].limit],
         ["examples, parts of 131,072 rows", bigger["examples"].seconds, bigger["examples"].limit],
-        ["examples, parts as plain tasks", as_tasks["examples"].seconds, as_tasks["examples"].limit],
+        ["examples with a task for every part", apart["examples"].seconds, apart["examples"].limit],
         ["clusters as it is", stages["clusters"].seconds, stages["clusters"].limit],
         ["clusters without a tree", flat.seconds, flat.limit],
         ["clusters with a call for every part written", by_part.seconds, by_part.limit],
