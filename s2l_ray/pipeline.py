@@ -389,10 +389,12 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
     missing = [node for node in nodes if committed[node.label] is None and node.stage.name != "report"]
     if missing:
         _check_models(missing)
-        threading.Thread(target=_import, args=({node.stage.module for node in missing},), daemon=True).start()
         from s2l_ray.stages import edge
 
+        importing = threading.Thread(target=_import, args=({node.stage.module for node in missing},))
+        importing.start()
         edge.connect(made_plan.job.first)
+        importing.join()  # not beside the stages: modules that import each other must not be begun in two threads
         needs = {node.label: node.made_from() for node in missing}
         trainings = {node.label for node in missing if node.stage.module == "training"}
         for node in missing:
