@@ -2,6 +2,7 @@
 
     python tests/bench/bench_nodes.py --hosts 1 2 4 8            # root: hosts are Linux namespaces, see tests/cluster/hosts.py
     python tests/bench/bench_nodes.py --hosts --shards 4 12 --fan-in 3 --listed   # messages alone, on a local Ray
+    python tests/bench/bench_nodes.py --hosts --shards --listed --plain 1 8 --rows 1000000 4000000   # the same rows without Ray
     python tests/bench/bench_nodes.py --hosts --shards --listed 1000 4000   # what a part costs the driver, on a local Ray
 
 Every host runs a Ray node of one CPU; all share a folder, and one CPU control group counts what their processes use, dead ones and
@@ -10,6 +11,7 @@ is what a row costs once workers are up, and what is left of the first is the st
 there the time counts from when all of them have begun their first part until the first of them has ended its last one. Ray's own processes work when nobody asks them
 to: that is measured for --idle seconds, and taken off in a column of its own. Where cores share what they compute with (hyperthreads, a cache),
 a second makes less of a row when both are busy, which one host never does: with --core all hosts share a single one, and only the sum counts.
+What that costs without Ray and hosts is measured by --plain: k-means of the same rows in so many processes at once.
 
 Messages are counted where the driver asks (arguments pickled once, answers one by one); seconds are of its processor, in turn with a fan-in
 that makes no tree. What a part costs the driver is measured for growing numbers of parts that nobody has to work on: a cost that
@@ -20,6 +22,7 @@ import argparse
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import secrets
@@ -89,6 +92,13 @@ def main() -> None:
         default=[1000, 4000],
         help="numbers of parts that cost the driver alone",
     )
+    parser.add_argument(
+        "--plain",
+        type=int,
+        nargs="*",
+        default=[],
+        help="processes that do k-means of the same rows without Ray",
+    )
     parser.add_argument("--drive", metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.drive:
@@ -103,9 +113,13 @@ def main() -> None:
         for count in args.hosts:
             hosts.append(on_hosts(count, Path(folder), args))
             print(json.dumps(hosts[-1]), flush=True)
+    plain = [[count, plain_seconds(count, args)] for count in args.plain]
     os.sched_setaffinity(0, everywhere)
     if hosts:
         show_hosts(hosts)
+    if plain:
+        rows = [[count, us, us / plain[0][1]] for count, us in plain]
+        frame.show("k-means without Ray", ("processes", "us of a row", "beside the first"), rows)
     if args.shards or args.listed:
         local_ray()
     messages = counted(args) if args.shards else []
@@ -114,7 +128,8 @@ def main() -> None:
         frame.show(
             "seconds of the driver by parts", list(driver[0]), [list(cost.values()) for cost in driver]
         )
-    frame.finish("nodes", **vars(args), results=hosts, messages=messages, driver=driver)
+    figures = {"results": hosts, "plain": plain, "messages": messages, "driver": driver}
+    frame.finish("nodes", **{**vars(args), **figures})
 
 
 # --------------------------------------------------------------------------------------------------------------- hosts
@@ -505,6 +520,50 @@ def rounds_of(place: str, shards: int, k: int, rounds: int = 6) -> dict[str, Any
         "round_ms": statistics.median(1e3 * (ended[0] - call["began"]) for ended, call in both),
         "start_bytes": max(call["received_bytes"] for call in seen),
     }
+
+
+# ---------------------------------------------------------------------------------------------------------------- plain
+
+
+def plain_seconds(count: int, args: argparse.Namespace) -> float:
+    """Processor microseconds of a row of k-means in so many processes at once, which share the rows and nothing else."""
+    context = multiprocessing.get_context("spawn")
+    both = []
+    for rows in args.rows:
+        barrier, answers = context.Barrier(count), context.SimpleQueue()
+        own = [
+            context.Process(target=plain_fit, args=(number, rows // count, args.rounds, barrier, answers))
+            for number in range(count)
+        ]
+        for process in own:
+            process.start()
+        both.append(sum(answers.get() for _ in own))
+        for process in own:
+            process.join()
+    return 1e6 * (both[1] - both[0]) / (args.rows[1] - args.rows[0])
+
+
+def plain_fit(number: int, rows: int, rounds: int, barrier: Any, answers: Any) -> None:
+    """Fit a shard of made-up trajectories, once all processes have theirs; answers with the processor's seconds."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # before numpy multiplies for the first time
+    from s2l_ray.core.kmeans import Shard, fit
+    from s2l_ray.core.tables import vectors
+
+    parts = []
+    for first in range(0, rows, 65_536):
+        made = synthetic.part_tables(number * rows + first, min(65_536, rows - first), 13, ["s"], 100, [])[
+            "trajectories"
+        ]
+        parts.append((made["example_id"].to_numpy(), vectors(made["losses"], "bench")[1][:, 1:]))
+    start = parts[0][1][:100]
+    barrier.wait()
+    began = time.process_time()
+    shard = Shard(parts)
+    fit(
+        lambda method, given: [getattr(shard, method)(*given)],
+        k=100, seed=0, max_rounds=rounds, tolerance=0.0, start=start,
+    )  # fmt: skip
+    answers.put(time.process_time() - began)
 
 
 # ---------------------------------------------------------------------------------------------------------------- parts
