@@ -296,7 +296,9 @@ class Trajectories(Section):
         description="what else is stored of every example at every step: mean and lowest probability of the learned tokens, "
         "EL2N, GraNd of the output layer, the answer's loss without its prompt (a second forward pass)",
     )
-    tokens_per_batch: int = Field(16_384, ge=1, description="padded tokens of one forward pass")
+    tokens_per_batch: int = Field(
+        16_384, ge=1, description="most padded tokens of one forward pass; small parts take fewer"
+    )
     dtype: Literal["bf16", "fp32"] = Field(
         "bf16", description="precision of the forward pass; the cross-entropy is always fp32"
     )

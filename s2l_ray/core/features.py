@@ -84,7 +84,10 @@ def features(losses_NS: np.ndarray, steps: Sequence[Sequence[int]], section: Clu
 
 
 def bytes_of_row(num_features: int) -> int:
-    """Memory that a shard that holds its rows needs for a row: features, id, place in its part and label."""
+    """Memory that a shard that holds its rows needs for a row: features, id, place in its part and label.
+
+    An id takes 8 bytes at most, mostly 4; where k is small, a lead (see nearest.Leads) takes the other 4.
+    """
     return 4 * num_features + 8 + 4 + 2
 
 
