@@ -16,3 +16,10 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(MMAP_THRESHOLD, LARGEST_KEPT)
         mallopt(TRIM_THRESHOLD, -1)
+
+
+def give_back_freed_memory() -> None:
+    """Give memory that was freed back to the system now, holes within what is used included; only glibc can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

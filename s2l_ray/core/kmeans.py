@@ -10,7 +10,6 @@ and arguments; what it keeps is only a cache.
 Shapes: N rows (examples that could be scored), T columns (steps, or features made of them), K clusters.
 """
 
-import ctypes
 import functools
 import itertools
 import math
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from s2l_ray.core.allocation import give_back_freed_memory
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.nearest import BLOCK, FEW, Balls, Leads, Nearest
 from s2l_ray.errors import UserError
@@ -371,7 +371,7 @@ class Shard:
                 labels[number] = own.take(order)
             totals.add(part.rows, labels[number])
         if kept is None and self._sort:
-            _give_back()
+            give_back_freed_memory()  # sorting leaves holes of as much as a few parts
         self.last = Labelled(centroids.tobytes(), labels, totals, ways)
         return Partial(totals.sums.copy(), totals.counts.copy(), totals.squares, moves)
 
@@ -431,13 +431,6 @@ class Shard:
     def _nothing(self, key_type: type) -> Ranked:
         steps = self._summary.num_steps
         return Ranked(np.empty(0, key_type), np.empty(0, np.int64), np.empty((0, steps), np.float32))
-
-
-def _give_back() -> None:
-    """Give free memory back to the system, where the C library can: sorting leaves holes of as much as a few parts."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _ways(before: np.ndarray | None, previous: np.ndarray | None, centroids: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from s2l_ray.core.rawfiles import PartRange
 from s2l_ray.core.store import Artifact, FileEntry, Manifest, Part
 
 
-@dataclass(frozen=True)
+@dataclass
 class Work:
     """One artifact to make: its place, the config it follows, the committed artifacts it is made from, this run's id, the parts of
     raw files for the stages that read them, the section and stage version that name it, how many such
@@ -25,7 +25,7 @@ class Work:
     version: int = 0
     at_once: int = 1
     started: float = field(default_factory=time.time)
-    began: list[float] = field(default_factory=list)
+    began: float | None = None  # of the first row
 
     @property
     def label(self) -> str:
@@ -34,12 +34,12 @@ class Work:
     def rows_began(self, at: float) -> None:
         """Say that rows were worked on from this time.time() on; times of earlier runs do not count."""
         if at >= self.started:
-            self.began[:] = [min([at, *self.began])]
+            self.began = at if self.began is None else min(at, self.began)
 
     @property
     def start_seconds(self) -> float | None:
         """How long it took until the first row was worked on; None: no row was."""
-        return round(self.began[0] - self.started, 3) if self.began else None
+        return None if self.began is None else round(self.began - self.started, 3)
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """`clusters` and `subset` of N trajectories by shard actors that may not hold them: seconds and bytes per round, and memory.
 
     python tests/bench/bench_out_of_core.py --rows 1000000 10000000
-    python tests/bench/bench_out_of_core.py --rows 100000000               # about 5 GB of temporary disk for the losses alone
+    python tests/bench/bench_out_of_core.py --rows 100000000               # about 8 GB of temporary disk, and 5 minutes to fill it
+    python tests/bench/bench_out_of_core.py --rows 10000 1000000 --shard-memory 1000000000000 --limit 4000000000    # rows are held
 
 Writes committed trajectories of N x 12 into a temporary storage, and runs both stages on a local Ray in a fresh process per N. The
 kernel holds every shard actor to --limit bytes of private memory: RLIMIT_DATA is set inside the actor to its data segment after
@@ -31,7 +32,6 @@ from s2l_ray.core.store import Artifact, Store  # noqa: E402
 from s2l_ray.stages.work import Work  # noqa: E402
 from tests import synthetic  # noqa: E402
 from tests.bench import frame  # noqa: E402
-from tests.bench.bench_driver_memory import forget_peak, resident_mb  # noqa: E402
 
 
 def main() -> None:
@@ -136,6 +136,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         )
         answer[f"{stage} s"] = round(time.monotonic() - began, 1)
         answer[f"{prefix}driver MB"] = resident_mb("VmHWM")
+    assert manifests["subset"].rows == int(0.11 * args.rows[0])
     return {**answer, **watched.figures()}
 
 
@@ -209,6 +210,19 @@ def memory(actor: Any) -> dict[str, float]:
         "private_mb": private,
         "data_mb": resident_mb("VmData"),
     }
+
+
+def resident_mb(field: str = "VmRSS") -> float:
+    """A line of /proc/self/status in MB (10^6 bytes): VmRSS is now, VmHWM the peak; both count pages shared with Ray's store."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return round(int(line.split()[1]) * 1024 / 1e6, 1)
+    raise RuntimeError(f"expected {field} in /proc/self/status: this bench needs Linux")
+
+
+def forget_peak() -> None:
+    """Let VmHWM begin again at what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def private_bytes() -> int:

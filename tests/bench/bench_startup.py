@@ -40,7 +40,11 @@ def main() -> None:
         for name, checkout in checkouts.items():
             runs[name].append(demo(checkout, options))
     rows = [
-        [name, stage, *(median(run[stage][what] for run in own) for what in ("made", "seconds", "start-up"))]
+        [
+            name,
+            stage,
+            *(statistics.median(run[stage][what] for run in own) for what in ("made", "seconds", "start-up")),
+        ]
         for name, own in runs.items()
         for stage in STAGES
     ]
@@ -51,10 +55,6 @@ def main() -> None:
     if args.beside:
         print(f"here / beside: {frame.ratio(totals['here'], totals['beside']):.3f}")
     frame.finish("startup", options=options, runs=runs)
-
-
-def median(values: Any) -> float:
-    return statistics.median(list(values))
 
 
 def demo(checkout: Path, options: list[str]) -> dict[str, Any]:

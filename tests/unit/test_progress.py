@@ -1,0 +1,42 @@
+"""Progress on a terminal and in a log."""
+
+import logging
+import sys
+
+import pytest
+
+from s2l_ray import progress
+
+
+def test_bars_of_several_trainings_share_one_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress.track("target a", 10, "steps", 4) as one:
+        screen = progress._bars.screen
+        with progress.track("target b", 5, "steps") as other:
+            assert progress._bars.screen is screen is not None
+            one.advance(2, "loss 1.5")
+            other.advance()
+            assert [(task.description, task.completed) for task in screen.tasks] == [
+                ("target a", 6),
+                ("target b", 1),
+            ]
+            assert screen.tasks[0].fields["note"] == "loss 1.5"
+        assert [task.description for task in screen.tasks] == ["target a"]
+    assert progress._bars.screen is None
+
+
+def test_a_failure_takes_its_bar_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(ValueError, match="no rows"), progress.track("examples", 3, "parts"):
+        raise ValueError("no rows")
+    assert progress._bars.screen is None
+
+
+def test_a_log_gets_a_line_at_times(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    with caplog.at_level(logging.INFO, logger="s2l_ray"), progress.track("proxy", 8, "steps", 2) as tracker:
+        tracker.advance(2, "loss 2.0")
+    assert "proxy: 4 of 8 steps, " in caplog.text
+    assert "s left, loss 2.0" in caplog.text
