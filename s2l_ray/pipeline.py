@@ -8,6 +8,7 @@ have in common, and the same command resumes.
 import contextlib
 import importlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import threading
@@ -403,6 +404,20 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
             edge.check_placement(node.config, node.stage.name, node.at_once)
         edge.check_storage(made_plan.store)
     done: dict[str, Done] = {}
+    begun: set[str] = set()
+    by_label = {node.label: node for node in nodes}
+
+    def ready_trainings() -> int:
+        ready = (
+            node
+            for node in nodes
+            if node.label not in begun and (node.made_from() & by_label.keys()) <= done.keys()
+        )
+        return sum(1 for _ in itertools.takewhile(lambda node: node.stage.module == "training", ready))
+
+    def make(label: str) -> None:
+        begun.add(label)
+        take(_make(by_label[label], done, run_id, ready_trainings))
 
     def take(result: Done) -> None:
         rows = f"{result.manifest.rows:,} rows, " if result.manifest.parts else ""
@@ -410,13 +425,13 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
         log.info("%s: %s, %s%.1f s", result.node.label, state, rows, result.seconds)
         done[result.node.label] = result
 
-    by_label = {node.label: node for node in nodes}
     for label, found in committed.items():
         if found is not None:
+            begun.add(label)
             take(Done(by_label[label], found, False, found.seconds))
     schedule.in_order(
         {node.label: node.made_from() for node in nodes if node.label not in done},
-        lambda label: take(_make(by_label[label], done, run_id)),
+        make,
         made_plan.job.first.scaling.side_by_side,
     )
     results = [done[node.label] for node in nodes]
@@ -445,7 +460,7 @@ def _check_models(missing: list[Node]) -> None:
                 check_weights(section.model)
 
 
-def _make(node: Node, done: dict[str, Done], run_id: str) -> Done:
+def _make(node: Node, done: dict[str, Done], run_id: str, ready_trainings: Callable[[], int]) -> Done:
     with _lease(node):
         waited_for = node.artifact.committed()
         if waited_for is not None:
@@ -467,6 +482,7 @@ def _make(node: Node, done: dict[str, Done], run_id: str) -> Done:
             section=node.section,
             version=node.stage.version,
             at_once=node.at_once,
+            ready_trainings=ready_trainings,
         )
         outcome: Outcome = importlib.import_module(f"s2l_ray.stages.{node.stage.module}").make(work)
         manifest = Manifest(

@@ -27,12 +27,16 @@ class Tracker:
 
     def __init__(self, label: str, total: int, unit: str, done: int) -> None:
         self.label, self.total, self.unit, self.done = label, total, unit, done
-        self.first, self.began, self.last_line = done, time.monotonic(), time.monotonic()
+        self.last_line = time.monotonic()
+        # the first unit waits for what must start, which says nothing about those after it
+        self.first: tuple[int, float] | None = None
         self.show: Callable[[str], None] | None = None  # where there is a bar
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Say that `units` more are done."""
         self.done += units
+        if self.first is None:
+            self.first = self.done, time.monotonic()
         if self.show is not None:
             self.show(note)
         elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
@@ -41,11 +45,12 @@ class Tracker:
 
     def line(self, note: str = "") -> str:
         """Done of total, rate, time left."""
-        rate = (self.done - self.first) / max(1e-9, time.monotonic() - self.began)
-        left = f"{(self.total - self.done) / rate:,.0f} s left" if rate > 0 else "time left unknown"
-        return (
-            f"{self.done:,} of {self.total:,} {self.unit}, {rate:,.1f}/s, {left}{', ' + note if note else ''}"
+        done, began = self.first or (self.done, 0.0)
+        rate = (self.done - done) / max(1e-9, time.monotonic() - began)
+        left = (
+            f"{rate:,.1f}/s, {(self.total - self.done) / rate:,.0f} s left" if rate else "time left unknown"
         )
+        return f"{self.done:,} of {self.total:,} {self.unit}, {left}{', ' + note if note else ''}"
 
 
 class _Bars:

@@ -5,6 +5,7 @@ own Ray Data pipeline over window descriptors, so global batches do not depend o
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -32,15 +33,12 @@ from s2l_ray.core.training import TrainingPlan, checkpoint_steps, train
 from s2l_ray.core.training_state import checkpoint_files, checkpoint_folder
 from s2l_ray.errors import UserError
 from s2l_ray.progress import track
+from s2l_ray.stages import groups
 from s2l_ray.stages.edge import find_user_error, worker_cpus
 from s2l_ray.stages.feed import Feed, read_rows
 from s2l_ray.stages.work import Outcome, Work, part_dict
 
 log = logging.getLogger("s2l_ray")
-# Ray Train's controller looks at its workers every 2 s, and notices that much later what has ended. Its watcher of preemptions is a
-# process that takes a second to start and tells nothing we need: a training goes on from its last state however a node was lost.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # What each stage trains on, and in which of a part's files the conversations stand.
 DATA = {"proxy": "examples", "target": "subset"}
 ROLES = {"examples": "data", "subset": "messages"}
@@ -62,11 +60,12 @@ def make(work: Work) -> Outcome:
         return _make_target(work)
     files: list[FileEntry] = []
     members = []
-    for number, section in enumerate(work.config.proxy.each()):
+    sections = list(work.config.proxy.each())
+    for number, section in enumerate(sections):
         plan = _stream(work, "examples", section)
         steps = (0, *checkpoint_steps(plan.steps, section.checkpoints))
         place = _Place(work.artifact, f"member-{number}/")
-        _run(work, "proxy", section, plan, steps, place)
+        _run(work, section, plan, steps, place, more=len(sections) - 1 - number)
         folders = [f"{place.prefix}{checkpoint_folder(step)}" for step in steps]
         files += [entry for step in steps for entry in place.checkpoint(step)]
         members.append({"steps": list(steps), "folders": folders, **_told(work, place, section, plan)})
@@ -90,7 +89,7 @@ def _make_target(work: Work) -> Outcome:
     assert section is not None
     plan = _stream(work, "subset", section)
     place = _Place(work.artifact, "")
-    _run(work, "target", section, plan, (plan.steps,), place)
+    _run(work, section, plan, (plan.steps,), place)
     folder = checkpoint_folder(plan.steps)
     files = [*place.checkpoint(plan.steps), *_save_tokenizer(work.artifact, folder, section)]
     return Outcome(files=files, info={"model": folder, **_told(work, place, section, plan)})
@@ -191,19 +190,24 @@ class _Job:
 
 
 def _run(
-    work: Work, stage: str, section: Training, stream: order.Stream, steps: tuple[int, ...], place: _Place
+    work: Work, section: Training, stream: order.Stream, steps: tuple[int, ...], place: _Place, more: int = 0
 ) -> None:
-    """Train until every checkpoint is there; a lost worker or node starts a new attempt from the last state."""
+    """Train until every checkpoint is there; a lost worker or node starts a new attempt from the last state.
+
+    `more` trainings follow this one directly.
+    """
     if all(checkpoint_files(place, step) is not None for step in steps):
         log.info("%s: all checkpoints are there from an earlier run", work.label)
         return
+    scaling, stage = work.config.scaling, work.artifact.stage
     data = DATA[stage]
-    scaling = work.config.scaling
     workers, micro = (
         (scaling.proxy_workers, scaling.proxy_micro_batch)
         if stage == "proxy"
         else (scaling.target_workers, scaling.target_micro_batch)
     )
+    cpus = worker_cpus(work.config, workers, stage, work.at_once)
+    shape = groups.Shape(workers, cpus, scaling.gpus_per_worker, work.artifact.store.uri)
     job = _Job(
         feed=Feed(
             section=section,
@@ -217,9 +221,15 @@ def _run(
         place=place,
         threads=scaling.threads,
     )
+
+    def coming() -> int:
+        # DeepSpeed holds on to a model of ZeRO-3 (two tables of its modules), and only the end of the process frees it
+        return 0 if section.zero_stage == 3 else more + work.ready_trainings()
+
     for attempt in itertools.count():
         try:
-            _fit(work, stage, job, workers)
+            with _watched(job, work.label):
+                groups.run(shape, work.label, functools.partial(_train, job=job), coming)
             return
         except TrainingFailedError as error:
             found = find_user_error(error)
@@ -257,33 +267,8 @@ def _plan(section: Training, stream: order.Stream, steps: tuple[int, ...], micro
     )
 
 
-def _fit(work: Work, stage: str, job: _Job, workers: int) -> None:
-    scaling = work.config.scaling
-    resources = {"CPU": worker_cpus(work.config, workers, stage, work.at_once)}
-    if scaling.gpus_per_worker:
-        resources["GPU"] = scaling.gpus_per_worker
-    name = f"{stage}-{work.artifact.fingerprint}-{time.time_ns()}"
-    trainer = ray.train.torch.TorchTrainer(
-        _work,
-        train_loop_config={"job": job},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=resources
-        ),
-        run_config=ray.train.RunConfig(name=name, storage_path=work.artifact.store.uri_of("scratch")),
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if scaling.gpus_per_worker else "gloo"),
-    )
-    try:
-        with _watched(job, work.label):
-            trainer.fit()
-    finally:
-        work.artifact.store.delete(f"scratch/{name}")
-
-
-def _work(settings: dict[str, Any]) -> None:
+def _train(rank: int, world_size: int, job: _Job) -> None:
     """What each Ray Train worker does."""
-    job: _Job = settings["job"]
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.threads)
     config = load_config(job.feed.section.model)
     with _Metrics(job.place, job.plan.state_every) as metrics:

@@ -37,6 +37,17 @@ def test_a_log_gets_a_line_at_times(
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     with caplog.at_level(logging.INFO, logger="s2l_ray"), progress.track("proxy", 8, "steps", 2) as tracker:
-        tracker.advance(2, "loss 2.0")
+        tracker.advance(1, "loss 2.1")
+        tracker.advance(1, "loss 2.0")
+    assert "proxy: 3 of 8 steps, time left unknown, loss 2.1" in caplog.text
     assert "proxy: 4 of 8 steps, " in caplog.text
     assert "s left, loss 2.0" in caplog.text
+
+
+def test_what_came_before_the_first_unit_does_not_count_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    tracker = progress.Tracker("target", 100, "steps", 0)
+    for now[0], steps in ((60.0, 1), (70.0, 20)):
+        tracker.advance(steps)
+    assert tracker.line() == "21 of 100 steps, 2.0/s, 40 s left"
