@@ -52,7 +52,7 @@ def test_artifacts_made_side_by_side_are_those_made_one_after_the_other(
     plan = yaml.safe_load(finished.job.read_text())
     plan = config.merge(plan, {"run": {"storage": str(tmp_path / "storage")}, "scaling": {"side_by_side": 2}})
     # two targets at once: the third is trained by workers that have trained another
-    others = {"other": {"subset.budget": 5}, "third": {"subset.budget": 6}}
+    others = {"few": {"subset.budget": 5}, "more": {"subset.budget": 6}}
     job = write_job(tmp_path, {**plan, "variants": {**others, "same": {}}})
     ended = runs(job, "--until", "evaluation")
     assert ended.status == 0, ended.err
