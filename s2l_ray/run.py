@@ -9,10 +9,12 @@ The same command again resumes where it stopped.
 """
 
 import argparse
+import functools
 import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.table import Table
@@ -28,15 +30,24 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, plan, run, print. Returns the exit status: 0 only when every requested artifact is committed."""
     args, overrides = parser(__doc__ or "").parse_known_args(arguments)
     set_up_logging()
-    try:
-        job = load_job(args.config, overrides)
-        made_plan = pipeline.plan(job, args.until, assume=args.dry_run)
-        if args.dry_run:
-            from s2l_ray.estimate import print_plan
+    return told(functools.partial(_run, args, overrides))
 
-            print_plan(made_plan)
-            return 0
-        done = pipeline.run(made_plan)
+
+def _run(args: argparse.Namespace, overrides: list[str]) -> None:
+    job = load_job(args.config, overrides)
+    made_plan = pipeline.plan(job, args.until, assume=args.dry_run)
+    if args.dry_run:
+        from s2l_ray.estimate import print_plan
+
+        print_plan(made_plan)
+    else:
+        print_results(job, pipeline.run(made_plan))
+
+
+def told(command: Callable[[], None]) -> int:
+    """Exit status of a command: 0; 1 after an error that is told in words; 130 where Ctrl-C ended it."""
+    try:
+        command()
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -50,7 +61,6 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    print_results(job, done)
     return 0
 
 

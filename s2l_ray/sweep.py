@@ -7,7 +7,11 @@
 A trial is a variant: what its fields do not touch is made once, before the trials start. The same command again resumes.
 """
 
+import argparse
+import functools
+import itertools
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -19,7 +23,7 @@ from rich.table import Table
 from s2l_ray import config, pipeline
 from s2l_ray.core.selection import needs
 from s2l_ray.errors import UserError
-from s2l_ray.run import load_job, parser, set_up_logging
+from s2l_ray.run import load_job, parser, set_up_logging, told
 
 Grid = dict[str, list[Any]]
 
@@ -32,16 +36,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     args, overrides = line.parse_known_args(arguments)
     set_up_logging()
+    return told(functools.partial(_sweep, args, overrides))
+
+
+def _sweep(args: argparse.Namespace, overrides: list[str]) -> None:
     until = "evaluation" if args.until == "report" else args.until
-    try:
-        base = _base(load_job(args.config, overrides))
-        grid = _grid(args.over, base)
-        rows = run(base, grid, until)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    base = _base(load_job(args.config, overrides))
+    grid = _grid(args.over, base)
+    if args.dry_run:
+        from s2l_ray.estimate import print_plan
+
+        print_plan(pipeline.plan(_job_of(base, _points(grid)), until, assume=True))
+        return
+    rows = run(base, grid, until)
     Console(width=max(118, Console().width)).print(_table(grid, rows))
-    return 0
 
 
 def _base(job: config.Job) -> config.Config:
@@ -71,10 +79,16 @@ def _grid(over: list[str], base: config.Config) -> Grid:
     return grid or {"clusters.k": sorted({max(1, k // 2), k, 2 * k})}
 
 
-def job_of(base: dict[str, Any], values: dict[str, Any]) -> config.Job:
-    """The job of one trial: the base with the trial's values, as its only variant."""
-    name = ",".join(f"{field}={value}" for field, value in values.items())
-    return config.load(None, [], {**base, "variants": {name: values}})
+def _points(grid: Grid) -> list[dict[str, Any]]:
+    """The values of every trial."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _job_of(base: config.Config, points: list[dict[str, Any]]) -> config.Job:
+    """The base with the values of each trial as a variant."""
+    tree = base.model_dump(exclude_unset=True)
+    named = {",".join(f"{field}={value}" for field, value in point.items()): point for point in points}
+    return config.load(None, [], {**tree, "variants": named})
 
 
 def run(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
@@ -83,21 +97,18 @@ def run(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
     Raises:
         UserError: a trial's config is wrong (before any work), or a trial failed.
     """
-    tree = base.model_dump(exclude_unset=True)
-    points: list[dict[str, Any]] = [{}]
-    for field, values in grid.items():
-        points = [{**point, field: value} for point in points for value in values]
-    plans = [pipeline.plan(job_of(tree, point), until) for point in points]
+    plans = [pipeline.plan(_job_of(base, [point]), until) for point in _points(grid)]
     shared = set.intersection(*({node.label for node in made_plan.nodes} for made_plan in plans))
 
     from s2l_ray.stages import edge
 
     edge.connect(base)
     pipeline.run(plans[0], only=shared)
-    return _tune(base, tree, grid, until)
+    return _tune(base, grid, until)
 
 
-def _tune(base: config.Config, tree: dict[str, Any], grid: Grid, until: str) -> list[dict[str, Any]]:
+def _tune(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own would end the process without a word of ours
     from ray import tune
 
     from s2l_ray.core.store import Store
@@ -106,7 +117,7 @@ def _tune(base: config.Config, tree: dict[str, Any], grid: Grid, until: str) -> 
     store = Store(base.run.storage)
     name = f"sweep-{base.run.name}-{time.time_ns()}"
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_trial, tree=tree, until=until), {"CPU": 0.01}),
+        tune.with_resources(tune.with_parameters(_trial, base=base, until=until), {"CPU": 0.01}),
         param_space={field: tune.grid_search(values) for field, values in grid.items()},
         tune_config=tune.TuneConfig(max_concurrent_trials=1),  # a trial spreads over the whole cluster itself
         run_config=tune.RunConfig(name=name, storage_path=store.uri_of("scratch"), verbose=0),
@@ -126,12 +137,12 @@ def _tune(base: config.Config, tree: dict[str, Any], grid: Grid, until: str) -> 
     return rows
 
 
-def _trial(values: dict[str, Any], tree: dict[str, Any], until: str) -> None:
+def _trial(values: dict[str, Any], base: config.Config, until: str) -> None:
     """One trial: a whole run, most of which is there already."""
     from ray import tune
 
     set_up_logging()
-    done = pipeline.run(pipeline.plan(job_of(tree, values), until))
+    done = pipeline.run(pipeline.plan(_job_of(base, [values]), until))
     info = {result.node.stage.name: result.manifest.info for result in done}
     told: dict[str, Any] = {
         "objective": info["clusters"]["objective"],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,45 @@ def test_a_wrong_field_is_refused_before_any_trial(finished: Finished) -> None:
     assert done.returncode == 1
     assert "clusters.kk: unknown key" in done.stderr
     assert "Ray" not in done.stderr
+
+
+def test_a_dry_run_shows_every_trial_and_starts_nothing(finished: Finished) -> None:
+    command = [sys.executable, "-m", "s2l_ray.sweep", "--config", str(finished.job), "--dry-run"]
+    before = sorted((finished.folder / "storage").rglob("*"))
+    done = subprocess.run(
+        [*command, "--over", "clusters.k=[3, 6]"],
+        env={**os.environ, "RAY_ADDRESS": "local", "COLUMNS": "200"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(f"clusters.k={k}" in done.stdout for k in (3, 6))
+    assert "Ray" not in done.stderr
+    assert sorted((finished.folder / "storage").rglob("*")) == before
+
+
+def test_an_interrupted_sweep_says_so(finished: Finished) -> None:
+    command = [sys.executable, "-m", "s2l_ray.sweep", "--config", str(finished.job), "--until", "subset"]
+    driver = subprocess.Popen(
+        [*command, "--over", "clusters.k=[3, 5, 6, 7]"],
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stderr is not None
+    said = ""
+    while "examples" not in said:  # Ray is up, and the shared artifacts are there: the trials come next
+        line = driver.stderr.readline()
+        assert line, said
+        said += line
+    scratch = finished.folder / "storage" / "scratch"
+    while not list(scratch.glob("sweep-*")):
+        assert driver.poll() is None, "the sweep ended before its trials began"
+    driver.send_signal(signal.SIGINT)
+    said += driver.communicate(timeout=100)[1]
+    assert driver.returncode == 130, said
+    assert "interrupted; the same command goes on" in said
+    assert "Traceback" not in said
