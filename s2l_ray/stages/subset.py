@@ -41,11 +41,11 @@ from s2l_ray.errors import UserError
 from s2l_ray.stages.edge import TASK_CPUS, PartContext, make_parts, part_context, reraise_user_errors
 from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
-# A question to all chunks takes 0.53 ms of the driver for each (tests/bench/bench_nodes.py), and is asked some 8 times: chunks grow
-# with the rows, so that there are MOST_CHUNKS of them, until sorting one takes 1 s and 190 MB.
+# A question takes 0.53 ms of the driver for each chunk (tests/bench/bench_nodes.py), and some 8 are asked: where there are more rows,
+# chunks are larger instead of more, until sorting one takes 1 s and 190 MB.
 ROWS_PER_TASK = 2**17
+MOST_CHUNKS = 1000
 MOST_ROWS_PER_TASK = 2**21
-MOST_CHUNKS = 512
 FAN_IN = 16  # answers that one process adds up
 # Of a task that asks keys or merges answers: Ray runs it where most of its arguments lie, if there is room; said in so many words, because
 # a trial's own placement has no room for tasks.
