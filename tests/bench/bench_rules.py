@@ -117,8 +117,8 @@ def answers() -> Iterator[list[int]]:
     came: list[int] = []
     few = subset._few
 
-    def watched(method: str, references: list[Any]) -> list[Any]:
-        got = few(method, references)
+    def watched(method: str, answers: list[Any]) -> list[Any]:
+        got = few(method, answers)
         came.extend(np.concatenate(answer).nbytes if method == "between" else answer.nbytes for answer in got)
         return got
 

@@ -323,7 +323,7 @@ def _exchange(shards: int, fan_in: int, answer: float, costs: dict[str, float], 
     return seconds
 
 
-def _message(answer: float, costs: dict[str, float], byte: str) -> float:
+def _message(answer: float, costs: Mapping[str, float], byte: str) -> float:
     """Of the driver's seconds, with what is done with each byte of the answer; Ray keeps answers from 100 kB on in the object store."""
     way = "message" if answer < IN_MESSAGE else "message through the store"
     return costs[way] + answer * costs[byte]
@@ -346,7 +346,7 @@ def _subset(job: Job, nodes: Nodes, measured: dict[str, Any]) -> Stage:
     write = _busiest(job.rows, job.rows_per_part, cores) * (rows.choose - measured["find of a row"])
     together = {
         "cores": find + wait + write,
-        "driver": chunks * costs["task"] + job.parts * job.budget * costs["task through Ray Data"],
+        "driver": job.parts * job.budget * costs["task through Ray Data"],
     }
     amounts = {
         "read": job.rows * (job.bytes_of_row / 2 + 2.0 * measured["bytes"]["trajectories"]),
@@ -364,7 +364,7 @@ def _search(
 ) -> tuple[float, float, float, float]:
     """Seconds of the search for the last keys of k groups, bytes sent between nodes, and those that the driver receives and holds.
 
-    Asked are the sizes, `between` and `ranks` until few keys are left, `between` and the count; a sample of so many keys leaves of each
+    Asked are the sizes (by the tasks that read), `between` and `ranks` until few keys are left, `between` and the count; a sample of so many keys leaves of each
     group one interval between two of them.
     """
     sample, gathered = max(SAMPLE, 4 * job.k), max(GATHERED, 4 * job.k)
