@@ -41,12 +41,12 @@ from s2l_ray.errors import UserError
 from s2l_ray.stages.edge import TASK_CPUS, PartContext, make_parts, part_context, reraise_user_errors
 from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
-# A question takes 0.53 ms of the driver for each chunk (tests/bench/bench_nodes.py), and some 8 are asked: where there are more rows,
-# chunks are larger instead of more, until sorting one takes 1 s and 190 MB.
+# A question takes 1 ms of the driver for each chunk (tests/bench/bench_rules.py), and some 8 are asked: where there are more rows, chunks
+# are larger instead of more, until sorting one takes 1 s and 190 MB.
 ROWS_PER_TASK = 2**17
 MOST_CHUNKS = 1000
 MOST_ROWS_PER_TASK = 2**21
-FAN_IN = 16  # answers that one process adds up
+FAN_IN = 16  # answers that one process merges
 # Of a task that asks keys or merges answers: Ray runs it where most of its arguments lie, if there is room; said in so many words, because
 # a trial's own placement has no room for tasks.
 NEAR = {"num_cpus": TASK_CPUS, "scheduling_strategy": "DEFAULT"}
@@ -269,10 +269,10 @@ def _sorted_keys(
 ) -> tuple[Keys, np.ndarray, float]:
     """Keys of a chunk of parts; how many rows each group has there; and when this began."""
     (context, reading), began = shared, time.time()
-    rows = [read_rows(context, reading, parts) for parts in chunk]
-    numbers = np.arange(len(rows), dtype=np.min_scalar_type(len(rows)))  # one byte a row where it can be
-    numbers = np.repeat(numbers, [len(part.points.groups) for part in rows])
-    keys = Keys.of(Points.joined(part.points for part in rows), numbers, len(reading.groups.names))
+    points = [read_rows(context, reading, parts).points for parts in chunk]
+    numbers = np.arange(len(points), dtype=np.min_scalar_type(len(points)))  # one byte a row where it can be
+    numbers = np.repeat(numbers, [len(part.groups) for part in points])
+    keys = Keys.of(Points.joined(points), numbers, len(reading.groups.names))
     return keys, keys.sizes(), began
 
 
