@@ -8,7 +8,9 @@ chunks and any order of them.
 Shapes: n rows of a chunk, G groups, P points (keys that are looked for), M targets (ranks that are looked for).
 """
 
+import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -208,8 +210,8 @@ def ordered_bits(scores: np.ndarray) -> np.ndarray:
 class Keys:
     """The rows of one chunk of parts in the order of their groups and keys.
 
-    starts int64 [G + 1] says where groups begin; scores and hashes uint64 [n] are the keys, parts int32 [n] the number of the
-    part within the chunk that a row is from.
+    starts int64 [G + 1] says where groups begin; scores and hashes uint64 [n] are the keys, parts [n] of any integers the number of
+    the part within the chunk that a row is from. scores is [1] where all rows have the same, as with a rule without a score.
     """
 
     starts: np.ndarray
@@ -224,7 +226,9 @@ class Keys:
         points = points.at(eligible)
         order = np.lexsort((points.hashes, points.scores, points.groups))
         starts = np.searchsorted(points.groups[order], np.arange(num_groups + 1))
-        return cls(starts, points.scores[order], points.hashes[order], parts[eligible][order])
+        alike = (points.scores == points.scores[:1]).all()
+        scores = points.scores[:1] if alike else points.scores[order]
+        return cls(starts, scores, points.hashes[order], parts[eligible][order])
 
     def sizes(self) -> np.ndarray:
         """Rows of each group, int64 [G]."""
@@ -238,13 +242,15 @@ class Keys:
         """Where each point would stand, by halving all intervals at once."""
         low, high = self.starts[points.groups], self.starts[points.groups + 1]
         while (open_ := low < high).any():
-            middle = np.minimum((low + high) // 2, len(self.scores) - 1)
-            score = self.scores[middle]
-            below = (score < points.scores) | (
-                (score == points.scores) & (self.hashes[middle] < points.hashes)
-            )
+            middle = np.minimum((low + high) // 2, len(self.hashes) - 1)
+            score, hash_ = self._at(middle)
+            below = (score < points.scores) | ((score == points.scores) & (hash_ < points.hashes))
             low, high = np.where(open_ & below, middle + 1, low), np.where(open_ & ~below, middle, high)
         return low
+
+    def _at(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and hashes of some rows; clipping finds the one score that there is where all are alike."""
+        return self.scores.take(rows, mode="clip"), self.hashes[rows]
 
     def between(self, low: Points, high: Points, share: float = 1.0, seed: int = 0) -> Points:
         """The keys from low [M] to below high [M], with the number of the target in place of the group.
@@ -256,7 +262,7 @@ class Keys:
         if share < 1:
             drawn = keyed_hash(seed, self.hashes[rows].view(np.int64)) < np.uint64(share * 2.0**64)
             rows, targets = rows[drawn], targets[drawn]
-        return Points(targets, self.scores[rows], self.hashes[rows])
+        return Points(targets, *self._at(rows))
 
     def count(self, draw: "Draw", num_parts: int) -> np.ndarray:
         """How many rows of each part of the chunk are drawn, int64 [num_parts]."""
@@ -295,7 +301,13 @@ class Draw:
         return mask
 
 
-# Calls a method of every chunk's Keys and gives the answers, in any order.
+def merged(method: str, answers: Iterable[Any]) -> Any:
+    """What Keys of all rows would answer to a question (sizes, ranks or between), from the answers of those that have some of them;
+    the order of `between` is that of the answers, which nobody may rely on."""
+    return Points.joined(answers) if method == "between" else functools.reduce(operator.add, answers)
+
+
+# Calls a method of every chunk's Keys and gives the answers, or what some of them make together (see `merged`), in any order.
 Ask = Callable[[str, tuple[Any, ...]], Iterable[Any]]
 
 
@@ -364,13 +376,10 @@ def keys_at(
         left = int((around.end - around.below).sum())
         if left <= gathered:
             break
-        drawn = Points.joined(ask("between", (around.low, around.high, sample / left, round_)))
+        drawn = merged("between", ask("between", (around.low, around.high, sample / left, round_)))
         points = drawn._replace(groups=groups[drawn.groups]).sorted()
-        counts = np.zeros(len(points.groups), np.int64)
-        for answer in ask("ranks", (points,)):
-            counts += answer
-        around = around.narrowed(points, counts)
-    found = Points.joined(ask("between", (around.low, around.high))).sorted()
+        around = around.narrowed(points, merged("ranks", ask("ranks", (points,))))
+    found = merged("between", ask("between", (around.low, around.high))).sorted()
     starts = np.searchsorted(found.groups, np.arange(len(groups) + 1))
     if (np.diff(starts) != around.end - around.below).any():
         raise ValueError("keys are missing, or occur twice: example ids must be distinct")

@@ -1,7 +1,7 @@
 """`subset` from examples, trajectories and clusters: the chosen original rows, exactly the budget, in id order.
 
-Rows are read once to find the draw, in tasks that leave their sorted keys in Ray's object store; the search asks these, and the
-driver holds samples and counts. The subset is then a filter over parts. Files have a fixed number of rows, so their bytes do not
+Rows are read once to find the draw, in tasks that leave their sorted keys in Ray's object store; the search asks these, other tasks
+merge what they answer, and the driver holds samples and counts. The subset is then a filter over parts. Files have a fixed number of rows, so their bytes do not
 depend on who made them.
 """
 
@@ -9,7 +9,7 @@ import functools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from s2l_ray.core.selection import (
     Points,
     draw,
     groups_of,
+    merged,
     needs,
     ordered_bits,
     quotas,
@@ -37,10 +38,18 @@ from s2l_ray.core.selection import (
 from s2l_ray.core.store import Part
 from s2l_ray.core.tables import EXAMPLES_FIXED, parquet_bytes, schema_from_text, vectors
 from s2l_ray.errors import UserError
-from s2l_ray.stages.edge import TASK_CPUS, PartContext, bounded, make_parts, part_context, reraise_user_errors
+from s2l_ray.stages.edge import TASK_CPUS, PartContext, make_parts, part_context, reraise_user_errors
 from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
+# A question takes 1 ms of the driver for each chunk (tests/bench/bench_rules.py), and some 8 are asked: where there are more rows, chunks
+# are larger instead of more, until sorting one takes 1 s and 190 MB.
 ROWS_PER_TASK = 2**17
+MOST_CHUNKS = 1000
+MOST_ROWS_PER_TASK = 2**21
+FAN_IN = 16  # answers that one process merges
+# Of a task that asks keys or merges answers: Ray runs it where most of its arguments lie, if there is room; said in so many words, because
+# a trial's own placement has no room for tasks.
+NEAR = {"num_cpus": TASK_CPUS, "scheduling_strategy": "DEFAULT"}
 
 
 @dataclass(frozen=True)
@@ -198,35 +207,53 @@ def _find_by_keys(work: Work, reading: Reading, budget: int) -> _Answer:
     """The draw of a rule with a group and a score; every part is read once."""
     chunks = _chunks(work, reading)
     shared = ray.put((part_context(work), reading))
-    sorted_keys = _sorted_keys.options(num_returns=2, num_cpus=TASK_CPUS, scheduling_strategy="SPREAD")
+    sorted_keys = _sorted_keys.options(num_returns=3, num_cpus=TASK_CPUS, scheduling_strategy="SPREAD")
     made: list[Any] = [sorted_keys.remote(shared, chunk) for chunk in chunks]
-    keys = [pair[0] for pair in made]
+    keys = [own for own, _, _ in made]
 
-    def ask(method: str, args: tuple[Any, ...]) -> Iterator[Any]:
-        args_ref = ray.put(args)
-        return bounded(_ask, [(ref, method, args_ref) for ref in keys])
+    def ask(method: str, args: tuple[Any, ...]) -> list[Any]:
+        together = ray.put(args)
+        return _few(method, [_ask.options(**NEAR).remote(ref, method, together) for ref in keys])
 
-    with reraise_user_errors():
-        told = ray.get([pair[1] for pair in made])
-    for _, began in told:
+    sizes = sum(_few("sizes", [own for _, own, _ in made]), np.zeros(len(reading.groups.names), np.int64))
+    for began in ray.get([began for _, _, began in made]):
         work.rows_began(began)
-    sizes = sum((own for own, _ in told), np.zeros(len(reading.groups.names), np.int64))
     wanted = quotas(sizes, budget, work.config.subset.small_last, reading.groups.parents)
     drawn = draw(ask, sizes, wanted, reading.rule.take)
     draw_ref = ray.put(drawn)
-    counts = dict(
-        bounded(_count, [(number, ref, draw_ref, len(chunks[number])) for number, ref in enumerate(keys)])
-    )
-    rows_of_part = [int(rows) for number in range(len(chunks)) for rows in counts[number]]
+    counts = [
+        _count.options(**NEAR).remote(ref, draw_ref, len(chunk))
+        for ref, chunk in zip(keys, chunks, strict=True)
+    ]
+    rows_of_part = np.concatenate(ray.get(counts)).tolist()
     return sizes, wanted, functools.partial(_has_key, drawn), rows_of_part
 
 
+def _few(method: str, answers: list[Any]) -> list[Any]:
+    """At most FAN_IN answers to a question, from references to those of all chunks: tasks merge them, level by level."""
+    while len(answers) > FAN_IN:
+        answers = [
+            _merged.options(**NEAR).remote(method, *answers[first : first + FAN_IN])
+            for first in range(0, len(answers), FAN_IN)
+        ]
+    with reraise_user_errors():
+        few: list[Any] = ray.get(answers)
+    return few
+
+
+def rows_per_task(total: int) -> int:
+    """Rows of a chunk where there are so many in all."""
+    return min(max(ROWS_PER_TASK, math.ceil(total / MOST_CHUNKS)), MOST_ROWS_PER_TASK)
+
+
 def _chunks(work: Work, reading: Reading) -> list[list[dict[str, Any]]]:
-    """Neighbouring parts of all artifacts that are read, about ROWS_PER_TASK rows together."""
+    """Neighbouring parts of all artifacts that are read, some `rows_per_task` together."""
+    several = list(zip(*(work.manifests[stage].parts for stage in reading.columns), strict=True))
+    most = rows_per_task(sum(parts[0].rows for parts in several))
     chunks: list[list[dict[str, Any]]] = []
-    rows = ROWS_PER_TASK
-    for parts in zip(*(work.manifests[stage].parts for stage in reading.columns), strict=True):
-        if rows + parts[0].rows > ROWS_PER_TASK:
+    rows = most
+    for parts in several:
+        if rows + parts[0].rows > most:
             chunks.append([])
             rows = 0
         chunks[-1].append(
@@ -239,13 +266,14 @@ def _chunks(work: Work, reading: Reading) -> list[list[dict[str, Any]]]:
 @ray.remote
 def _sorted_keys(
     shared: tuple[PartContext, Reading], chunk: list[dict[str, Any]]
-) -> tuple[Keys, tuple[np.ndarray, float]]:
-    """Keys of a chunk of parts; and how many rows each group has there, and when this began."""
+) -> tuple[Keys, np.ndarray, float]:
+    """Keys of a chunk of parts; how many rows each group has there; and when this began."""
     (context, reading), began = shared, time.time()
-    rows = [read_rows(context, reading, parts) for parts in chunk]
-    numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [len(part.points.groups) for part in rows])
-    keys = Keys.of(Points.joined(part.points for part in rows), numbers, len(reading.groups.names))
-    return keys, (keys.sizes(), began)
+    points = [read_rows(context, reading, parts).points for parts in chunk]
+    numbers = np.arange(len(points), dtype=np.min_scalar_type(len(points)))  # one byte a row where it can be
+    numbers = np.repeat(numbers, [len(part.groups) for part in points])
+    keys = Keys.of(Points.joined(points), numbers, len(reading.groups.names))
+    return keys, keys.sizes(), began
 
 
 @ray.remote
@@ -254,8 +282,13 @@ def _ask(keys: Keys, method: str, args: tuple[Any, ...]) -> Any:
 
 
 @ray.remote
-def _count(number: int, keys: Keys, drawn: Draw, num_parts: int) -> tuple[int, np.ndarray]:
-    return number, keys.count(drawn, num_parts)
+def _merged(method: str, *answers: Any) -> Any:
+    return merged(method, answers)
+
+
+@ray.remote
+def _count(keys: Keys, drawn: Draw, num_parts: int) -> np.ndarray:
+    return keys.count(drawn, num_parts)
 
 
 # -------------------------------------------------------------------------------------------------------------------- rows

@@ -3,6 +3,7 @@
     python tests/bench/bench_out_of_core.py --rows 1000000 10000000
     python tests/bench/bench_out_of_core.py --rows 100000000               # about 8 GB of temporary disk, and 5 minutes to fill it
     python tests/bench/bench_out_of_core.py --rows 10000 1000000 --shard-memory 1000000000000 --limit 4000000000    # rows are held
+    python tests/bench/bench_out_of_core.py --rows 10000000 --stages subset      # of clusters that were made with the rows
 
 Writes committed trajectories of N x 12 into a temporary storage, and runs both stages on a local Ray in a fresh process per N. The
 kernel holds every shard actor to --limit bytes of private memory: RLIMIT_DATA is set inside the actor to its data segment after
@@ -58,6 +59,7 @@ def main() -> None:
         metavar="FOLDER",
         help="keep what is built there for another run; default: a temporary one",
     )
+    parser.add_argument("--stages", nargs="+", default=["clusters", "subset"], choices=["clusters", "subset"])
     parser.add_argument("--measure", metavar="STORAGE", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -71,7 +73,7 @@ def main() -> None:
                 began = time.monotonic()
                 synthetic.build(storage, rows, args.rows_per_part, args.steps + 1, statistics=())
                 print(f"built {rows:,} rows in {time.monotonic() - began:.0f} s", flush=True)
-            for stage in ("clusters", "subset"):
+            for stage in args.stages:
                 Store(storage).delete(f"{stage}/bench")
             results.append({"rows": rows, **measured_apart(storage, rows, args)})
     columns = (
@@ -84,10 +86,10 @@ def main() -> None:
         "subset s",
         "subset driver MB",
     )
-    frame.show("out of core", columns, [[result[column] for column in columns] for result in results])
+    frame.show("out of core", columns, [[result.get(column, "") for column in columns] for result in results])
     first, last = results[0], results[-1]
     exponent = None
-    if len(results) > 1:
+    if len(results) > 1 and "clusters" in args.stages:
         exponent = math.log(last["round s"] / first["round s"]) / math.log(last["rows"] / first["rows"])
         print(f"seconds of a round grow as N^{exponent:.3f}")
     frame.finish("out_of_core", **{**vars(args), "exponent": exponent, "results": results})
@@ -97,6 +99,7 @@ def measured_apart(storage: str, rows: int, args: argparse.Namespace) -> dict[st
     names = ("steps", "k", "rounds", "shards", "limit", "shard_memory")
     command = [sys.executable, __file__, "--measure", storage, f"--rows={rows}"]
     command += [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
+    command += ["--stages", *args.stages]
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -121,13 +124,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     )
     edge.connect(config)
     store = Store(args.measure)
-    names = {"examples": synthetic.NAME, "trajectories": synthetic.NAME, "clusters": "bench"}
+    names = {stage: synthetic.NAME for stage in ("examples", "trajectories", "clusters")}
+    if "clusters" in args.stages:
+        names["clusters"] = "bench"
     inputs = {stage: Artifact(store, stage, name) for stage, name in names.items()}
-    manifests = {stage: inputs[stage].manifest() for stage in ("examples", "trajectories")}
+    manifests = {stage: inputs[stage].manifest() for stage in names if names[stage] == synthetic.NAME}
     watched = Watched(args.limit)
     clusters._Shards = watched.shards(clusters._Shards)
     answer: dict[str, Any] = {}
-    for stage, module, prefix in (("clusters", clusters, ""), ("subset", subset, "subset ")):
+    for stage in args.stages:
+        module, prefix = (clusters, "") if stage == "clusters" else (subset, "subset ")
         began = time.monotonic()
         forget_peak()
         artifact = Artifact(store, stage, "bench")
@@ -136,8 +142,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         )
         answer[f"{stage} s"] = round(time.monotonic() - began, 1)
         answer[f"{prefix}driver MB"] = resident_mb("VmHWM")
-    assert manifests["subset"].rows == int(0.11 * args.rows[0])
-    return {**answer, **watched.figures()}
+    if "subset" in args.stages:
+        assert manifests["subset"].rows == int(0.11 * args.rows[0])
+    return {**answer, **watched.figures()} if "clusters" in args.stages else answer
 
 
 class Watched:

@@ -2,18 +2,25 @@
 
     python tests/bench/bench_rules.py --rows 1000000
     python tests/bench/bench_rules.py --rows 100000 --rules facility_location
+    python tests/bench/bench_rules.py --rows 1000000 --rules s2l el2n --rows-per-task 16384 --fan-in 4 1000     # 62 chunks
 
 Makes trajectories of 12 steps with all statistics and clusters in a temporary folder, then draws 11 % with each rule on a local Ray
-with 2 CPUs. Prints a table, and one last line of JSON. Writing the chosen rows' text is not part of it.
+with 2 CPUs, with each fan-in in turn. Prints seconds, the driver's processor's seconds, and how many answers of the chunks' keys
+reached the driver, with their bytes; and one last line of JSON. Writing the chosen rows' text is not part of it.
 """
 
 import argparse
+import contextlib
+import itertools
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -24,7 +31,7 @@ from s2l_ray.config import RULES, Config  # noqa: E402
 from s2l_ray.core.store import Artifact, Store  # noqa: E402
 from s2l_ray.stages.work import Work  # noqa: E402
 from tests import synthetic  # noqa: E402
-from tests.bench.frame import finish  # noqa: E402
+from tests.bench.frame import finish, show  # noqa: E402
 
 
 def main() -> None:
@@ -37,9 +44,14 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=100, help="number of clusters")
     parser.add_argument("--sources", type=int, default=14, help="number of sources")
     parser.add_argument("--rules", nargs="+", default=list(RULES), help="names of rules")
+    parser.add_argument("--repeats", type=int, default=1, help="draws with each rule and fan-in")
+    parser.add_argument("--rows-per-task", type=int, help="of a chunk, exactly; default: as the stage does")
+    parser.add_argument("--fan-in", type=int, nargs="+", help="answers that are merged; default: the stage's")
     args = parser.parse_args()
-    from s2l_ray.stages import edge
+    from s2l_ray.stages import edge, subset
 
+    if args.rows_per_task:
+        subset.rows_per_task = lambda total: args.rows_per_task
     with tempfile.TemporaryDirectory() as storage:
         began = time.monotonic()
         sources = [f"source {number}" for number in range(args.sources)]
@@ -48,11 +60,14 @@ def main() -> None:
         edge.connect(config_of(storage, "random"))
         draw_seconds(storage, "random")  # starts the workers, which a run has long done by then
         results = []
-        for rule in args.rules:
-            results.append({"rule": rule, **draw_seconds(storage, rule)})
-            print(f"{rule:24} {results[-1]['rows']:>9,} rows {results[-1]['seconds']:6.2f} s", flush=True)
-    total = round(sum(result["seconds"] for result in results), 2)
-    print(f"{'all':24} {total:22.2f} s")
+        for rule, _, fan_in in itertools.product(
+            args.rules, range(args.repeats), args.fan_in or [subset.FAN_IN]
+        ):
+            subset.FAN_IN = fan_in
+            results.append({"rule": rule, "fan-in": fan_in, **draw_seconds(storage, rule)})
+    total = round(sum(result["s"] for result in results), 2)
+    show("rules", list(results[0]), [list(result.values()) for result in results])
+    print(f"all {total:.2f} s")
     finish("rules", rows=args.rows, steps=args.steps, total=total, results=results)
 
 
@@ -80,11 +95,38 @@ def draw_seconds(storage: str, rule: str) -> dict[str, Any]:
     inputs = {stage: Artifact(store, stage, synthetic.NAME) for stage in stages}
     manifests = {stage: artifact.manifest() for stage, artifact in inputs.items()}
     work = Work(config, Artifact(store, "subset", rule), inputs, manifests, "bench")
-    began = time.monotonic()
     budget = int(0.11 * manifests["trajectories"].info["scored"])
-    found = subset.find(work, subset.reading_of(work), budget)
-    seconds = round(time.monotonic() - began, 2)
-    return {"seconds": seconds, "rows": sum(found.rows_of_part)}
+    with answers() as came:
+        began, cpu_began = time.monotonic(), time.process_time()
+        found = subset.find(work, subset.reading_of(work), budget)
+        seconds, cpu = time.monotonic() - began, time.process_time() - cpu_began
+    return {
+        "rows": sum(found.rows_of_part),
+        "s": round(seconds, 3),
+        "driver s": round(cpu, 3),
+        "answers": len(came),
+        "MB": round(sum(came) / 1e6, 3),
+    }
+
+
+@contextlib.contextmanager
+def answers() -> Iterator[list[int]]:
+    """Bytes of every answer that the driver is given while this is open."""
+    from s2l_ray.stages import subset
+
+    came: list[int] = []
+    few = subset._few
+
+    def watched(method: str, answers: list[Any]) -> list[Any]:
+        got = few(method, answers)
+        came.extend(np.concatenate(answer).nbytes if method == "between" else answer.nbytes for answer in got)
+        return got
+
+    subset._few = watched
+    try:
+        yield came
+    finally:
+        subset._few = few
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ The model. A stage takes its start, then the longest of what goes on at once, th
   of them at once on every node.
 * network between nodes: bytes that leave or enter the busiest one. The driver's node sends the centroids to one node, from which others
   may fetch them, and receives the answers of those right below it.
-* driver: seconds of a task that goes through Ray Data, of a part in it, of a plain task, of a message to a shard, of a byte that it adds up; a level of the tree of
-  shards is a hop more. All of them were measured (bench_nodes), none is a guess; growth is linear but where `wait` says otherwise.
+* driver: seconds of a task that goes through Ray Data, of a part in it, of a plain task, of one that asks keys, of a message to a shard, of a byte that it adds up; a level of the tree of
+  shards, or of the tasks that merge answers of `subset`, is a hop more. Answers below 100 kB come to the driver with the message that a task is
+  done, and go on from it. Its memory is that of all manifests a stage has, and of the one it writes. All of them were measured (bench_nodes; manifests: --manifest), none is a guess; growth is linear but where `wait` says otherwise.
+* `subset` reads the parts of a chunk one after another, a latency each. Its tasks run where the keys lie, so that keys do not travel.
 * rounds follow one another: a round is its cores' time + messages. An answer of the start sample has START_ROWS rows at most.
 
 Nothing fails in the model, nobody else uses the storage, and nodes are alike. `proxy` reads a data set of its own size (--proxy-rows) and is data
@@ -33,6 +35,7 @@ import json
 import math
 import statistics
 import sys
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +46,15 @@ sys.path.insert(0, str(ROOT))
 
 from s2l_ray.core.kmeans import START_ROWS  # noqa: E402
 from s2l_ray.core.selection import GATHERED, SAMPLE  # noqa: E402
+from s2l_ray.core.store import FileEntry, Manifest, Part  # noqa: E402
 from s2l_ray.stages.clusters import FAN_IN  # noqa: E402
 from s2l_ray.stages.edge import MOST_TASKS  # noqa: E402
-from s2l_ray.stages.subset import ROWS_PER_TASK  # noqa: E402
+from s2l_ray.stages.subset import ROWS_PER_TASK, rows_per_task  # noqa: E402
+from s2l_ray.stages.work import part_dict  # noqa: E402
 from tests.bench import frame  # noqa: E402
 
 NO_TREE = 10**9
+IN_MESSAGE = 100_000  # bytes of an answer from which on Ray leaves it in the object store
 MOST_ROWS = 2 * 10**6  # of a run that the model is calibrated on
 MEASURED: dict[str, Any] = {
     # bench_out_of_core --rows 262144 1000000, shards of 2 cores that read anew every round: seconds
@@ -71,10 +77,16 @@ MEASURED: dict[str, Any] = {
     "driver": {
         "message": 0.0006, "message through the store": 0.0011, "added byte": 3.5e-10, "sample byte": 5.7e-9, "hop": 0.003,
         "task through Ray Data": 0.0072, "part of a task": 0.0004, "task": 0.00053,
-        "manifest of a part": 81e-6, "read manifest of a part": 18e-6, "bytes of a part": 11_500, "base bytes": 266e6,
+        # bench_rules --rules s2l --rows-per-task 16384: its argument lies in the object store
+        "question": 0.0010,
+        "manifest of a part": 81e-6, "read manifest of a part": 18e-6, "base bytes": 266e6,
         # waiting one by one for calls that were all sent at once: seconds x calls^2
         "wait": 1.1e-7,
     },
+    # bench_rules --rules random, 4 million rows less 1 million: seconds of a core for a row, in the part of `subset` before rows are written
+    "find of a row": 0.6e-6,
+    # --manifest 20000: bytes of the driver
+    "bytes of a part": {"held": 1_860, "written": 6_330, "descriptor": 440},
     "start": {"examples": 5.0, "proxy": 20.0, "trajectories": 20.0},
 }  # fmt: skip
 
@@ -117,6 +129,7 @@ class Job:
     fan_in: int
     write_calls: str  # shard or part: what one call to a shard writes
     streamed: bool | None = None  # None: where memory is short
+    rows_per_chunk: int | None = None  # of subset; None: as the stage does
     most_tasks: int = MOST_TASKS
 
     @property
@@ -219,11 +232,8 @@ def _stage(
         amounts["read"] + amounts["written"], files["read"] + files["written"]
     )
     together["network"] = amounts["sent"] / nodes.count / nodes.network + amounts["received"] / nodes.network
-    memory = (
-        costs["base bytes"]
-        + (manifests + 1) * job.parts * costs["bytes of a part"]
-        + amounts.pop("held", 0.0)
-    )
+    held = (manifests + 1) * measured["bytes of a part"]["held"] + measured["bytes of a part"]["written"]
+    memory = costs["base bytes"] + job.parts * held + amounts.pop("held", 0.0)
     return Stage(start + max(together.values()) + alone, together, alone, memory=memory, **amounts)
 
 
@@ -313,9 +323,9 @@ def _exchange(shards: int, fan_in: int, answer: float, costs: dict[str, float], 
     return seconds
 
 
-def _message(answer: float, costs: dict[str, float], byte: str) -> float:
+def _message(answer: float, costs: Mapping[str, float], byte: str) -> float:
     """Of the driver's seconds, with what is done with each byte of the answer; Ray keeps answers from 100 kB on in the object store."""
-    way = "message" if answer < 100_000 else "message through the store"
+    way = "message" if answer < IN_MESSAGE else "message through the store"
     return costs[way] + answer * costs[byte]
 
 
@@ -328,36 +338,78 @@ def _of_k(by_k: dict[str, float], k: int) -> float:
 def _subset(job: Job, nodes: Nodes, measured: dict[str, Any]) -> Stage:
     costs, rows = measured["driver"], calibrated(measured["calibration"])
     cores = nodes.count * nodes.cores
-    chunks = math.ceil(job.rows / max(ROWS_PER_TASK, job.rows_per_part))
-    own = _busiest(job.rows, max(ROWS_PER_TASK, job.rows_per_part), cores)
-    asked, received = _questions(job, chunks, costs)
+    parts_of_chunk = max(1, (job.rows_per_chunk or rows_per_task(job.rows)) // job.rows_per_part)
+    chunks = math.ceil(job.parts / parts_of_chunk)
+    seconds, sent, received, held = _search(job, chunks, nodes, costs)
+    find = _busiest(job.rows, parts_of_chunk * job.rows_per_part, cores) * measured["find of a row"]
+    wait = math.ceil(chunks / cores) * parts_of_chunk * 2 * nodes.latency
+    write = _busiest(job.rows, job.rows_per_part, cores) * (rows.choose - measured["find of a row"])
     together = {
-        "cores": own * rows.choose,
-        "driver": chunks * costs["task"] + job.parts * job.budget * costs["task through Ray Data"],
+        "cores": find + wait + write,
+        "driver": job.parts * job.budget * costs["task through Ray Data"],
     }
     amounts = {
         "read": job.rows * (job.bytes_of_row / 2 + 2.0 * measured["bytes"]["trajectories"]),
         "written": 2 * job.rows * job.budget * job.bytes_of_row,
-        "sent": 0.0,
+        "sent": sent,
         "received": received,
-        "held": chunks * 4e3 + 3 * 24 * SAMPLE,
-        "alone": asked,
+        "held": held + 3.0 * job.parts * measured["bytes of a part"]["descriptor"],
+        "alone": seconds,
     }
     return _stage(job, nodes, measured, rows.subset_start, together, 3, **amounts)
 
 
-def _questions(job: Job, chunks: int, costs: dict[str, float]) -> tuple[float, float]:
-    """Seconds and bytes of the search for the last keys of k groups: `between` and `ranks` until few are left, `between`, the count.
+def _search(
+    job: Job, chunks: int, nodes: Nodes, costs: Mapping[str, float]
+) -> tuple[float, float, float, float]:
+    """Seconds of the search for the last keys of k groups, bytes sent between nodes, and those that the driver receives and holds.
 
-    A sample of so many keys leaves of each group one interval between two of them.
+    Asked are the sizes (by the tasks that read), `between` and `ranks` until few keys are left, `between` and the count; a sample of so many keys leaves of each
+    group one interval between two of them.
     """
     sample, gathered = max(SAMPLE, 4 * job.k), max(GATHERED, 4 * job.k)
     left, passes = float(job.rows), 0
     while left > gathered:
         left, passes = left * job.k / sample, passes + 1
-    small = (passes + 2) * chunks * costs["task"]
-    ranks = passes * chunks * (costs["task"] + _message(8.0 * sample, costs, "added byte") - costs["message"])
-    return small + ranks, 8.0 * passes * chunks * sample + 24.0 * (passes * sample + gathered)
+    questions = [
+        Question(1, 0, 8.0 * job.k),
+        Question(passes, 48.0 * job.k, 24.0 * sample / chunks, joins=True),
+        Question(passes, 24.0 * sample, 8.0 * sample),
+        Question(1, 48.0 * job.k, 24.0 * gathered / chunks, joins=True),
+        Question(1, 48.0 * job.k, 8.0 * job.parts / chunks, is_merged=False),
+    ]
+    asked = [question.asked(chunks, job.fan_in, nodes.count, costs) for question in questions]
+    seconds, sent, received = (sum(one) for one in zip(*asked, strict=True))
+    held = 8.0 * sample * min(chunks, job.fan_in) + 3 * 24 * max(sample, gathered)
+    return seconds, sent, received, held
+
+
+@dataclass(frozen=True)
+class Question:
+    """One that is put to all chunks some times: bytes of its argument and of a chunk's answer, and whether answers that are merged get
+    longer by that."""
+
+    times: int
+    argument: float
+    answer: float
+    joins: bool = False
+    is_merged: bool = True
+
+    def asked(
+        self, chunks: int, fan_in: int, nodes: int, costs: Mapping[str, float]
+    ) -> tuple[float, float, float]:
+        """Seconds, bytes sent between nodes and bytes received by the driver."""
+        left, answer = chunks, self.answer
+        seconds, sent, received = chunks * costs["question"], nodes * self.argument, 0.0
+        while self.is_merged and left > fan_in:
+            sent += left * answer
+            received += left * answer if answer < IN_MESSAGE else 0.0
+            answer *= fan_in if self.joins else 1
+            left = math.ceil(left / fan_in)
+            seconds += left * costs["question"] + costs["hop"]
+        received += left * answer
+        seconds += left * (_message(answer, costs, "added byte") - costs["message"])
+        return self.times * seconds, self.times * sent, self.times * received
 
 
 # --------------------------------------------------------------------------------------------------------------- report
@@ -392,6 +444,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="rounds of k-means")
     parser.add_argument("--checkpoints", type=int, default=13, help="T + 1")
     parser.add_argument("--proxy-rows", type=float, default=262_000, help="that the proxy is trained on")
+    parser.add_argument(
+        "--manifest", type=int, metavar="PARTS", help="measure what a part takes of the driver's memory"
+    )
     parser.add_argument("--measured", type=Path, help="JSON that replaces parts of MEASURED")
     parser.add_argument(
         "--check", type=Path, metavar="LOG", help="of bench_out_of_core, of which the last line is read"
@@ -400,6 +455,10 @@ def main() -> None:
     measured = merged(MEASURED, json.loads(args.measured.read_text()) if args.measured else {})
     if args.check:
         return check(json.loads(args.check.read_text().splitlines()[-1]), measured)
+    if args.manifest:
+        return frame.finish(
+            "simulate_nodes_manifest", parts=args.manifest, bytes_of_a_part=manifest_bytes(args.manifest)
+        )
     results = [tables(args, count, measured) for count in args.nodes]
     frame.finish("simulate_nodes", **{**vars(args), "measured": measured}, results=results)
 
@@ -463,6 +522,36 @@ def out_of_core(size: int, measured: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def manifest_bytes(count: int) -> dict[str, float]:
+    """Of the driver's memory for a part with 14 sources: while its manifest is held, more at the most while one is written, and while a
+    stage keeps what tasks need of it."""
+    files = [
+        {"data": FileEntry(f"data/{number:06d}-0123abcd.parquet", 10**6 + number, f"{number:064x}")}
+        for number in range(count)
+    ]
+    stats = [
+        {"sources": {f"source {source}": 1000 + number + source for source in range(14)}}
+        for number in range(count)
+    ]
+    parts = [
+        Part(number, 16_384, files[number], f"node-{number % 256}/10.0.0.1", "0123456789ab", stats[number])
+        for number in range(count)
+    ]
+    written = Manifest(1, "examples", "", {}, {}, parts, [], {}, 0.0, "", "", {}, {}).to_bytes()
+    del files, stats, parts
+    tracemalloc.start()
+    manifest = Manifest.from_bytes(written, "a manifest")
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    manifest.to_bytes()
+    writing = tracemalloc.get_traced_memory()[1] - held
+    before = tracemalloc.get_traced_memory()[0]
+    descriptors = [part_dict(part) for part in manifest.parts]
+    of_descriptors = tracemalloc.get_traced_memory()[0] - before
+    assert len(descriptors) == count
+    return {"held": held / count, "written": writing / count, "descriptor": of_descriptors / count}
+
+
 def tables(args: argparse.Namespace, count: int, measured: dict[str, Any]) -> dict[str, Any]:
     """Print what so many nodes take, and what it would be without what was made for many nodes."""
     nodes = Nodes(
@@ -497,24 +586,40 @@ def tables(args: argparse.Namespace, count: int, measured: dict[str, Any]) -> di
         for name, s in stages.items()
     ]
     frame.show(f"{args.rows:,} examples on {count} nodes of {args.cores} cores", columns, rows)
-    flat = simulate(Job(**(vars(plain) | {"fan_in": NO_TREE})), nodes, measured)["clusters"]
+    flat = simulate(Job(**(vars(plain) | {"fan_in": NO_TREE})), nodes, measured)
     by_part = simulate(Job(**(vars(plain) | {"write_calls": "part"})), nodes, measured)["clusters"]
     bigger = simulate(Job(**(vars(plain) | {"rows_per_part": 131_072})), nodes, measured)
     apart = simulate(Job(**(vars(plain) | {"most_tasks": NO_TREE})), nodes, measured)
+    small = {"rows_per_chunk": ROWS_PER_TASK}
+    subsets = {
+        "subset as it is": stages["subset"],
+        "subset without merging": flat["subset"],
+        "subset, chunks of 131,072 rows": simulate(Job(**(vars(plain) | small)), nodes, measured)["subset"],
+        "subset, both (as it was)": simulate(
+            Job(**(vars(plain) | small | {"fan_in": NO_TREE})), nodes, measured
+        )["subset"],
+    }
     whole = sum(stage.seconds for stage in stages.values())
     choices: list[list[Any]] = [
         ["examples as it is", stages["examples"].seconds, stages["examples"].limit],
         ["examples, parts of 131,072 rows", bigger["examples"].seconds, bigger["examples"].limit],
         ["examples with a task for every part", apart["examples"].seconds, apart["examples"].limit],
         ["clusters as it is", stages["clusters"].seconds, stages["clusters"].limit],
-        ["clusters without a tree", flat.seconds, flat.limit],
+        ["clusters without a tree", flat["clusters"].seconds, flat["clusters"].limit],
         ["clusters with a call for every part written", by_part.seconds, by_part.limit],
-        ["subset as it is", stages["subset"].seconds, stages["subset"].limit],
+        *([name, stage.seconds, stage.limit] for name, stage in subsets.items()),
         ["all stages", whole, max(stages, key=lambda name: stages[name].seconds)],
     ]
     frame.show(f"with and without, {count} nodes", ("what", "seconds", "limit"), choices)
-    keys = 20 * args.rows / count
-    print(f"keys of subset in a node's object store: {keys / 1e9:.2f} GB of {0.3 * args.memory / 1e9:.0f} GB")
+    frame.show(
+        "the driver of subset",
+        ("what", "alone s", "to driver GB", "sent GB"),
+        [[name, s.driver, s.received / 1e9, s.sent / 1e9] for name, s in subsets.items()],
+    )
+    keys = [bytes_ * args.rows / count / 1e9 for bytes_ in (9, 17)]
+    print(
+        f"keys of subset in a node's object store: {keys[0]:.2f} GB, with a score {keys[1]:.2f} GB, of {0.3 * args.memory / 1e9:.0f} GB"
+    )
     return {
         "nodes": count,
         "stages": {name: vars(stage) for name, stage in stages.items()},

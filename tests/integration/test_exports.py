@@ -17,6 +17,7 @@ from s2l_ray.config import Config
 from s2l_ray.core.encoding import byte_tokenizer
 from s2l_ray.core.store import Artifact, Manifest, Store
 from s2l_ray.core.tables import MESSAGES
+from s2l_ray.errors import UserError
 from s2l_ray.stages import subset
 from s2l_ray.stages.work import Work
 from tests import synthetic
@@ -162,9 +163,12 @@ def test_the_same_bytes_for_any_cut_into_tasks(
     storage: str, medoid: Manifest, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subset, "ROWS_PER_TASK", 1)
+    monkeypatch.setattr(subset, "FAN_IN", 2)  # what the six tasks answer is merged in three levels
     again = choose(storage, "again", rule="medoid")
     assert [part.files for part in again.parts] == [part.files for part in medoid.parts]
     assert again.info == medoid.info
+    with pytest.raises(UserError, match=r"choosing the subset: the score .* is NaN"):
+        choose(storage, "nan", rule={"group": "cluster", "score": "log(distance - 1000)"})
 
 
 def test_facility_location_covers_the_trajectories_better_than_chance(storage: str) -> None:

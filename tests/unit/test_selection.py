@@ -16,6 +16,7 @@ from s2l_ray.core.selection import (
     Points,
     draw,
     groups_of,
+    merged,
     needs,
     ordered_bits,
     quotas,
@@ -125,15 +126,20 @@ def test_bug_12_a_source_with_more_rows_than_its_share_and_fewer_than_clusters()
 # -------------------------------------------------------------------------------------------------------------------- draw
 
 
-def asking(chunks: list[Keys]) -> Callable[[str, tuple[Any, ...]], Iterable[Any]]:
-    """The engine's way to the chunks, which answer in another order every time."""
+def asking(chunks: list[Keys], fan_in: int = 1) -> Callable[[str, tuple[Any, ...]], Iterable[Any]]:
+    """The engine's way to the chunks, which answer in another order every time; `fan_in` answers are merged, and what comes of it again."""
     turn = 0
 
     def ask(method: str, args: tuple[Any, ...]) -> Iterable[Any]:
         nonlocal turn
         turn += 1
         shift = turn % len(chunks)
-        return [getattr(keys, method)(*args) for keys in chunks[shift:] + chunks[:shift]]
+        answers = [getattr(keys, method)(*args) for keys in chunks[shift:] + chunks[:shift]]
+        while fan_in > 1 and len(answers) > fan_in:
+            answers = [
+                merged(method, answers[first : first + fan_in]) for first in range(0, len(answers), fan_in)
+            ]
+        return answers
 
     return ask
 
@@ -155,11 +161,16 @@ def full_sort(points: Points, taken: np.ndarray, take: str) -> np.ndarray:
 
 
 def draw_subset(
-    points: Points, taken: np.ndarray, take: Literal["smallest", "middle"], cuts: list[int], **limits: int
+    points: Points,
+    taken: np.ndarray,
+    take: Literal["smallest", "middle"],
+    cuts: list[int],
+    fan_in: int = 1,
+    **limits: int,
 ) -> Draw:
     chunks = cut_up(points, len(taken), cuts)
-    sizes = np.sum([keys.sizes() for keys in chunks], axis=0)
-    drawn = draw(asking(chunks), sizes, taken, take, **limits)
+    sizes = merged("sizes", [keys.sizes() for keys in chunks])
+    drawn = draw(asking(chunks, fan_in), sizes, taken, take, **limits)
     assert sum(int(keys.count(drawn, 1).sum()) for keys in chunks) == taken.sum()
     return drawn
 
@@ -170,7 +181,7 @@ scores_ = st.sampled_from(EXTREME) | st.floats(allow_nan=False) | st.integers(0,
 
 @given(st.data())
 @settings(max_examples=200)
-def test_the_engine_equals_a_full_sort_for_any_cut_into_chunks(data: st.DataObject) -> None:
+def test_the_engine_equals_a_full_sort_for_any_cut_into_chunks_and_any_merging(data: st.DataObject) -> None:
     num_groups = data.draw(st.integers(1, 5))
     groups = np.array(data.draw(st.lists(st.integers(-1, num_groups - 1), max_size=60)), dtype=np.int64)
     many = {"min_size": len(groups), "max_size": len(groups)}
@@ -187,7 +198,7 @@ def test_the_engine_equals_a_full_sort_for_any_cut_into_chunks(data: st.DataObje
     cuts = data.draw(st.lists(st.integers(0, len(groups)), max_size=4))
     take = data.draw(st.sampled_from(["smallest", "middle"]))
     limits = {"sample": data.draw(st.integers(0, 9)), "gathered": data.draw(st.integers(0, 9))}
-    found = draw_subset(points, taken, take, cuts, **limits)
+    found = draw_subset(points, taken, take, cuts, data.draw(st.integers(1, 3)), **limits)
     np.testing.assert_array_equal(found.chosen(points), full_sort(points, taken, take))
 
 
@@ -224,6 +235,27 @@ def test_a_realistic_draw_is_exact_and_exchanges_few_keys(
     np.testing.assert_array_equal(found.chosen(points), full_sort(points, taken, take))
     assert len(exchanged) <= 5  # sample, count, perhaps once more, and the keys at the ends
     assert max(exchanged) < 4 * 9000  # a sample of 4096 is about that many; counts come from all four chunks
+
+
+def test_keys_of_a_rule_without_a_score_keep_none() -> None:
+    points, _ = realistic("hash")
+    scored, _ = realistic("in order")
+    parts = np.zeros(len(points.groups), np.uint8)
+    keys, full = Keys.of(points, parts, 50), Keys.of(scored, parts, 50)
+    rows = len(keys.hashes)
+    assert len(full.scores) == rows
+    assert len(keys.scores) == 1
+    in_bytes = sum(column.nbytes for column in (keys.scores, keys.hashes, keys.parts))
+    assert in_bytes == 8 + 9 * rows
+    # and they answer as those do that keep the same score for every row
+    kept = Keys(keys.starts, np.full(rows, keys.scores[0]), keys.hashes, keys.parts)
+    low, high = Points.same(np.arange(50), np.uint64(0)), Points.same(np.arange(50), np.uint64(2**64 - 1))
+    some = kept.between(low, high, share=0.01)
+    for own, all_ in zip(keys.between(low, high, share=0.01), some, strict=True):
+        np.testing.assert_array_equal(own, all_)
+    np.testing.assert_array_equal(keys.ranks(some.sorted()), kept.ranks(some.sorted()))
+    assert (keys.ranks(some) >= 0).all()
+    assert keys.ranks(some).any()
 
 
 def test_many_groups_are_found_all_at_once() -> None:
