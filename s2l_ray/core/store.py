@@ -116,7 +116,8 @@ class Manifest:
         return sum(part.run == run for part in self.parts)
 
     def to_bytes(self) -> bytes:
-        return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False).encode()
+        # without indent: four times as fast, and some artifacts have tens of thousands of parts
+        return json.dumps(vars(self), default=vars, sort_keys=True, allow_nan=False).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, what: str) -> "Manifest":
