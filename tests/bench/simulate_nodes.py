@@ -79,14 +79,14 @@ MEASURED: dict[str, Any] = {
         "task through Ray Data": 0.0072, "part of a task": 0.0004, "task": 0.00053,
         # bench_rules --rules s2l --rows-per-task 16384: its argument lies in the object store
         "question": 0.0010,
-        "manifest of a part": 81e-6, "read manifest of a part": 18e-6, "base bytes": 266e6,
+        "manifest of a part": 25e-6, "read manifest of a part": 18e-6, "base bytes": 266e6,
         # waiting one by one for calls that were all sent at once: seconds x calls^2
         "wait": 1.1e-7,
     },
     # bench_rules --rules random, 4 million rows less 1 million: seconds of a core for a row, in the part of `subset` before rows are written
     "find of a row": 0.6e-6,
-    # --manifest 20000: bytes of the driver
-    "bytes of a part": {"held": 1_860, "written": 6_330, "descriptor": 440},
+    # --manifest 61036: bytes of the driver
+    "bytes of a part": {"held": 1_860, "written": 1_190, "descriptor": 440},
     "start": {"examples": 5.0, "proxy": 20.0, "trajectories": 20.0},
 }  # fmt: skip
 
