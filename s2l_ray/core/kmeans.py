@@ -29,7 +29,6 @@ from s2l_ray.errors import UserError
 START_ROWS = 65_536
 _PIECE = 44  # bits; see _sum_of_squares
 _SUBNORMAL = 149  # every float32 is a whole number of 2^-149
-_CALM = 0.05  # share of rows with another label up to which leads are begun
 _LEADING = 16  # bits of a hash by which rows are counted
 Shards = Callable[[str, tuple[Any, ...]], Iterable[Any]]
 
@@ -192,17 +191,24 @@ class Totals:
         shape = rows.shape[1], min(len(rows), BLOCK)
         scaled, fixed = np.empty(shape), np.empty(shape, np.int64)
         for start in range(0, len(rows), BLOCK):
-            own = labels[start : start + BLOCK]
-            order = np.argsort(own, kind="stable")  # by radix where labels have 16 bits
-            own, some = own[order], rows[start : start + BLOCK].take(order, axis=0)
+            own, some = labels[start : start + BLOCK], rows[start : start + BLOCK]
+            first = _runs(own)
+            if np.bincount(own[first]).max() > 1:  # some cluster has members in two places
+                order = np.argsort(own, kind="stable")  # by radix where labels have 16 bits
+                own, some = own[order], some.take(order, axis=0)
+                first = _runs(own)
             wide, values = scaled[:, : len(own)], fixed[:, : len(own)]
             np.multiply(some.T, math.ldexp(1.0, self.exponent), out=wide, dtype=np.float64)
             np.copyto(values, np.rint(wide, out=wide), casting="unsafe")
-            first = np.flatnonzero(np.concatenate([[True], own[1:] != own[:-1]]))
             clusters = own[first]
             self.sums[clusters] = change(self.sums[clusters], np.add.reduceat(values, first, axis=1).T)
             self.counts[clusters] = change(self.counts[clusters], np.diff(first, append=len(own)))
             yield values
+
+
+def _runs(labels: np.ndarray) -> np.ndarray:
+    """Where runs of equal labels [n > 0] begin."""
+    return np.flatnonzero(np.concatenate([[True], labels[1:] != labels[:-1]]))
 
 
 def _sum_of_squares(values: np.ndarray) -> int:
@@ -251,7 +257,6 @@ class _Part:
         self.places: np.ndarray | None = None
         self.balls: Balls | None = None
         self.leads: Leads | None = None
-        self.calm = False  # whether few rows had another label in the last round
 
     @property
     def ids(self) -> np.ndarray:
@@ -267,14 +272,11 @@ class _Part:
 
     def leads_for(self, num_clusters: int, known: bool) -> Leads | None:
         """The leads of the last labels, where they help; `known` says whether all ways since they were found are."""
-        if not known:
+        if not known or self.balls is None or num_clusters > FEW:
             self.leads = None
-        if self.leads is None and self.calm and self.balls is not None and num_clusters <= FEW:
+        elif self.leads is None:
             self.leads = Leads(len(self.rows))
-        if self.leads is None or self.leads.useful:
-            return self.leads
-        self.leads.values = self.leads.values[:0].copy()  # gives the memory back, and is not tried again
-        return None
+        return self.leads
 
     def as_given(self, values: np.ndarray) -> np.ndarray:
         """Values of the rows [n], in the order in which the rows were given."""
@@ -361,7 +363,6 @@ class Shard:
         for number, (part, own) in enumerate(zip(self._parts, labels, strict=True)):
             leads = part.leads_for(len(centroids), known is not None)
             moved, old = search.renew(part.rows, own, part.balls, leads)
-            part.calm = before is not None and len(moved) <= _CALM * len(own)
             moves += len(moved) if before else 0
             if kept is not None:
                 totals.move(part.rows.take(moved, axis=0), old, own.take(moved))

@@ -20,7 +20,9 @@ LANES = 16  # centroids that a kernel of FAISS takes at a time, or a multiple of
 _SMALL, _LARGE = 2.0**-40, 2.0**40  # where rows and centroids are shown to FAISS as they are
 _TINY = 1e-18  # more than the root of what float32 loses below its range in squares
 FEW = 128  # centroids up to which Leads cost less than what they save
-_USEFUL = 0.6  # share of rows that leads must not leave open
+_TILE = (
+    512  # rows of a product in a proof: OpenBLAS takes twice as long a row for larger ones (K = 100, T = 12)
+)
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,10 @@ class Leads:
 
     def __init__(self, num_rows: int) -> None:
         self.values = np.full(num_rows, np.inf, np.float32)
-        self.useful, self._rounds = True, 0
 
     def open(self, labels: np.ndarray, limits: np.ndarray) -> np.ndarray:
-        """Places of rows that may have another centroid now, by the limits float32 [K] of values; notes if too many are."""
-        places = np.flatnonzero(self.values >= limits.take(labels))
-        self.useful = not self._rounds or len(places) <= _USEFUL * len(labels)
-        self._rounds += 1
-        return places
+        """Places of rows that may have another centroid now, by the limits float32 [K] of values."""
+        return np.flatnonzero(self.values >= limits.take(labels))
 
 
 class Nearest:
@@ -232,8 +230,8 @@ class _Proof:
         error = 1.01 * search._error * (largest + sizes) ** 2 + _TINY**2
         self._centre, self._gap = search._centre, (2 * error).astype(np.float32)
         self._factors = np.concatenate([-2 * offsets, (sizes**2 - error)[:, None]], axis=1).astype(np.float32)
-        self._rows = np.ones((offsets.shape[1] + 1, PRODUCT), np.float32)
-        self._found = np.empty(len(offsets) * PRODUCT, np.float32)
+        self._rows = np.ones((offsets.shape[1] + 1, BLOCK), np.float32)
+        self._two, self._found = np.empty((2, BLOCK), np.float32), np.empty(len(offsets) * _TILE, np.float32)
         self._ways = search._ways.astype(np.float32)
         self._limits = _limits(apart, sizes, largest, search._error, search._ways)
 
@@ -241,26 +239,34 @@ class _Proof:
         """Places of rows [n, T] that are not proved to keep their label [n]; new leads of the others that were open."""
         places = leads.open(labels, self._limits)
         doubtful = [np.empty(0, np.int64)]
-        for start in range(0, len(places), PRODUCT):
-            mine = places[start : start + PRODUCT]
+        for start in range(0, len(places), BLOCK):
+            mine = places[start : start + BLOCK]
             values = self._of(_taken(rows, mine), labels.take(mine))
             leads.values[mine] = values
             doubtful.append(mine[np.isinf(values)])
         return np.concatenate(doubtful)
 
     def _of(self, rows: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """Values of leads of rows [n <= PRODUCT, T] with labels `own`; infinite where the centroid may be another."""
-        moved, found = self._rows[:, : len(rows)], self._found[: len(self._gap) * len(rows)]
+        """Values of leads of rows [n <= BLOCK, T] with labels `own`; infinite where the centroid may be another."""
+        moved, (had, rest) = self._rows[:, : len(rows)], self._two[:, : len(rows)]
         np.subtract(rows.T, self._centre[:, None], out=moved[:-1])
-        lines = found.reshape(-1, len(rows))
-        np.matmul(self._factors, moved, out=lines)
-        at = own.astype(np.int64) * len(rows) + np.arange(len(rows))
-        had = found.take(at) + self._gap.take(own)
-        found[at] = np.inf
-        rest = lines.min(axis=0)
+        for start in range(0, len(rows), _TILE):
+            tile = slice(start, start + _TILE)
+            had[tile], rest[tile] = self._own_and_least(moved[:, tile], own[tile])
         sizes = np.einsum("tn,tn->n", moved[:-1], moved[:-1])
         first, second = (np.sqrt(np.maximum(some + sizes, 0)) for some in (had, rest))
-        return np.where(had < rest, first - second - self._ways.take(own), np.float32(np.inf))
+        sure = had + self._gap.take(own) < rest
+        return np.where(sure, first - second - self._ways.take(own), np.float32(np.inf))
+
+    def _own_and_least(self, moved: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """|x-c|^2 less |x|^2 for the own centroid of each row, and the least for any other; from columns of `_rows`."""
+        found = self._found[: len(self._gap) * len(own)]
+        lines = found.reshape(-1, len(own))
+        np.matmul(self._factors, moved, out=lines)
+        at = own.astype(np.int64) * len(own) + np.arange(len(own))
+        had = found.take(at)
+        found[at] = np.inf
+        return had, lines.min(axis=0)
 
 
 def _limits(
