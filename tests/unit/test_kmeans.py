@@ -574,6 +574,25 @@ def test_leads_leave_out_only_rows_that_faiss_would_leave_where_they_are(rows: n
         ways = kmeans._ways(ways, before, centroids)
 
 
+@pytest.mark.parametrize("rows", [PLAIN, HALF, HEAVY, GRID, PLAIN + 1000, PLAIN * np.float32(1e-10)])
+@pytest.mark.parametrize("k", [1, 2, 3, 100])
+def test_what_is_not_near_a_ball_is_farther_from_its_rows_than_two_others(rows: np.ndarray, k: int) -> None:
+    draw = np.random.default_rng(k)
+    offsets = rows[draw.permutation(len(rows))[:k]].astype(np.float64)
+    offsets[: k // 8] = offsets[k // 8 : 2 * (k // 8)]  # equal ones
+    error = np.full(k, 1e-12 * float(np.abs(rows).max()) ** 2)
+    for size in (1, 5, 30, 300) * 10:
+        first = draw.integers(0, len(rows) - size + 1)
+        some = rows[np.argsort(rows[:, 0])][first : first + size]
+        ball = Balls.around(some)
+        (near,) = nearest._two_nearest(ball.centres, ball.radii, offsets, error)
+        distances = np.linalg.norm(some[:, None].astype(np.float64) - offsets, axis=2)
+        second = np.sort(distances, axis=1)[:, :2].max(axis=1)
+        assert near.sum() >= min(k, 2)
+        assert (distances[:, ~near] > second[:, None]).all()
+        assert size > 1 or k < 100 or rows is not PLAIN or near.mean() < 0.5
+
+
 def test_leads_leave_out_most_rows_where_clusters_lie_apart() -> None:
     draw = np.random.default_rng(0)
     centroids = (np.eye(20, 6, dtype=np.float32) * 4 + np.arange(20)[:, None]).astype(np.float32)
