@@ -29,6 +29,7 @@ from s2l_ray.errors import UserError
 START_ROWS = 65_536
 _PIECE = 44  # bits; see _sum_of_squares
 _SUBNORMAL = 149  # every float32 is a whole number of 2^-149
+_CALM = 0.1  # share of rows with another label up to which leads are begun
 _LEADING = 16  # bits of a hash by which rows are counted
 Shards = Callable[[str, tuple[Any, ...]], Iterable[Any]]
 
@@ -257,6 +258,7 @@ class _Part:
         self.places: np.ndarray | None = None
         self.balls: Balls | None = None
         self.leads: Leads | None = None
+        self.calm = False  # whether few rows had another label in the last round
 
     @property
     def ids(self) -> np.ndarray:
@@ -274,7 +276,7 @@ class _Part:
         """The leads of the last labels, where they help; `known` says whether all ways since they were found are."""
         if not known or self.balls is None or num_clusters > FEW:
             self.leads = None
-        elif self.leads is None:
+        elif self.leads is None and self.calm:
             self.leads = Leads(len(self.rows))
         return self.leads
 
@@ -363,6 +365,7 @@ class Shard:
         for number, (part, own) in enumerate(zip(self._parts, labels, strict=True)):
             leads = part.leads_for(len(centroids), known is not None)
             moved, old = search.renew(part.rows, own, part.balls, leads)
+            part.calm = before is not None and len(moved) <= _CALM * len(own)
             moves += len(moved) if before else 0
             if kept is not None:
                 totals.move(part.rows.take(moved, axis=0), old, own.take(moved))
