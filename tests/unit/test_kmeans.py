@@ -14,21 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from s2l_ray.core import kmeans, nearest
-from s2l_ray.core.kmeans import (
-    BLOCK,
-    Balls,
-    FitResult,
-    FitState,
-    Leads,
-    Nearest,
-    Partial,
-    Shard,
-    Shards,
-    Totals,
-    fit,
-    fixed_point_exponent,
-)
+from s2l_ray.core import fixed_point, kmeans, nearest
+from s2l_ray.core.fixed_point import Partial, Totals, fixed_point_exponent
+from s2l_ray.core.kmeans import FitResult, FitState, Shard, Shards, fit
+from s2l_ray.core.nearest import BLOCK, Balls, Leads, Nearest
 from s2l_ray.errors import UserError
 
 Part = tuple[np.ndarray, np.ndarray]
@@ -509,7 +498,7 @@ def test_squares_of_any_int64_below_2_to_the_62_add_up_exactly(largest: int) -> 
     draw = np.random.default_rng(largest % 97)
     values = draw.integers(-largest, largest, (3, BLOCK), endpoint=True)
     for some in (values, np.full_like(values, largest), np.full_like(values, -largest), values[:, :1]):
-        assert kmeans._sum_of_squares(some) == sum(value**2 for value in some.reshape(-1).tolist())
+        assert fixed_point._sum_of_squares(some) == sum(value**2 for value in some.reshape(-1).tolist())
 
 
 @pytest.mark.parametrize("ids", [[], [7], [-(2**63), 2**63 - 1, 0], [5, 2**40 + 5, 9], [300, 1, 2]])
