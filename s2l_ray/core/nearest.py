@@ -235,10 +235,9 @@ class _Proof:
         self._ways = search._ways.astype(np.float32)
         self._limits = _limits(apart, sizes, largest, search._error, search._ways)
         self._near = _two_nearest(balls.centres - search._centre, balls.radii, offsets, error)
-        ends = self._near.sum(axis=1)[:, None]
-        self._lines = np.where(
-            self._near, np.cumsum(self._near, axis=1) - 1, ends
-        )  # the last is of those not near
+        # by ball, the line of each centroid in `_compare`; those that are not near share a last one, of infinity
+        last = self._near.sum(axis=1)[:, None]
+        self._lines = np.where(self._near, np.cumsum(self._near, axis=1) - 1, last)
 
     def doubtful(self, rows: np.ndarray, labels: np.ndarray, leads: Leads) -> np.ndarray:
         """Places of rows [n, T] that are not proved to keep their label [n]; new leads of the others that were open."""
