@@ -11,25 +11,22 @@ Shapes: N rows (examples that could be scored), T columns (steps, or features ma
 """
 
 import functools
-import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from s2l_ray.core.allocation import give_back_freed_memory
+from s2l_ray.core.fixed_point import Partial, Totals, fixed_point_exponent
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.nearest import BLOCK, FEW, Balls, Leads, Nearest
+from s2l_ray.core.nearest import FEW, Balls, Leads, Nearest
 from s2l_ray.errors import UserError
 
 START_ROWS = 65_536
-_PIECE = 44  # bits; see _sum_of_squares
-_SUBNORMAL = 149  # every float32 is a whole number of 2^-149
-_CALM = 0.05  # share of rows with another label up to which leads are begun
+_CALM = 0.1  # share of rows with another label up to which leads are begun
 _LEADING = 16  # bits of a hash by which rows are counted
 Shards = Callable[[str, tuple[Any, ...]], Iterable[Any]]
 
@@ -99,57 +96,6 @@ class Ranked:
         return Ranked(self.keys[index], self.ids[index], self.rows[index])
 
 
-@dataclass(frozen=True)
-class Partial:
-    """One round's sums over some rows; addable, and exact, so that the order of adding does not matter.
-
-    sums int64 [K, T] in units of 2^-exponent, counts int64 [K], squares (sum of all squared values in units of
-    2^-2exponent), and moves, the rows whose cluster is not the one they had under the previous centroids (all rows
-    in the first round).
-    """
-
-    sums: np.ndarray
-    counts: np.ndarray
-    squares: int
-    moves: int
-
-    def __add__(self, other: "Partial") -> "Partial":
-        return Partial(
-            self.sums + other.sums,
-            self.counts + other.counts,
-            self.squares + other.squares,
-            self.moves + other.moves,
-        )
-
-    def objective(self, centroids: np.ndarray, exponent: int) -> float:
-        """Sum of squared distances of the rows, as fixed point has them, to their centroids float32 [K, T].
-
-        |x - c|^2 summed is sum |x|^2 - 2 c sum x + n |c|^2. In whole numbers nothing cancels; one rounding at the end.
-        """
-        whole = np.frompyfunc(lambda value: int(math.ldexp(value, _SUBNORMAL)), 1, 1)(centroids.astype(float))
-        counts = self.counts.astype(object)[:, None]
-        linear, square = (whole * self.sums.astype(object)).sum(), (counts * whole * whole).sum()
-        two = Fraction(2)
-        return float(
-            self.squares * two ** (-2 * exponent)
-            - linear * two ** (1 - exponent - _SUBNORMAL)
-            + square * two ** (-2 * _SUBNORMAL)
-        )
-
-
-def fixed_point_exponent(num_rows: int, max_abs: float) -> int:
-    """The largest e with num_rows * max_abs * 2^e < 2^62, so that sums in units of 2^-e fit int64.
-
-    Differences below max_abs * num_rows * 2^-62 are lost (4e-9 for a loss of 20 and 10^9 rows). (design
-    section 3)
-    """
-    if max_abs == 0:
-        return 0
-    mantissa, exponent = math.frexp(max_abs)
-    exact = num_rows * int(math.ldexp(mantissa, 53))  # num_rows * max_abs = exact * 2^(exponent - 53)
-    return 62 - exact.bit_length() - (exponent - 53)
-
-
 def squared_distances(rows: np.ndarray, centroids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Squared Euclidean distance of each row to the centroid of its label: float64 [n], summed in step order.
 
@@ -159,70 +105,6 @@ def squared_distances(rows: np.ndarray, centroids: np.ndarray, labels: np.ndarra
     for column, values in zip(rows.T, centroids.T.astype(np.float64), strict=True):
         difference = column - values[labels]
         total += np.multiply(difference, difference, out=difference)
-    return total
-
-
-class Totals:
-    """Members of K clusters added up: sums int64 [K, T] in units of 2^-exponent, counts int64 [K], and squares, see Partial.
-
-    Each value is rounded to fixed point, half to even, so what was added can be taken away without a trace.
-    """
-
-    def __init__(self, shape: tuple[int, int], exponent: int) -> None:
-        self.exponent, self.squares = exponent, 0
-        self.sums = np.zeros(shape, dtype=np.int64)
-        self.counts = np.zeros(shape[0], dtype=np.int64)
-
-    def add(self, rows: np.ndarray, labels: np.ndarray) -> None:
-        """Rows float32 [n, T] that were in no cluster, to those of labels int [n]."""
-        for values in self._changed(np.add, rows, labels):
-            self.squares += _sum_of_squares(values)
-
-    def move(self, rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
-        """Rows float32 [n, T], from clusters int [n] to others."""
-        for change, labels in ((np.subtract, before), (np.add, after)):
-            for _ in self._changed(change, rows, labels):
-                pass
-
-    def _changed(self, change: np.ufunc, rows: np.ndarray, labels: np.ndarray) -> Iterator[np.ndarray]:
-        """Add or subtract block by block, and give the values of each in fixed point: int64 [T, block], in order of clusters.
-
-        Step by step, members of a cluster are neighbours in memory, and numpy adds them up without an index.
-        """
-        shape = rows.shape[1], min(len(rows), BLOCK)
-        scaled, fixed = np.empty(shape), np.empty(shape, np.int64)
-        for start in range(0, len(rows), BLOCK):
-            own = labels[start : start + BLOCK]
-            order = np.argsort(own, kind="stable")  # by radix where labels have 16 bits
-            own, some = own[order], rows[start : start + BLOCK].take(order, axis=0)
-            wide, values = scaled[:, : len(own)], fixed[:, : len(own)]
-            np.multiply(some.T, math.ldexp(1.0, self.exponent), out=wide, dtype=np.float64)
-            np.copyto(values, np.rint(wide, out=wide), casting="unsafe")
-            first = np.flatnonzero(np.concatenate([[True], own[1:] != own[:-1]]))
-            clusters = own[first]
-            self.sums[clusters] = change(self.sums[clusters], np.add.reduceat(values, first, axis=1).T)
-            self.counts[clusters] = change(self.counts[clusters], np.diff(first, append=len(own)))
-            yield values
-
-
-def _sum_of_squares(values: np.ndarray) -> int:
-    """Exact, of int64 [T, n <= BLOCK] with |values| < 2^62.
-
-    Sums of products of two pieces of 44 bits or fewer are made twice: in int64, which keeps them modulo 2^64, and in float64,
-    which is wrong by less than n 2^-53 of at most n 2^88, so by less than 2^61. Together they tell the sum.
-    """
-    length = max(int(values.max()), -int(values.min())).bit_length()
-    *lower, top = range(0, max(length, 1), _PIECE)
-    whole = [values >> shift & ((1 << _PIECE) - 1) for shift in lower] + [values >> top if top else values]
-    pieces = [
-        (shift, piece, piece.astype(np.float64)) for shift, piece in zip([*lower, top], whole, strict=True)
-    ]
-    total = 0
-    for (i, a, wide_a), (j, b, wide_b) in itertools.combinations_with_replacement(pieces, 2):
-        modulo, about = np.einsum("tn,tn->t", a, b), np.einsum("tn,tn->t", wide_a, wide_b)
-        for low, near in zip(modulo.tolist(), map(int, about.tolist()), strict=True):
-            exact = near + (low - near + (1 << 63)) % (1 << 64) - (1 << 63)
-            total += exact * (1 if i == j else 2) << (i + j)
     return total
 
 
@@ -267,14 +149,11 @@ class _Part:
 
     def leads_for(self, num_clusters: int, known: bool) -> Leads | None:
         """The leads of the last labels, where they help; `known` says whether all ways since they were found are."""
-        if not known:
+        if not known or self.balls is None or num_clusters > FEW:
             self.leads = None
-        if self.leads is None and self.calm and self.balls is not None and num_clusters <= FEW:
+        elif self.leads is None and self.calm:
             self.leads = Leads(len(self.rows))
-        if self.leads is None or self.leads.useful:
-            return self.leads
-        self.leads.values = self.leads.values[:0].copy()  # gives the memory back, and is not tried again
-        return None
+        return self.leads
 
     def as_given(self, values: np.ndarray) -> np.ndarray:
         """Values of the rows [n], in the order in which the rows were given."""

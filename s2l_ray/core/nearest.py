@@ -20,7 +20,7 @@ LANES = 16  # centroids that a kernel of FAISS takes at a time, or a multiple of
 _SMALL, _LARGE = 2.0**-40, 2.0**40  # where rows and centroids are shown to FAISS as they are
 _TINY = 1e-18  # more than the root of what float32 loses below its range in squares
 FEW = 128  # centroids up to which Leads cost less than what they save
-_USEFUL = 0.6  # share of rows that leads must not leave open
+_SMALL_PRODUCT = 10**6  # multiplications; for matrix products of more, OpenBLAS takes twice as long for each
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,10 @@ class Leads:
 
     def __init__(self, num_rows: int) -> None:
         self.values = np.full(num_rows, np.inf, np.float32)
-        self.useful, self._rounds = True, 0
 
     def open(self, labels: np.ndarray, limits: np.ndarray) -> np.ndarray:
-        """Places of rows that may have another centroid now, by the limits float32 [K] of values; notes if too many are."""
-        places = np.flatnonzero(self.values >= limits.take(labels))
-        self.useful = not self._rounds or len(places) <= _USEFUL * len(labels)
-        self._rounds += 1
-        return places
+        """Places of rows that may have another centroid now, by the limits float32 [K] of values."""
+        return np.flatnonzero(self.values >= limits.take(labels))
 
 
 class Nearest:
@@ -221,7 +217,8 @@ class _Proof:
     """Tells, by matrix products of its own, of which rows FAISS is sure to find the centroid that they had, and their leads.
 
     |x-c|^2 less |x|^2 is -2cx + |c|^2. If that is less for one centroid than for all others, by more than FAISS and this product
-    together may be wrong, there is nothing left to find out.
+    together may be wrong, there is nothing left to find out. In every ball, only those are looked at that can be among its rows' two
+    nearest: a row with another one has to move.
     """
 
     def __init__(self, search: Nearest, balls: Balls) -> None:
@@ -232,35 +229,71 @@ class _Proof:
         error = 1.01 * search._error * (largest + sizes) ** 2 + _TINY**2
         self._centre, self._gap = search._centre, (2 * error).astype(np.float32)
         self._factors = np.concatenate([-2 * offsets, (sizes**2 - error)[:, None]], axis=1).astype(np.float32)
-        self._rows = np.ones((offsets.shape[1] + 1, PRODUCT), np.float32)
-        self._found = np.empty(len(offsets) * PRODUCT, np.float32)
+        self._rows = np.ones((offsets.shape[1] + 1, BLOCK), np.float32)
+        self._two = np.empty((2, BLOCK), np.float32)
+        self._found = np.empty((len(offsets) + 1) * STRIDE, np.float32)
         self._ways = search._ways.astype(np.float32)
         self._limits = _limits(apart, sizes, largest, search._error, search._ways)
+        self._near = _two_nearest(balls.centres - search._centre, balls.radii, offsets, error)
+        # by ball, the line of each centroid in `_compare`; those that are not near share a last one, of infinity
+        last = self._near.sum(axis=1)[:, None]
+        self._lines = np.where(self._near, np.cumsum(self._near, axis=1) - 1, last)
 
     def doubtful(self, rows: np.ndarray, labels: np.ndarray, leads: Leads) -> np.ndarray:
         """Places of rows [n, T] that are not proved to keep their label [n]; new leads of the others that were open."""
         places = leads.open(labels, self._limits)
         doubtful = [np.empty(0, np.int64)]
-        for start in range(0, len(places), PRODUCT):
-            mine = places[start : start + PRODUCT]
-            values = self._of(_taken(rows, mine), labels.take(mine))
+        for start in range(0, len(places), BLOCK):
+            mine = places[start : start + BLOCK]
+            values = self._of(_taken(rows, mine), labels.take(mine), mine // STRIDE)
             leads.values[mine] = values
             doubtful.append(mine[np.isinf(values)])
         return np.concatenate(doubtful)
 
-    def _of(self, rows: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """Values of leads of rows [n <= PRODUCT, T] with labels `own`; infinite where the centroid may be another."""
-        moved, found = self._rows[:, : len(rows)], self._found[: len(self._gap) * len(rows)]
+    def _of(self, rows: np.ndarray, own: np.ndarray, balls: np.ndarray) -> np.ndarray:
+        """Values of leads of rows [n <= BLOCK, T] with labels `own`, in these balls; infinite where the centroid may be another."""
+        moved, two = self._rows[:, : len(rows)], self._two[:, : len(rows)]
         np.subtract(rows.T, self._centre[:, None], out=moved[:-1])
-        lines = found.reshape(-1, len(rows))
-        np.matmul(self._factors, moved, out=lines)
-        at = own.astype(np.int64) * len(rows) + np.arange(len(rows))
-        had = found.take(at) + self._gap.take(own)
-        found[at] = np.inf
-        rest = lines.min(axis=0)
-        sizes = np.einsum("tn,tn->n", moved[:-1], moved[:-1])
-        first, second = (np.sqrt(np.maximum(some + sizes, 0)) for some in (had, rest))
-        return np.where(had < rest, first - second - self._ways.take(own), np.float32(np.inf))
+        numbers = np.arange(balls[0], balls[-1] + 1)
+        starts, ends = (np.searchsorted(balls, numbers, side) for side in ("left", "right"))
+        for ball, start, end in zip(numbers, starts, ends, strict=True):
+            self._compare(ball, moved[:, start:end], own[start:end], two[:, start:end])
+        sure = two[0] + self._gap.take(own) < two[1]
+        two += np.einsum("tn,tn->n", moved[:-1], moved[:-1])
+        first, second = np.sqrt(np.maximum(two, 0))
+        return np.where(sure, first - second - self._ways.take(own), np.float32(np.inf))
+
+    def _compare(self, ball: int, moved: np.ndarray, own: np.ndarray, two: np.ndarray) -> None:
+        """Put |x-c|^2 less |x|^2 for the own centroid of each row, and the least for another, in `two`; from columns of `_rows`."""
+        factors, lines = self._factors[self._near[ball]], self._lines[ball]
+        size = max(256, _SMALL_PRODUCT // factors.size)
+        for start in range(0, len(own), size):
+            some = own[start : start + size]
+            num, tile = len(some), slice(start, start + size)
+            flat = self._found[: (len(factors) + 1) * num]
+            found = flat.reshape(-1, num)
+            np.matmul(factors, moved[:, tile], out=found[:-1])
+            found[-1] = np.inf
+            at = lines.take(some) * num + np.arange(num)
+            two[0, tile] = flat.take(at)
+            flat[at] = np.inf
+            two[1, tile] = found[:-1].min(axis=0)
+
+
+def _two_nearest(
+    middles: np.ndarray, radii: np.ndarray, offsets: np.ndarray, error: np.ndarray
+) -> np.ndarray:
+    """Which centroids can be among the two nearest of a row in a ball: bool [M, K].
+
+    Two centroids are as near to the middle as the second nearest, so no farther from any row than that and the radius. One whose
+    squared distance to all rows is more, even less its error [K], is not among the two.
+    """
+    squared = (middles**2).sum(axis=1)[:, None] - 2 * middles @ offsets.T + (offsets**2).sum(axis=1)
+    away = np.sqrt(np.maximum(squared, 0))
+    second = np.sort(away, axis=1)[:, :2].max(axis=1)
+    least, most = np.maximum(away - radii[:, None], 0), second + radii
+    near: np.ndarray = least**2 - error <= most[:, None] ** 2
+    return near
 
 
 def _limits(

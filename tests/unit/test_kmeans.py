@@ -14,21 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from s2l_ray.core import kmeans, nearest
-from s2l_ray.core.kmeans import (
-    BLOCK,
-    Balls,
-    FitResult,
-    FitState,
-    Leads,
-    Nearest,
-    Partial,
-    Shard,
-    Shards,
-    Totals,
-    fit,
-    fixed_point_exponent,
-)
+from s2l_ray.core import fixed_point, kmeans, nearest
+from s2l_ray.core.fixed_point import Partial, Totals, fixed_point_exponent
+from s2l_ray.core.kmeans import FitResult, FitState, Shard, Shards, fit
+from s2l_ray.core.nearest import BLOCK, Balls, Leads, Nearest
 from s2l_ray.errors import UserError
 
 Part = tuple[np.ndarray, np.ndarray]
@@ -110,8 +99,15 @@ def test_shards_that_lose_their_memory_before_every_call_give_the_same_bits(
 def test_a_long_fit_gives_the_same_bits_with_leads_and_without(parts: list[Part]) -> None:
     options = {**OPTIONS, "max_rounds": 30}
     held = Shard(parts)
-    found = fit(local([held]), **options)
-    assert any(part.leads is not None and part.leads.useful for part in held._parts)
+    leading: list[int] = []  # rows with a lead
+
+    def count(_: FitState) -> None:
+        leads = [part.leads for part in held._parts if part.leads]
+        leading.append(sum(int(np.isfinite(own.values).sum()) for own in leads))
+
+    found = fit(local([held]), on_round=count, **options)
+    assert leading[0] == 0
+    assert leading[-1] > held.summary().num_rows / 2
     assert bits(
         fit(lambda method, args: [getattr(Shard(parts, sort=False), method)(*args)], **options)
     ) == bits(found)
@@ -502,7 +498,7 @@ def test_squares_of_any_int64_below_2_to_the_62_add_up_exactly(largest: int) -> 
     draw = np.random.default_rng(largest % 97)
     values = draw.integers(-largest, largest, (3, BLOCK), endpoint=True)
     for some in (values, np.full_like(values, largest), np.full_like(values, -largest), values[:, :1]):
-        assert kmeans._sum_of_squares(some) == sum(value**2 for value in some.reshape(-1).tolist())
+        assert fixed_point._sum_of_squares(some) == sum(value**2 for value in some.reshape(-1).tolist())
 
 
 @pytest.mark.parametrize("ids", [[], [7], [-(2**63), 2**63 - 1, 0], [5, 2**40 + 5, 9], [300, 1, 2]])
@@ -567,20 +563,40 @@ def test_leads_leave_out_only_rows_that_faiss_would_leave_where_they_are(rows: n
         ways = kmeans._ways(ways, before, centroids)
 
 
-def test_leads_leave_out_most_rows_where_clusters_lie_apart_and_give_up_where_they_do_not() -> None:
+@pytest.mark.parametrize("rows", [PLAIN, HALF, HEAVY, GRID, PLAIN + 1000, PLAIN * np.float32(1e-10)])
+@pytest.mark.parametrize("k", [1, 2, 3, 100])
+def test_what_is_not_near_a_ball_is_farther_from_its_rows_than_two_others(rows: np.ndarray, k: int) -> None:
+    draw = np.random.default_rng(k)
+    offsets = rows[draw.permutation(len(rows))[:k]].astype(np.float64)
+    offsets[: k // 8] = offsets[k // 8 : 2 * (k // 8)]  # equal ones
+    error = np.full(k, 1e-12 * float(np.abs(rows).max()) ** 2)
+    for size in (1, 5, 30, 300) * 10:
+        first = draw.integers(0, len(rows) - size + 1)
+        some = rows[np.argsort(rows[:, 0])][first : first + size]
+        ball = Balls.around(some)
+        (near,) = nearest._two_nearest(ball.centres, ball.radii, offsets, error)
+        distances = np.linalg.norm(some[:, None].astype(np.float64) - offsets, axis=2)
+        second = np.sort(distances, axis=1)[:, :2].max(axis=1)
+        assert near.sum() >= min(k, 2)
+        assert (distances[:, ~near] > second[:, None]).all()
+        assert size > 1 or k < 100 or rows is not PLAIN or near.mean() < 0.5
+
+
+def test_leads_leave_out_most_rows_where_clusters_lie_apart() -> None:
     draw = np.random.default_rng(0)
-    for noise, useful in ((0.05, True), (3.0, False)):
-        centroids = (np.eye(20, 6, dtype=np.float32) * 4 + np.arange(20)[:, None]).astype(np.float32)
-        rows = (centroids[np.arange(4000) // 200] + draw.normal(0, noise, (4000, 6))).astype(np.float32)
-        balls, leads, labels = Balls.around(rows), Leads(4000), np.zeros(4000, np.uint8)
-        Nearest(centroids).renew(rows, labels, balls)
-        ways = np.zeros(20)
-        for _ in range(3):
-            Nearest(centroids, ways).renew(rows, labels, balls, leads)
-            assert not useful or np.isfinite(leads.values).all()
-            before, centroids = centroids, centroids + np.float32(0.1)
-            ways = kmeans._ways(ways, before, centroids)
-        assert leads.useful == useful
+    centroids = (np.eye(20, 6, dtype=np.float32) * 4 + np.arange(20)[:, None]).astype(np.float32)
+    rows = (centroids[np.arange(4000) // 200] + draw.normal(0, 0.05, (4000, 6))).astype(np.float32)
+    balls, leads, labels = Balls.around(rows), Leads(4000), np.zeros(4000, np.uint8)
+    Nearest(centroids).renew(rows, labels, balls)
+    ways = np.zeros(20)
+    for number in range(3):
+        search = Nearest(centroids, ways)
+        still_open = leads.open(labels, nearest._Proof(search, balls)._limits)
+        assert len(still_open) == (0 if number else 4000)
+        search.renew(rows, labels, balls, leads)
+        assert np.isfinite(leads.values).all()
+        before, centroids = centroids, centroids + np.float32(0.1)
+        ways = kmeans._ways(ways, before, centroids)
 
 
 def test_no_lead_outlives_a_round_in_which_it_was_not_looked_at() -> None:
@@ -600,7 +616,7 @@ def test_leads_do_not_outlive_the_ways_that_they_reckon_with() -> None:
         previous = centroids
     leads = shard._parts[0].leads
     assert leads is not None
-    assert leads.useful
+    assert np.isfinite(leads.values).mean() > 0.9
     # another fixed point: totals and ways start anew
     centroids = np.ascontiguousarray(base[::-1])
     shard.step(centroids, 19, previous)
