@@ -298,9 +298,9 @@ class ShardActor:
 
     def _write(self, number: int, centroids: list[np.ndarray]) -> Part:
         part = part_from(self.parts[number])
-        table = self.context.inputs["trajectories"].read_part(part, ["example_id", "losses"])
+        table = self.context.inputs["trajectories"].read_part(part, ["example_id", "reason"])
         labels, distances = self._loaded().labels(number, centroids)
-        missing = ~table["losses"].is_valid().to_numpy()
+        missing = table["reason"].is_valid().to_numpy()  # who has no trajectory has a reason
         clusters, distance = np.zeros(len(missing), np.int32), np.zeros(len(missing), np.float32)
         clusters[~missing], distance[~missing] = labels, distances
         columns = [table["example_id"], pa.array(clusters, mask=missing), pa.array(distance, mask=missing)]

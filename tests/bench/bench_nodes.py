@@ -2,16 +2,20 @@
 
     python tests/bench/bench_nodes.py --hosts 1 2 4 8            # root: hosts are Linux namespaces, see tests/cluster/hosts.py
     python tests/bench/bench_nodes.py --hosts --shards 4 12 --fan-in 3 --listed   # messages alone, on a local Ray
-    python tests/bench/bench_nodes.py --hosts --shards --listed --plain 1 8 --rows 1000000 4000000   # the same rows without Ray
+    python tests/bench/bench_nodes.py --hosts --shards --listed --plain 1 8 --stages clusters   # the same rows without Ray
     python tests/bench/bench_nodes.py --hosts --shards --listed 1000 4000   # what a part costs the driver, on a local Ray
 
 Every host runs a Ray node of one CPU; all share a folder, and one CPU control group counts what their processes use, dead ones and
-the driver (a process of host 1) included. A stage is made of few rows, then of many, in one cluster: the difference over the rows between
-is what a row costs once workers are up, and what is left of the first is the stage's start. Actors that score come up one after the other, so
-there the time counts from when all of them have begun their first part until the first of them has ended its last one. Ray's own processes work when nobody asks them
-to: that is measured for --idle seconds, and taken off in a column of its own. Where cores share what they compute with (hyperthreads, a cache),
-a second makes less of a row when both are busy, which one host never does: with --core all hosts share a single one, and only the sum counts.
-What that costs without Ray and hosts is measured by --plain: k-means of the same rows in so many processes at once.
+the driver (a process of host 1) included. What each kind of process uses is read of them ten times a second: workers do what depends on rows,
+Ray's own processes work by the second, whether somebody asks them to or not. The latter is measured for --idle seconds, and taken off in rows of their own.
+A stage is made of few rows, then of many, in one cluster; time counts from when it says that it works on rows (workers are up), and the difference
+over the rows between is what a row costs. Actors that score come up one after the other, so there the time counts from when all of
+them have begun their first part until the first of them has ended its last one.
+
+Hosts share the machine's cores, which real ones do not, and one host alone shares nothing. Whoever gets a core back finds its caches full of
+another's data, which takes some 0.4 ms each time; so turns are longer here than by default (--slice). And where cores share what they compute
+with (hyperthreads, a cache), a second makes less of a row when both are busy: with --core all hosts share a single one, and only the sum counts.
+What is left of that is measured by --plain: what the actors of clusters do of the same rows, in so many processes at once without Ray.
 
 Messages are counted where the driver asks (arguments pickled once, answers one by one); seconds are of its processor, in turn with a fan-in
 that makes no tree. What a part costs the driver is measured for growing numbers of parts that nobody has to work on: a cost that
@@ -20,20 +24,26 @@ grows faster than they do shows.
 
 import argparse
 import contextlib
+import ctypes
+import itertools
 import json
 import logging
 import multiprocessing
 import os
 import pickle
+import platform
 import secrets
 import shutil
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +62,22 @@ from tests.cluster.hosts import GIB, Hosts  # noqa: E402
 from tests.committed import commit  # noqa: E402
 
 COUNTERS = Path("/sys/fs/cgroup/cpuacct")
-OBJECT_STORE = 100_000_000
+OBJECT_STORE = 300_000_000  # holds all keys of subset on one host
 MODEL = {**tiny.LLAMA, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
 NO_TREE = 10**9
+# What of a process' command line tells its kind, the first that is there.
+TITLES = {
+    "raylets": "raylet/raylet",
+    "gcs": "gcs_server",
+    "agents": "Agent",
+    "idle workers": "ray::IDLE",
+    "workers": "ray::",
+    "driver": "--drive",
+}
+# Seconds of a processor of all processes, by kind, and of workers in the kernel; and pages that workers touched first. Who ends between
+# two notes takes what it spent since the first to nowhere but the sum.
+SPENT = ("all", *TITLES, "others", "workers, system", "workers, pages")
+TICKS = os.sysconf("SC_CLK_TCK")
 # What only people look at is off.
 QUIET = {
     "RAY_enable_metrics_collection": "0",
@@ -75,6 +98,9 @@ def main() -> None:
     parser.add_argument("--scored", type=int, default=8_192, help="rows of trajectories")
     parser.add_argument("--stages", nargs="+", default=["clusters", "subset", "trajectories"])
     parser.add_argument("--idle", type=float, default=15.0, help="seconds for which idle hosts are watched")
+    parser.add_argument(
+        "--slice", type=float, default=30.0, help="milliseconds; see above; 0: the kernel's own"
+    )
     parser.add_argument("--core", type=int, help="that all hosts share; default: any")
     parser.add_argument("--rounds", type=int, default=20, help="rounds of k-means")
     parser.add_argument(
@@ -97,29 +123,32 @@ def main() -> None:
         type=int,
         nargs="*",
         default=[],
-        help="processes that do k-means of the same rows without Ray",
+        help="processes that do what clusters does of the same rows, without Ray",
     )
     parser.add_argument("--drive", metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.drive:
         return drive(args)
-    hosts = []
+    hosts, without = [], []
     everywhere = os.sched_getaffinity(0)
     if args.core is not None:
         os.sched_setaffinity(0, {args.core})  # and all that is started from here
+    if args.slice:
+        set_slice(args.slice)
     with tempfile.TemporaryDirectory() as folder:
-        if args.hosts:
+        if args.hosts or args.plain:
             build(Path(folder), args)
         for count in args.hosts:
             hosts.append(on_hosts(count, Path(folder), args))
             print(json.dumps(hosts[-1]), flush=True)
-    plain = [[count, plain_seconds(count, args)] for count in args.plain]
+        for count in args.plain:
+            without.append(plain(count, Path(folder), args))
     os.sched_setaffinity(0, everywhere)
     if hosts:
         show_hosts(hosts)
-    if plain:
-        rows = [[count, us, us / plain[0][1]] for count, us in plain]
-        frame.show("k-means without Ray", ("processes", "us of a row", "beside the first"), rows)
+    if without:
+        rows = [[*own.values(), own["all"] / without[0]["all"]] for own in without]
+        frame.show("clusters without Ray: us of a row", [*without[0], "beside the first"], rows)
     if args.shards or args.listed:
         local_ray()
     messages = counted(args) if args.shards else []
@@ -128,7 +157,7 @@ def main() -> None:
         frame.show(
             "seconds of the driver by parts", list(driver[0]), [list(cost.values()) for cost in driver]
         )
-    figures = {"results": hosts, "plain": plain, "messages": messages, "driver": driver}
+    figures = {"results": hosts, "plain": without, "messages": messages, "driver": driver}
     frame.finish("nodes", **{**vars(args), **figures})
 
 
@@ -139,10 +168,19 @@ def build(folder: Path, args: argparse.Namespace) -> None:
     """Few and many rows of trajectories, few and many examples, and a proxy of random weights."""
     for size, rows in zip(("few", "many"), args.rows, strict=True):
         synthetic.build(f"{folder}/data/rows-{size}", rows, 65_536, 13, statistics=())
-    synthetic.build(f"{folder}/data/scored", args.scored, 64, 3, statistics=())
-    make_proxy(Store(f"{folder}/data/scored"))
+    if "trajectories" in args.stages:
+        synthetic.build(f"{folder}/data/scored", args.scored, 64, 3, statistics=())
+        make_proxy(Store(f"{folder}/data/scored"))
     shutil.copytree(ROOT / "s2l_ray", folder / "data" / "code" / "s2l_ray")
     shutil.copytree(ROOT / "tests", folder / "data" / "code" / "tests")
+
+
+def set_slice(milliseconds: float) -> None:
+    """Have this process, and all that are started from here, work for so long before another one has its turn (Linux 6.12 or later)."""
+    attributes = struct.pack("IIQiIQQQ", 48, 0, 0, 0, 0, int(milliseconds * 1e6), 0, 0)
+    set_attributes = {"x86_64": 314, "aarch64": 274}[platform.machine()]
+    if ctypes.CDLL(None, use_errno=True).syscall(set_attributes, 0, attributes, 0):
+        raise OSError(ctypes.get_errno(), "sched_setattr")
 
 
 def make_proxy(store: Store) -> None:
@@ -174,12 +212,32 @@ class Cluster:
         self.hosts, self.group = hosts, group
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.env = {**QUIET, **token, "PYTHONPATH": f"{hosts.shared}/data/code"}
-        self.noted: list[tuple[float, float]] = []
+        self.noted: list[tuple[float, np.ndarray]] = []
+        self._kinds: dict[str, str] = {}
+        self._seen: dict[str, np.ndarray] = {}
+        self._spent = np.zeros(len(SPENT))
         self.started = [self._start(number) for number in hosts.numbers]
 
-    def seconds(self) -> float:
-        """Of processor time, of all processes so far."""
-        return int((self.group / "cpuacct.usage").read_text()) / 1e9
+    def note(self) -> None:
+        """Note what all processes have spent so far, in the order of SPENT."""
+        for pid in (self.group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                self._add(pid, Path("/proc", pid))
+        self._spent[0] = int((self.group / "cpuacct.usage").read_text()) / 1e9
+        self.noted.append((time.time(), self._spent.copy()))
+
+    def _add(self, pid: str, process: Path) -> None:
+        """What a process has spent since it was last seen; who has worked once is a worker from then on, idle or not."""
+        title = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+        if self._kinds.get(pid) != "workers":
+            self._kinds[pid] = next((kind for kind, mark in TITLES.items() if mark in title), "others")
+        now = np.array([int(fields[11]) / TICKS, int(fields[12]) / TICKS, float(fields[7])])
+        user, system, pages = now - self._seen.get(pid, 0.0)
+        self._seen[pid] = now
+        self._spent[SPENT.index(self._kinds[pid])] += user + system
+        if self._kinds[pid] == "workers":
+            self._spent[-2:] += system, pages
 
     def popen(self, number: int, argv: list[str], **options: Any) -> subprocess.Popen[str]:
         counted = ["sh", "-c", f'echo 0 > {self.group}/cgroup.procs && exec "$@"', "sh", *argv]
@@ -200,14 +258,14 @@ class Cluster:
             return self.popen(number, argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
 
     def watch(self, until: threading.Event) -> None:
-        """Note the seconds at many times."""
-        while not until.wait(0.2):
-            self.noted.append((time.time(), self.seconds()))
+        """Note at many times."""
+        while not until.wait(0.1):
+            self.note()
 
-    def seconds_at(self, moment: float) -> float:
-        """What had been used at a moment (time.time), between two notes."""
-        moments, seconds = np.array(self.noted).T
-        return float(np.interp(moment, moments, seconds))
+    def spent_at(self, moment: float) -> np.ndarray:
+        """What had been spent at a moment (time.time), between two notes."""
+        moments, spent = np.array([at for at, _ in self.noted]), np.array([own for _, own in self.noted])
+        return np.array([np.interp(moment, moments, column) for column in spent.T])
 
 
 @contextlib.contextmanager
@@ -235,7 +293,7 @@ def on_hosts(count: int, folder: Path, args: argparse.Namespace) -> dict[str, An
             watcher = threading.Thread(target=cluster.watch, args=(ended,))
             watcher.start()
             try:
-                marks = list(marks_of(driver, cluster))
+                marks = list(marks_of(driver))
             finally:
                 ended.set()
                 watcher.join()
@@ -246,49 +304,61 @@ def on_hosts(count: int, folder: Path, args: argparse.Namespace) -> dict[str, An
     return {"hosts": count, **figures(count, marks, cluster)}
 
 
-def marks_of(driver: subprocess.Popen[str], cluster: Cluster) -> Iterator[dict[str, Any]]:
-    """What the driver says when it comes to a mark, with the time and the processor seconds until then."""
+def marks_of(driver: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    """What the driver says when it comes to a mark, with the time."""
     assert driver.stdin is not None
     assert driver.stdout is not None
     for line in driver.stdout:
         if line.startswith("{"):
-            yield {**json.loads(line), "wall": time.time(), "cpu": cluster.seconds()}
+            yield {"at": time.time(), **json.loads(line)}
+            time.sleep(0.3)  # so that it is noted
             print("on", file=driver.stdin, flush=True)
+
+
+@dataclass(frozen=True)
+class Span:
+    """What was spent in some seconds for some rows, and in the start before."""
+
+    spent: np.ndarray
+    seconds: float
+    rows: float
+    start: float
+
+    def __sub__(self, other: "Span") -> "Span":
+        return Span(
+            self.spent - other.spent, self.seconds - other.seconds, self.rows - other.rows, self.start
+        )
 
 
 def figures(count: int, marks: list[dict[str, Any]], cluster: Cluster) -> dict[str, Any]:
     """What the marks tell: microseconds of a row, seconds of starts."""
-    spans: dict[str, dict[str, float]] = {"start": {"cpu": marks[0]["cpu"]}}
-    for before, after in zip(marks, marks[1:], strict=False):
-        spans[after["mark"]] = {name: after[name] - before[name] for name in ("cpu", "wall")} | {
-            "rows": after["rows"]
-        }
-    idle = spans["idle"]["cpu"] / spans["idle"]["wall"]
+
+    def span(after: dict[str, Any], before: float) -> Span:
+        began, ended = after["between"]
+        start, end = cluster.spent_at(began), cluster.spent_at(ended)
+        return Span(end - start, ended - began, after["rows"], (start - cluster.spent_at(before))[0])
+
+    spans = {after["mark"]: span(after, before["at"]) for before, after in itertools.pairwise(marks)}
+    idle = spans["idle"].spent / spans["idle"].seconds
     result: dict[str, Any] = {
-        "start of a host": spans["start"]["cpu"] / count,
-        "idle of a host": idle / count,
+        "start of a host": cluster.spent_at(marks[0]["at"])[0] / count,
+        "idle of a host": named(idle / count),
     }
-    for stage in {name.split()[0] for name in spans if name.endswith(" many")}:
-        few, many = spans[f"{stage} few"], spans[f"{stage} many"]
-        more = {name: many[name] - few[name] for name in many}
-        row = more["cpu"] / more["rows"]
-        result[stage] = {
-            "row": row * 1e6,
-            "row less idle": (more["cpu"] - idle * more["wall"]) / more["rows"] * 1e6,
-            "start": few["cpu"] - row * few["rows"],
-            "seconds": many["wall"],
-        }
-    for before, after in zip(marks, marks[1:], strict=False):
-        if "between" in after:
-            up, ended = after["between"]
-            cpu, wall = cluster.seconds_at(ended) - cluster.seconds_at(up), ended - up
-            result[after["mark"]] = {
-                "row": cpu / after["rows"] * 1e6,
-                "row less idle": (cpu - idle * wall) / after["rows"] * 1e6,
-                "start": cluster.seconds_at(up) - before["cpu"],
-                "seconds": wall,
+    for name, many in spans.items():
+        stage, _, size = name.partition(" ")
+        if size == "many":
+            more = many - spans[f"{stage} few"] if f"{stage} few" in spans else many
+            result[stage] = {
+                "row": named(more.spent / more.rows * 1e6),
+                "row less idle": named((more.spent - idle * more.seconds) / more.rows * 1e6),
+                "start": many.start,
+                "seconds": many.seconds,
             }
     return result
+
+
+def named(spent: np.ndarray) -> dict[str, float]:
+    return dict(zip(SPENT, spent.tolist(), strict=True))
 
 
 def drive(args: argparse.Namespace) -> None:
@@ -303,39 +373,43 @@ def drive(args: argparse.Namespace) -> None:
     while sum(node["Alive"] for node in ray.nodes()) < count:
         time.sleep(0.2)
     time.sleep(5)  # workers that Ray starts ahead come up
+    began = time.time()
     mark("up")
     time.sleep(args.idle)
-    mark("idle")
+    mark("idle", 0, (began, time.time()))
     for stage in args.stages:
         if stage == "trajectories":
-            rows, between = score(f"{args.drive}/scored", count)
-            mark(stage, rows, between=between)
+            mark(f"{stage} many", *score(f"{args.drive}/scored", count))
             continue
         for size in ("warm", "few", "many"):
-            mark(f"{stage} {size}", make(stage, f"{args.drive}/rows-", size, count, args.rounds))
+            mark(f"{stage} {size}", *make(stage, f"{args.drive}/rows-", size, count, args.rounds))
 
 
-def mark(name: str, rows: float = 0, **more: Any) -> None:
-    print(json.dumps({"mark": name, "rows": rows, **more}), flush=True)
+def mark(name: str, rows: float = 0, between: tuple[float, float] = (0, 0)) -> None:
+    print(json.dumps({"mark": name, "rows": rows, "between": between}), flush=True)
     sys.stdin.readline()
 
 
-def make(stage: str, places: str, size: str, count: int, rounds: int) -> int:
-    """Run a stage; returns its rows."""
+def make(stage: str, places: str, size: str, count: int, rounds: int) -> tuple[int, tuple[float, float]]:
+    """Run a stage; returns its rows, and from when until when it worked on them."""
     from s2l_ray.stages import clusters, edge, subset
 
-    place = f"{places}{'few' if size == 'warm' else size}"
-    config = config_of(place, k=100, rounds=rounds, shards=count)
-    edge.connect(config)
-    store = Store(place)
-    wanted = {"clusters": ("trajectories",), "subset": ("examples", "trajectories", "clusters")}[stage]
-    inputs = {name: Artifact(store, name, synthetic.NAME) for name in wanted}
-    manifests = {name: artifact.manifest() for name, artifact in inputs.items()}
-    made = Artifact(store, stage, f"{count}-{size}")
+    work = work_of(stage, f"{places}{'few' if size == 'warm' else size}", count, size, rounds)
+    edge.connect(work.config)
     module: Any = {"clusters": clusters, "subset": subset}[stage]
-    module.make(Work(config, made, inputs, manifests, "bench"))
-    made.delete("")
-    return manifests[wanted[0]].rows
+    module.make(work)
+    ended = time.time()
+    work.artifact.delete("")
+    assert work.began is not None
+    return work.manifests["trajectories"].rows, (work.began, ended)
+
+
+def work_of(stage: str, place: str, count: int, name: str, rounds: int) -> Work:
+    wanted = {"clusters": ["trajectories"], "subset": ["examples", "trajectories", "clusters"]}[stage]
+    inputs = {name: Artifact(Store(place), name, synthetic.NAME) for name in wanted}
+    manifests = {name: artifact.manifest() for name, artifact in inputs.items()}
+    config = config_of(place, k=100, rounds=rounds, shards=count)
+    return Work(config, Artifact(Store(place), stage, f"{count}-{name}"), inputs, manifests, "bench")
 
 
 def score(place: str, count: int) -> tuple[float, tuple[float, float]]:
@@ -384,33 +458,24 @@ def config_of(place: str, k: int, rounds: int, shards: int) -> Config:
 
 
 def show_hosts(results: list[dict[str, Any]]) -> None:
-    stages = [name for name in results[0] if isinstance(results[0][name], dict)]
-    for stage in stages:
-        first = results[0][stage]
-        columns = (
-            "hosts",
-            "us of a row",
-            "beside 1 host",
-            "less idle",
-            "beside 1 host",
-            "start s",
-            "seconds, many",
-        )
-        rows = [
-            [
-                result["hosts"],
-                (own := result[stage])["row"],
-                own["row"] / first["row"],
-                own["row less idle"],
-                own["row less idle"] / first["row less idle"],
-                own["start"],
-                own["seconds"],
-            ]
-            for result in results
-        ]
-        frame.show(f"{stage}: processor time of all hosts together", columns, rows)
-    rows = [[result[name] for name in ("hosts", "start of a host", "idle of a host")] for result in results]
-    frame.show("a host of Ray", ("hosts", "start, processor s", "idle, processor s a second"), rows)
+    for stage in [name for name, own in results[0].items() if isinstance(own, dict) and "row" in own]:
+        columns, rows = ["hosts", *(str(result["hosts"]) for result in results)], []
+        for what in ("row", "row less idle"):
+            all_own = [result[stage][what] for result in results]
+            for kind in SPENT if what == "row" else ("all", "workers"):
+                rows.append([f"{what}: {kind}", *(own[kind] for own in all_own)])
+            for kind in ("all", "workers"):
+                first = all_own[0][kind]
+                rows.append([f"{what}: {kind}, beside the first", *(own[kind] / first for own in all_own)])
+        for name in ("start", "seconds"):
+            rows.append([f"{name}, s", *(result[stage][name] for result in results)])
+        frame.show(f"{stage}: processor us of a row, of all hosts together", columns, rows)
+    rows = [
+        ["a second idle: " + kind, *(result["idle of a host"][kind] for result in results)]
+        for kind in SPENT[:-2]
+    ]
+    rows.insert(0, ["start", *(result["start of a host"] for result in results)])
+    frame.show("a host of Ray: processor s", columns, rows)
 
 
 # ------------------------------------------------------------------------------------------------------------ messages
@@ -525,45 +590,78 @@ def rounds_of(place: str, shards: int, k: int, rounds: int = 6) -> dict[str, Any
 # ---------------------------------------------------------------------------------------------------------------- plain
 
 
-def plain_seconds(count: int, args: argparse.Namespace) -> float:
-    """Processor microseconds of a row of k-means in so many processes at once, which share the rows and nothing else."""
-    context = multiprocessing.get_context("spawn")
-    both = []
-    for rows in args.rows:
-        barrier, answers = context.Barrier(count), context.SimpleQueue()
-        own = [
-            context.Process(target=plain_fit, args=(number, rows // count, args.rounds, barrier, answers))
-            for number in range(count)
-        ]
-        for process in own:
-            process.start()
-        both.append(sum(answers.get() for _ in own))
-        for process in own:
+class Plain:
+    """The shard actors of clusters as so many processes without Ray, none below another; processor seconds by what they are asked."""
+
+    def __init__(self, work: Work, count: int) -> None:
+        from s2l_ray.stages.edge import part_context
+
+        context, made = (
+            multiprocessing.get_context("spawn"),
+            [part_dict(part) for part in work.manifests["trajectories"].parts],
+        )
+        steps = work.manifests["trajectories"].info["steps"]
+        self.parts = [made[number::count] for number in range(count)]
+        self.seconds: Counter[str] = Counter()
+        self.pipes, self.processes = [], []
+        for mine in self.parts:
+            pipe, other = context.Pipe()
+            self.pipes.append(pipe)
+            self.processes.append(
+                context.Process(target=plain_actor, args=(other, part_context(work), mine, [None], steps, []))
+            )
+            self.processes[-1].start()
+
+    def call(self, *args: Any) -> Iterator[Any]:
+        """See clusters._Shards.call."""
+        return self.ask("call", [args] * len(self.pipes))
+
+    def ask(self, name: str, args: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """Have all processes call a method of theirs at once."""
+        for pipe, own in zip(self.pipes, args, strict=True):
+            pipe.send((name, own))
+        for pipe in self.pipes:
+            answer, seconds = pipe.recv()
+            self.seconds[name if name != "call" else own[1]] += seconds
+            yield answer
+
+    def end(self) -> None:
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            pipe.send(("", ()))
             process.join()
-    return 1e6 * (both[1] - both[0]) / (args.rows[1] - args.rows[0])
 
 
-def plain_fit(number: int, rows: int, rounds: int, barrier: Any, answers: Any) -> None:
-    """Fit a shard of made-up trajectories, once all processes have theirs; answers with the processor's seconds."""
+def plain_actor(pipe: Any, *args: Any) -> None:
+    """Answer with what a shard actor does, and the processor seconds that it took."""
     os.environ["OMP_NUM_THREADS"] = "1"  # before numpy multiplies for the first time
-    from s2l_ray.core.kmeans import Shard, fit
-    from s2l_ray.core.tables import vectors
+    from s2l_ray.stages.clusters import ShardActor
 
-    parts = []
-    for first in range(0, rows, 65_536):
-        made = synthetic.part_tables(number * rows + first, min(65_536, rows - first), 13, ["s"], 100, [])[
-            "trajectories"
-        ]
-        parts.append((made["example_id"].to_numpy(), vectors(made["losses"], "bench")[1][:, 1:]))
-    start = parts[0][1][:100]
-    barrier.wait()
-    began = time.process_time()
-    shard = Shard(parts)
-    fit(
-        lambda method, given: [getattr(shard, method)(*given)],
-        k=100, seed=0, max_rounds=rounds, tolerance=0.0, start=start,
-    )  # fmt: skip
-    answers.put(time.process_time() - began)
+    actor = ShardActor.__ray_metadata__.modified_class(*args)  # type: ignore[attr-defined]
+    while (call := pipe.recv())[0]:
+        began = time.process_time()
+        answer = getattr(actor, call[0])(*call[1])
+        pipe.send((answer, time.process_time() - began))
+
+
+def plain(count: int, folder: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Processor microseconds of a row of clusters in so many processes, by what they do."""
+    few, many = (plain_seconds(count, f"{folder}/data/rows-{size}", args.rounds) for size in ("few", "many"))
+    of_row = {name: 1e6 * (many[name] - few[name]) / (args.rows[1] - args.rows[0]) for name in many}
+    return {"processes": count, "all": sum(of_row.values()), **of_row}
+
+
+def plain_seconds(count: int, place: str, rounds: int) -> Counter[str]:
+    """What clusters.make has its actors do; they read when first asked, for the summary."""
+    from s2l_ray.core.grouped import View, fit_group
+
+    work = work_of("clusters", place, count, "plain", rounds)
+    shards = Plain(work, count)
+    found = fit_group(shards.call, 0, work.config.clusters)
+    sum(shards.call(View(0), "spread", (found.centroids,)))
+    list(shards.ask("write", [(range(len(mine)), [found.centroids]) for mine in shards.parts]))
+    shards.end()
+    work.artifact.delete("")
+    return shards.seconds
 
 
 # ---------------------------------------------------------------------------------------------------------------- parts
