@@ -79,6 +79,12 @@ class Totals:
         self.sums = np.zeros(shape, dtype=np.int64)
         self.counts = np.zeros(shape[0], dtype=np.int64)
 
+    def __getitem__(self, clusters: np.ndarray) -> "Totals":
+        """Those of some clusters int [any]; squares are of all rows."""
+        some = Totals((len(clusters), self.sums.shape[1]), self.exponent)
+        some.squares, some.sums, some.counts = self.squares, self.sums[clusters], self.counts[clusters]
+        return some
+
     def add(self, rows: np.ndarray, labels: np.ndarray) -> None:
         """Rows float32 [n, T] that were in no cluster, to those of labels int [n]."""
         for values in self._changed(np.add, rows, labels):

@@ -120,6 +120,14 @@ class Labelled:
     totals: Totals | None
     ways: np.ndarray | None = None
 
+    def renumbered(self, order: np.ndarray) -> "Labelled":
+        """The same clusters under other numbers: cluster i is the one that was order[i], int [K]."""
+        numbers = np.argsort(order)
+        labels = [numbers.astype(own.dtype).take(own) for own in self.labels]
+        totals = None if self.totals is None else self.totals[order]
+        ways = None if self.ways is None else self.ways[order]
+        return Labelled(self.centroids, labels, totals, ways)
+
 
 class _Part:
     """Rows of a part, float32 [n, T]; once in order of their clusters, `places` has each row's place as given."""
@@ -218,13 +226,22 @@ class Shard:
         found = [keyed_hash(seed, part.ids) for part in self._parts]
         return np.concatenate([np.empty(0, np.uint64), *(h[_leading(h) == leading] for h in found)])
 
-    def step(self, centroids: np.ndarray, exponent: int, previous: np.ndarray | None) -> Partial:
+    def step(
+        self,
+        centroids: np.ndarray,
+        exponent: int,
+        previous: np.ndarray | None,
+        order: np.ndarray | None = None,
+    ) -> Partial:
         """Assign every row to its nearest centroid and add up the members; see Partial.
 
         `previous` are the centroids of the round before, None in the first. Their labels are normally still
-        here; a shard that was restarted finds them again, so moves are exact whatever happened.
+        here; a shard that was restarted finds them again, so moves are exact whatever happened. Where clusters have been
+        given other numbers since, order int [K] is the number that each of them had.
         """
         before = None if previous is None else self._labelled(previous)
+        if previous is not None and before is not None and order is not None:
+            previous, before = previous[order], before.renumbered(order)
         self.last = None  # its totals change from here on
         kept = before.totals if before else None
         if kept is None or kept.exponent != exponent or kept.sums.shape != centroids.shape:
@@ -495,10 +512,12 @@ def fit(
         state = _next_round(shards, state, summary.num_rows, exponent, fewer)
         if on_round is not None:
             on_round(state)
+    before, order = None if everyone else state.previous, None
     if start is None:
-        state = _renumbered(state)
+        order = _by_mean(state.centroids)
+        state = _renumbered(state, order)
     # which of two equal centroids is found depends on their places: only an assignment in the final order tells the sizes
-    last = assigned(everyone or shards, state.centroids, None if everyone else state.previous)
+    last = assigned(everyone or shards, state.centroids, before, order)
     return FitResult(state.centroids, last.sizes, last.objective, state.history, converged)
 
 
@@ -517,11 +536,16 @@ class Assignment:
     moves: int
 
 
-def assigned(shards: Shards, centroids: np.ndarray, previous: np.ndarray | None = None) -> Assignment:
-    """Assign all rows to the centroids; its moves count the rows that had another number under `previous`."""
+def assigned(
+    shards: Shards,
+    centroids: np.ndarray,
+    previous: np.ndarray | None = None,
+    order: np.ndarray | None = None,
+) -> Assignment:
+    """Assign all rows to the centroids; its moves count the rows that had another number under `previous`, see Shard.step."""
     summary = summary_of(shards)
     exponent = fixed_point_exponent(summary.num_rows, summary.max_abs)
-    partial = _step(shards, (centroids, exponent, previous), summary.num_rows)
+    partial = _step(shards, (centroids, exponent, previous, order), summary.num_rows)
     return Assignment(partial.counts, partial.objective(centroids, exponent), partial.moves)
 
 
@@ -552,10 +576,14 @@ def _next_round(shards: Shards, state: FitState, num_rows: int, exponent: int, f
     return FitState(centroids, previous=state.centroids, history=(*state.history, entry))
 
 
-def _renumbered(state: FitState) -> FitState:
-    """The clusters in ascending order of their centroid's mean."""
-    means = [math.fsum(centroid) for centroid in state.centroids.tolist()]
-    order = np.lexsort((*state.centroids.T[::-1], means))
+def _by_mean(centroids: np.ndarray) -> np.ndarray:
+    """Clusters in ascending order of their centroid's mean, int64 [K]."""
+    means = [math.fsum(centroid) for centroid in centroids.tolist()]
+    return np.lexsort((*centroids.T[::-1], means))
+
+
+def _renumbered(state: FitState, order: np.ndarray) -> FitState:
+    """Cluster i is the one that was order[i]."""
     history = tuple(replace(entry, sizes=tuple(entry.sizes[i] for i in order)) for entry in state.history)
     return FitState(np.ascontiguousarray(state.centroids[order]), history=history)
 

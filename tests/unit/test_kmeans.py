@@ -17,7 +17,7 @@ from sklearn.cluster import KMeans
 from s2l_ray.core import fixed_point, kmeans, nearest
 from s2l_ray.core.fixed_point import Partial, Totals, fixed_point_exponent
 from s2l_ray.core.kmeans import FitResult, FitState, Shard, Shards, fit
-from s2l_ray.core.nearest import BLOCK, Balls, Leads, Nearest
+from s2l_ray.core.nearest import BLOCK, FEW, Balls, Leads, Nearest
 from s2l_ray.errors import UserError
 
 Part = tuple[np.ndarray, np.ndarray]
@@ -621,6 +621,25 @@ def test_leads_do_not_outlive_the_ways_that_they_reckon_with() -> None:
     centroids = np.ascontiguousarray(base[::-1])
     shard.step(centroids, 19, previous)
     np.testing.assert_array_equal(shard.labels(0, centroids)[0], Nearest(centroids).labels(PLAIN))
+
+
+@pytest.mark.parametrize("k", [8, 200])
+def test_clusters_under_other_numbers_keep_what_is_known_of_their_rows(k: int) -> None:
+    order = np.random.default_rng(0).permutation(k)
+    first, second = PLAIN[:k], PLAIN[:k] + np.float32(0.01)
+    shard = Shard(cut(PLAIN, [300]))
+    shard.step(first, 20, None)
+    shard.step(first, 20, first)  # so calm that leads begin in the next round, where clusters are few
+    shard.step(first, 20, first)
+    leads = [part.leads for part in shard._parts]
+    found = shard.step(second[order], 20, first, order)
+    fresh = Shard(cut(PLAIN, [300])).step(second[order], 20, None)
+    assert found.sums.tolist() == fresh.sums.tolist()
+    assert (found.counts.tolist(), found.squares) == (fresh.counts.tolist(), fresh.squares)
+    before, after = Nearest(first).labels(PLAIN), Nearest(second[order]).labels(PLAIN)
+    assert found.moves == (before != order[after]).sum() > 0
+    assert [part.leads for part in shard._parts] == leads
+    assert all(lead is not None for lead in leads) == (k <= FEW)
 
 
 @pytest.mark.parametrize(("before", "after"), [(20, 300), (300, 20)])
