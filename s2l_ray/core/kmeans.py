@@ -68,6 +68,12 @@ class Ranked:
         """The m smallest by (key, id)."""
         return self._take(np.lexsort((self.ids, self.keys))[:m])
 
+    def among_first(self, m: int) -> "Ranked":
+        """Those with the m smallest keys, all that share the last one of them included, in their order: nothing is sorted for it."""
+        if len(self.keys) <= m:
+            return self
+        return self._take(np.flatnonzero(self.keys <= np.partition(self.keys, m - 1)[m - 1]))
+
     def first_distinct(self, m: int, skip: set[bytes]) -> "Ranked":
         """The m smallest by (key, id) that differ in value from each other and from all values in `skip`."""
         seen, kept = set(skip), []
@@ -205,9 +211,9 @@ class Shard:
         best = self._nothing(np.uint64)
         for ids, rows in self._filled():
             hashes = keyed_hash(seed, ids)
-            keep = hashes <= best.keys[-1] if len(best.keys) == m else np.ones(len(ids), dtype=bool)
-            best = best.joined(Ranked(hashes[keep], ids[keep], rows[keep])).first(m)
-        return best
+            keep = hashes <= best.keys.max() if len(best.keys) >= m else np.ones(len(ids), dtype=bool)
+            best = best.joined(Ranked(hashes[keep], ids[keep], rows[keep])).among_first(m)
+        return best.first(m)
 
     def sampled(self, seed: int, limit: int) -> "Shard":
         """The same parts with only the rows whose keyed hash is at most `limit`."""
@@ -303,7 +309,13 @@ class Shard:
         """Sums of squared deviations of each cluster's members at every step, float64 [K, T]; for pictures, not exact."""
         total = np.zeros(centroids.shape)
         for part, labels in zip(self._parts, self._labelled(centroids).labels, strict=True):
-            np.add.at(total, labels, (part.rows - centroids[labels]) ** 2)
+            for start in range(0, len(labels), BLOCK):
+                own = labels[start : start + BLOCK]
+                squares = (part.rows[start : start + BLOCK] - centroids.take(own, axis=0)) ** 2
+                # the sums so far come first, so that all is added in the order of the rows
+                places = np.concatenate([np.arange(len(total)), own])
+                for column, values in zip(total.T, squares.T, strict=True):
+                    column[:] = np.bincount(places, np.concatenate([column, values]))
         return total
 
     def _labelled(self, centroids: np.ndarray) -> Labelled:
