@@ -22,7 +22,7 @@ import numpy as np
 from s2l_ray.core.allocation import give_back_freed_memory
 from s2l_ray.core.fixed_point import Partial, Totals, fixed_point_exponent
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.nearest import FEW, Balls, Leads, Nearest
+from s2l_ray.core.nearest import BLOCK, FEW, Balls, Leads, Nearest
 from s2l_ray.errors import UserError
 
 START_ROWS = 65_536

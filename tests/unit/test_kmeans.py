@@ -642,6 +642,14 @@ def test_clusters_under_other_numbers_keep_what_is_known_of_their_rows(k: int) -
     assert all(lead is not None for lead in leads) == (k <= FEW)
 
 
+def test_spread_is_the_sum_of_squared_deviations_of_the_members() -> None:
+    rows = np.tile(PLAIN, (3, 1))  # more than a block
+    centroids = np.concatenate([PLAIN[:7], np.full((1, 12), 1e6, np.float32)])
+    labels = Nearest(centroids).labels(rows)
+    expected = [((rows[labels == k].astype(np.float64) - centroids[k]) ** 2).sum(axis=0) for k in range(8)]
+    np.testing.assert_allclose(Shard(cut(rows, [100, 9000])).spread(centroids), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("before", "after"), [(20, 300), (300, 20)])
 def test_moves_between_different_numbers_of_clusters_are_counted(before: int, after: int) -> None:
     first, second = (PLAIN[::-1][:k].copy() for k in (before, after))
