@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import logging
 import math
@@ -15,6 +16,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from s2l_ray.config import Config
@@ -24,7 +26,8 @@ from s2l_ray.progress import track
 from s2l_ray.stages.work import Work
 
 log = logging.getLogger("s2l_ray")
-NAMESPACE = "s2l_ray"
+NAMESPACE = "s2l_ray"  # of the names of all jobs; without it each job would have one of its own
+SECONDS_BETWEEN_CLAIMS = 0.5
 # A little less than one, so that a task that makes a part fits beside the trial of a sweep.
 TASK_CPUS = 0.9
 # A task through Ray Data takes 7 ms of the driver (tests/bench/bench_nodes.py), so that more of them would keep others waiting.
@@ -47,7 +50,11 @@ def connect(config: Config) -> None:
 
 def _join(config: Config) -> None:
     # Workers' own lines stay in Ray's log folder: what matters comes back as results, progress or errors.
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
     if os.environ.get("RAY_ADDRESS") != "local":
         try:
             ray.init(address="auto", **options)
@@ -130,80 +137,79 @@ def check_storage(store: Store) -> None:
         )
 
 
-def worker_cpus(config: Config, workers: int, section: str, at_once: int) -> float:
+def worker_cpus(config: Config, stage: str) -> float:
     """CPUs of one training worker, leaving room for the tasks that feed it; without that room training would wait for ever.
-
-    Args:
-        at_once: how many trainings may go on at the same time; each takes at most such a share, so that all can be held.
 
     Raises:
         UserError: the request cannot be held beside its readers.
     """
-    have, scaling = capacity(), config.scaling
-    wanted, all_workers = scaling.cpus_per_worker, workers * at_once
-    who = (
-        f"{workers} workers"
-        if at_once == 1
-        else f"{at_once} trainings side by side of {workers} workers each"
-    )
-    remedy = f"Lower scaling.{section}_workers" + (" or scaling.side_by_side" if at_once > 1 else "")
-    if scaling.gpus_per_worker * all_workers > have["GPU"]:
+    have, scaling, workers = capacity(), config.scaling, training_workers(config, stage)
+    wanted = scaling.cpus_per_worker
+    remedy = f"Lower scaling.{stage}_workers"
+    if scaling.gpus_per_worker * workers > have["GPU"]:
         raise UserError(
-            f"placing {section}: {who} with scaling.gpus_per_worker = {scaling.gpus_per_worker} need more than "
+            f"placing {stage}: {workers} workers with scaling.gpus_per_worker = {scaling.gpus_per_worker} need more than "
             f"the {have['GPU']:g} GPUs of the cluster. {remedy}, or add nodes."
         )
-    readers = 2 * READER_CPUS * at_once
-    share = int(100 * (have["CPU"] - readers) / all_workers) / 100
+    share = int(100 * (have["CPU"] - 2 * READER_CPUS) / workers) / 100
     if wanted is None and share > 0:
         return min(1.0, share)
-    if wanted is None or wanted * all_workers > have["CPU"] - readers:
+    if wanted is None or wanted > share:
         raise UserError(
-            f"placing {section}: {who} take {(wanted or 0.01) * all_workers:g} of {have['CPU']:g} CPUs and leave fewer than "
-            f"{readers:g} for reading data. {remedy} or scaling.cpus_per_worker, or leave the latter out."
+            f"placing {stage}: {workers} workers take {(wanted or 0.01) * workers:g} of {have['CPU']:g} CPUs and leave fewer than "
+            f"{2 * READER_CPUS:g} for reading data. {remedy} or scaling.cpus_per_worker, or leave the latter out."
         )
     return wanted
 
 
-@ray.remote(num_cpus=0)
-class _Lease:
-    """Holds a name until its job ends or releases it; a class of its own because the name lives as long as the actor."""
+def training_workers(config: Config, stage: str) -> int:
+    """Workers of a training of this stage."""
+    scaling = config.scaling
+    return scaling.proxy_workers if stage == "proxy" else scaling.target_workers
 
-    def __init__(self) -> None:
-        import asyncio
 
-        self.done = asyncio.Event()
-
-    async def held(self) -> bool:
-        return True
-
-    async def released(self) -> None:
-        await self.done.wait()
-
-    async def release(self) -> None:
-        self.done.set()
+def trainings_at_once(config: Config, stage: str) -> int:
+    """How many such trainings may go on side by side: as many as scaling.side_by_side allows and all their workers can have a CPU, or
+    what is asked for, and their GPUs. With less each would only be slower, and the next one finds workers that are up."""
+    have, scaling, workers = capacity(), config.scaling, training_workers(config, stage)
+    cpus = workers * (scaling.cpus_per_worker or 1.0) + 2 * READER_CPUS
+    fits = have["CPU"] / cpus
+    if scaling.gpus_per_worker:
+        fits = min(fits, have["GPU"] / (workers * scaling.gpus_per_worker))
+    return max(1, min(scaling.side_by_side, int(fits)))
 
 
 @contextlib.contextmanager
 def lease(artifact: Artifact) -> Iterator[None]:
-    """Be the only job of this Ray cluster that makes `artifact` (design, invariant 9); waits for another that does."""
-    import hashlib
+    """Be the only job of this Ray cluster that makes `artifact` (design, invariant 9); waits for another that does.
 
-    name = f"{hashlib.sha256(artifact.store.uri.encode()).hexdigest()[:12]}-{artifact.stage}-{artifact.fingerprint}"
-    while True:
-        try:
-            actor = _Lease.options(name=name, namespace=NAMESPACE).remote()  # type: ignore[attr-defined]
-            ray.get(actor.held.remote())
-            break
-        except ValueError:
-            log.info("%s: another job makes it; waiting", artifact.stage)
-        with contextlib.suppress(ValueError, ray.exceptions.RayActorError):
-            ray.get(ray.get_actor(name, namespace=NAMESPACE).released.remote())
+    The lease is the name of a placement group, which Ray gives once, and takes back from a job that died. It needs no process, where
+    a named actor takes 0.6 s to start, as often as an artifact is made.
+    """
+    place = hashlib.sha256(artifact.store.uri.encode()).hexdigest()[:12]
+    name = f"{place}-{artifact.stage}-{artifact.fingerprint}"
+    held = _claimed(name)
+    if held is None:
+        log.info("%s: another job makes it; waiting", artifact.label)
+    while held is None:
+        time.sleep(SECONDS_BETWEEN_CLAIMS)
+        held = _claimed(name)
     try:
         yield
     finally:
-        with contextlib.suppress(ray.exceptions.RayActorError):
-            ray.get(actor.release.remote())
-        ray.kill(actor)
+        remove_placement_group(held)
+
+
+def _claimed(name: str) -> PlacementGroup | None:
+    """A placement group of this name, unless there is one."""
+    try:
+        return placement_group(
+            [{"memory": 1}], name=name
+        )  # it may wait for its byte: the name is taken at once
+    except ray.exceptions.RaySystemError as error:
+        if "already exists" not in str(error):
+            raise
+        return None
 
 
 @dataclass(frozen=True)
@@ -373,16 +379,10 @@ def actor_cpus(config: Config, actors: int) -> float:
     return cpus
 
 
-def check_placement(config: Config, stage: str, at_once: int) -> None:
-    """Refuse a request that the cluster cannot hold before the first stage starts, not hours later when its own stage does.
-
-    Args:
-        at_once: see `worker_cpus`.
-    """
-    if stage == "proxy":
-        worker_cpus(config, config.scaling.proxy_workers, "proxy", at_once)
-    elif stage == "target":
-        worker_cpus(config, config.scaling.target_workers, "target", at_once)
+def check_placement(config: Config, stage: str) -> None:
+    """Refuse a request that the cluster cannot hold before the first stage starts, not hours later when its own stage does."""
+    if stage in ("proxy", "target"):
+        worker_cpus(config, stage)
     elif stage in ("trajectories", "evaluation"):
         actor_cpus(config, config.scaling.scorers)
 
