@@ -538,7 +538,7 @@ class Scaling(Section):
         1,
         ge=1,
         description="artifacts made at the same time where none needs another, such as the targets of several variants; trainings "
-        "only as many as every worker can have a CPU and its GPUs",
+        "share the CPUs and GPUs equally",
     )
     readers: int = Field(2, ge=1, description="tasks that read and tokenise for one training worker")
     scorers: int = Field(

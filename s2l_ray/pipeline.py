@@ -107,6 +107,7 @@ class Node:
     inputs: dict[str, Artifact]
     ranges: list[PartRange] = field(default_factory=list)
     variants: list[str] = field(default_factory=list)
+    at_once: int = 1
 
     @property
     def label(self) -> str:
@@ -387,8 +388,6 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
     run_id = uuid.uuid4().hex[:12]
     committed = {node.label: node.artifact.committed() for node in nodes}
     missing = [node for node in nodes if committed[node.label] is None and node.stage.name != "report"]
-    trainings = {node.label for node in missing if node.stage.module == "training"}
-    together = 1
     if missing:
         _check_models(missing)
         from s2l_ray.stages import edge
@@ -397,16 +396,12 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
         importing.start()
         edge.connect(made_plan.job.first)
         importing.join()  # not beside the stages: modules that import each other must not be begun in two threads
+        needs = {node.label: node.made_from() for node in missing}
+        trainings = {node.label for node in missing if node.stage.module == "training"}
         for node in missing:
-            edge.check_placement(node.config, node.stage.name)
-        together = min(
-            (
-                edge.trainings_at_once(node.config, node.stage.name)
-                for node in missing
-                if node.label in trainings
-            ),
-            default=1,
-        )
+            others = schedule.unrelated(node.label, needs, trainings)
+            node.at_once = min(node.config.scaling.side_by_side, 1 + len(others))
+            edge.check_placement(node.config, node.stage.name, node.at_once)
         edge.check_storage(made_plan.store)
     done: dict[str, Done] = {}
     begun: set[str] = set()
@@ -418,7 +413,7 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
             for node in nodes
             if node.label not in begun and (node.made_from() & by_label.keys()) <= done.keys()
         )
-        return sum(1 for _ in itertools.takewhile(lambda node: node.label in trainings, ready))
+        return sum(1 for _ in itertools.takewhile(lambda node: node.stage.module == "training", ready))
 
     def make(label: str) -> None:
         begun.add(label)
@@ -438,8 +433,6 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
         {node.label: node.made_from() for node in nodes if node.label not in done},
         make,
         made_plan.job.first.scaling.side_by_side,
-        trainings,
-        together,
     )
     results = [done[node.label] for node in nodes]
     if only is None:
@@ -488,6 +481,7 @@ def _make(node: Node, done: dict[str, Done], run_id: str, ready_trainings: Calla
             ranges=node.ranges,
             section=node.section,
             version=node.stage.version,
+            at_once=node.at_once,
             ready_trainings=ready_trainings,
         )
         outcome: Outcome = importlib.import_module(f"s2l_ray.stages.{node.stage.module}").make(work)

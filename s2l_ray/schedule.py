@@ -10,15 +10,8 @@ log = logging.getLogger("s2l_ray")
 Needs = Mapping[str, Collection[str]]  # by name, what must be there first; names that are no keys are there
 
 
-def in_order(
-    needs: Needs,
-    make: Callable[[str], Any],
-    at_once: int,
-    large: Collection[str] = (),
-    large_at_once: int = 1,
-) -> None:
-    """Call `make` for every name, in the order given, each as soon as what it needs is made, `at_once` of them at a time, and of
-    the `large` ones `large_at_once`.
+def in_order(needs: Needs, make: Callable[[str], Any], at_once: int) -> None:
+    """Call `make` for every name, in the order given, each as soon as what it needs is made, `at_once` of them at a time.
 
     Calls are made in threads that do not keep the process from ending, so that Ctrl-C does. After an error nothing new is begun, but
     what is being made is finished: it is kept, and the next run needs it.
@@ -41,11 +34,7 @@ def in_order(
     while running or (waiting and failed is None):
         missing = waiting.keys() | running
         ready = [name for name, own in waiting.items() if failed is None and missing.isdisjoint(own)]
-        for name in ready:
-            if len(running) == at_once:
-                break
-            if name in large and len(running.intersection(large)) == large_at_once:
-                continue
+        for name in ready[: at_once - len(running)]:
             del waiting[name]
             running.add(name)
             threading.Thread(target=call, args=(name,), name=name, daemon=True).start()
@@ -56,3 +45,14 @@ def in_order(
             log.error("%s: failed (%s); waiting for %s", name, error, ", ".join(sorted(running)))
     if failed is not None:
         raise failed
+
+
+def unrelated(name: str, needs: Needs, among: Collection[str]) -> set[str]:
+    """Those of `among` that could be made at the same time as `name`: neither is needed for the other, directly or not."""
+
+    def before(own: str) -> set[str]:
+        direct = {other for other in needs[own] if other in needs}
+        return direct.union(*map(before, direct))
+
+    earlier = before(name)
+    return {other for other in among if other != name and other not in earlier and name not in before(other)}

@@ -137,46 +137,38 @@ def check_storage(store: Store) -> None:
         )
 
 
-def worker_cpus(config: Config, stage: str) -> float:
+def worker_cpus(config: Config, workers: int, section: str, at_once: int) -> float:
     """CPUs of one training worker, leaving room for the tasks that feed it; without that room training would wait for ever.
+
+    Args:
+        at_once: how many trainings may go on at the same time; each takes at most such a share, so that all can be held.
 
     Raises:
         UserError: the request cannot be held beside its readers.
     """
-    have, scaling, workers = capacity(), config.scaling, training_workers(config, stage)
-    wanted = scaling.cpus_per_worker
-    remedy = f"Lower scaling.{stage}_workers"
-    if scaling.gpus_per_worker * workers > have["GPU"]:
+    have, scaling = capacity(), config.scaling
+    wanted, all_workers = scaling.cpus_per_worker, workers * at_once
+    who = (
+        f"{workers} workers"
+        if at_once == 1
+        else f"{at_once} trainings side by side of {workers} workers each"
+    )
+    remedy = f"Lower scaling.{section}_workers" + (" or scaling.side_by_side" if at_once > 1 else "")
+    if scaling.gpus_per_worker * all_workers > have["GPU"]:
         raise UserError(
-            f"placing {stage}: {workers} workers with scaling.gpus_per_worker = {scaling.gpus_per_worker} need more than "
+            f"placing {section}: {who} with scaling.gpus_per_worker = {scaling.gpus_per_worker} need more than "
             f"the {have['GPU']:g} GPUs of the cluster. {remedy}, or add nodes."
         )
-    share = int(100 * (have["CPU"] - 2 * READER_CPUS) / workers) / 100
+    readers = 2 * READER_CPUS * at_once
+    share = int(100 * (have["CPU"] - readers) / all_workers) / 100
     if wanted is None and share > 0:
         return min(1.0, share)
-    if wanted is None or wanted > share:
+    if wanted is None or wanted * all_workers > have["CPU"] - readers:
         raise UserError(
-            f"placing {stage}: {workers} workers take {(wanted or 0.01) * workers:g} of {have['CPU']:g} CPUs and leave fewer than "
-            f"{2 * READER_CPUS:g} for reading data. {remedy} or scaling.cpus_per_worker, or leave the latter out."
+            f"placing {section}: {who} take {(wanted or 0.01) * all_workers:g} of {have['CPU']:g} CPUs and leave fewer than "
+            f"{readers:g} for reading data. {remedy} or scaling.cpus_per_worker, or leave the latter out."
         )
     return wanted
-
-
-def training_workers(config: Config, stage: str) -> int:
-    """Workers of a training of this stage."""
-    scaling = config.scaling
-    return scaling.proxy_workers if stage == "proxy" else scaling.target_workers
-
-
-def trainings_at_once(config: Config, stage: str) -> int:
-    """How many such trainings may go on side by side: as many as scaling.side_by_side allows and all their workers can have a CPU, or
-    what is asked for, and their GPUs. With less each would only be slower, and the next one finds workers that are up."""
-    have, scaling, workers = capacity(), config.scaling, training_workers(config, stage)
-    cpus = workers * (scaling.cpus_per_worker or 1.0) + 2 * READER_CPUS
-    fits = have["CPU"] / cpus
-    if scaling.gpus_per_worker:
-        fits = min(fits, have["GPU"] / (workers * scaling.gpus_per_worker))
-    return max(1, min(scaling.side_by_side, int(fits)))
 
 
 @contextlib.contextmanager
@@ -379,10 +371,16 @@ def actor_cpus(config: Config, actors: int) -> float:
     return cpus
 
 
-def check_placement(config: Config, stage: str) -> None:
-    """Refuse a request that the cluster cannot hold before the first stage starts, not hours later when its own stage does."""
-    if stage in ("proxy", "target"):
-        worker_cpus(config, stage)
+def check_placement(config: Config, stage: str, at_once: int) -> None:
+    """Refuse a request that the cluster cannot hold before the first stage starts, not hours later when its own stage does.
+
+    Args:
+        at_once: see `worker_cpus`.
+    """
+    if stage == "proxy":
+        worker_cpus(config, config.scaling.proxy_workers, "proxy", at_once)
+    elif stage == "target":
+        worker_cpus(config, config.scaling.target_workers, "target", at_once)
     elif stage in ("trajectories", "evaluation"):
         actor_cpus(config, config.scaling.scorers)
 

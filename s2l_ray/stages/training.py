@@ -34,7 +34,7 @@ from s2l_ray.core.training_state import checkpoint_files, checkpoint_folder
 from s2l_ray.errors import UserError
 from s2l_ray.progress import track
 from s2l_ray.stages import groups
-from s2l_ray.stages.edge import find_user_error, training_workers, worker_cpus
+from s2l_ray.stages.edge import find_user_error, worker_cpus
 from s2l_ray.stages.feed import Feed, read_rows
 from s2l_ray.stages.work import Outcome, Work, part_dict
 
@@ -201,13 +201,13 @@ def _run(
         return
     scaling, stage = work.config.scaling, work.artifact.stage
     data = DATA[stage]
-    micro = scaling.proxy_micro_batch if stage == "proxy" else scaling.target_micro_batch
-    shape = groups.Shape(
-        training_workers(work.config, stage),
-        worker_cpus(work.config, stage),
-        scaling.gpus_per_worker,
-        work.artifact.store.uri,
+    workers, micro = (
+        (scaling.proxy_workers, scaling.proxy_micro_batch)
+        if stage == "proxy"
+        else (scaling.target_workers, scaling.target_micro_batch)
     )
+    cpus = worker_cpus(work.config, workers, stage, work.at_once)
+    shape = groups.Shape(workers, cpus, scaling.gpus_per_worker, work.artifact.store.uri)
     job = _Job(
         feed=Feed(
             section=section,

@@ -55,40 +55,26 @@ def test_every_part_is_made_once(
     assert work.start_seconds is not None
 
 
-def test_a_training_leaves_room_for_its_readers() -> None:
-    """On two CPUs: one worker gets one, two get half of what readers leave."""
-    assert edge.worker_cpus(work_for(Path("/nowhere")).config, "target") == 1.0
-    assert edge.worker_cpus(work_for(Path("/nowhere"), target_workers=2).config, "target") == 0.75
+def test_a_training_leaves_room_for_its_readers_and_for_those_beside_it() -> None:
+    """On two CPUs: alone a worker gets one, of two trainings side by side half as much of what readers leave."""
+    config = work_for(Path("/nowhere")).config
+    assert edge.worker_cpus(config, 1, "target", 1) == 1.0
+    assert edge.worker_cpus(config, 1, "target", 2) == 0.5
+    assert 2 * edge.worker_cpus(config, 2, "target", 2) * 2 <= 2 - 4 * edge.READER_CPUS
 
 
 @pytest.mark.parametrize(
-    ("scaling", "at_once"),
+    ("scaling", "at_once", "said"),
     [
-        ({"side_by_side": 1, "cpus_per_worker": 0.2}, 1),
-        ({"side_by_side": 4}, 1),  # two workers of a whole CPU leave none to their readers
-        ({"side_by_side": 4, "cpus_per_worker": 0.5}, 2),
-        ({"side_by_side": 4, "cpus_per_worker": 0.1}, 3),
-        ({"side_by_side": 4, "cpus_per_worker": 0.1, "target_workers": 5}, 2),
-        ({"side_by_side": 4, "cpus_per_worker": 0.1, "gpus_per_worker": 1.0}, 1),  # refused elsewhere
+        ({"cpus_per_worker": 1.2}, 2, "2 trainings side by side of 1 workers each"),
+        ({"cpus_per_worker": 1.6}, 1, "1 workers take 1.6 of 2 CPUs"),
+        ({"gpus_per_worker": 1.0}, 1, "need more than the 0 GPUs"),
+        ({}, 4, "or scaling.side_by_side"),
     ],
 )
-def test_trainings_go_side_by_side_where_each_worker_has_its_share(
-    scaling: dict[str, Any], at_once: int
-) -> None:
-    assert edge.trainings_at_once(work_for(Path("/nowhere"), **scaling).config, "target") == at_once
-
-
-@pytest.mark.parametrize(
-    ("scaling", "said"),
-    [
-        ({"cpus_per_worker": 1.6}, "1 workers take 1.6 of 2 CPUs"),
-        ({"gpus_per_worker": 1.0}, "need more than the 0 GPUs"),
-        ({"target_workers": 200}, "200 workers take 2 of 2 CPUs"),
-    ],
-)
-def test_what_the_cluster_cannot_hold_is_refused(scaling: dict[str, Any], said: str) -> None:
+def test_what_the_cluster_cannot_hold_is_refused(scaling: dict[str, Any], at_once: int, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        edge.worker_cpus(work_for(Path("/nowhere"), **scaling).config, "target")
+        edge.worker_cpus(work_for(Path("/nowhere"), **scaling).config, 1, "target", at_once)
 
 
 HOLDER = """

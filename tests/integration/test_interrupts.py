@@ -22,7 +22,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tiny.job(
         folder,
         proxy={"epochs": 30},
-        scaling={"side_by_side": 2, "local_cpus": 3},
+        scaling={"side_by_side": 2, "local_cpus": 2},
         variants={"one": {"proxy.seed": 1}, "two": {"proxy.seed": 2}},
     )
     return write_job(folder, made)
@@ -50,8 +50,7 @@ def test_artifacts_made_side_by_side_are_those_made_one_after_the_other(
     finished: Finished, runs: Runs, tmp_path: Path
 ) -> None:
     plan = yaml.safe_load(finished.job.read_text())
-    scaling = {"side_by_side": 2, "local_cpus": 3}  # with 2 trainings would go one after the other
-    plan = config.merge(plan, {"run": {"storage": str(tmp_path / "storage")}, "scaling": scaling})
+    plan = config.merge(plan, {"run": {"storage": str(tmp_path / "storage")}, "scaling": {"side_by_side": 2}})
     # two targets at once: the third is trained by workers that have trained another
     others = {"few": {"subset.budget": 5}, "more": {"subset.budget": 6}}
     job = write_job(tmp_path, {**plan, "variants": {**others, "same": {}}})

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2l_ray.schedule import in_order
+from s2l_ray.schedule import in_order, unrelated
+
+TARGETS = {
+    "examples": set[str](),
+    "proxy": {"examples"},
+    "all": {"proxy"},
+    "few": {"proxy"},
+    "other proxy": {"examples"},
+    "report": {"all", "few", "other proxy"},
+}
 
 
 @st.composite
@@ -75,20 +84,8 @@ def test_after_an_error_what_is_being_made_is_finished_and_nothing_begun() -> No
     assert made == ["slow"]
 
 
-def test_of_the_large_ones_fewer_are_made_at_once_and_others_beside_them() -> None:
-    beside = threading.Barrier(2, timeout=20)
-    large, made = set[str](), []
-
-    def make(name: str) -> None:
-        if name.startswith("large"):
-            large.add(name)
-            assert len(large) == 1
-            beside.wait()  # for one of the small ones, which comes later in the order
-            large.remove(name)
-        else:
-            beside.wait()
-        made.append(name)
-
-    names = ["large a", "large b", "large c", "small a", "small b", "small c"]
-    in_order({name: set() for name in names}, make, 2, {"large a", "large b", "large c"}, 1)
-    assert sorted(made) == names
+def test_unrelated_are_those_that_could_be_made_at_the_same_time() -> None:
+    assert unrelated("all", TARGETS, TARGETS) == {"few", "other proxy"}
+    assert unrelated("all", TARGETS, {"all", "few"}) == {"few"}
+    assert unrelated("proxy", TARGETS, TARGETS) == {"other proxy"}
+    assert unrelated("report", TARGETS, TARGETS) == set()
