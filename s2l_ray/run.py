@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, plan, run, print. Returns the exit status: 0 only when every requested artifact is committed."""
     args, overrides = parser(__doc__ or "").parse_known_args(arguments)
     set_up_logging()
-    return told(functools.partial(_run, args, overrides))
+    return exit_status(functools.partial(_run, args, overrides))
 
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -44,7 +44,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
         print_results(job, pipeline.run(made_plan))
 
 
-def told(command: Callable[[], None]) -> int:
+def exit_status(command: Callable[[], None]) -> int:
     """Exit status of a command: 0; 1 after an error that is told in words; 130 where Ctrl-C ended it."""
     try:
         command()

@@ -23,7 +23,7 @@ from rich.table import Table
 from s2l_ray import config, pipeline
 from s2l_ray.core.selection import needs
 from s2l_ray.errors import UserError
-from s2l_ray.run import load_job, parser, set_up_logging, told
+from s2l_ray.run import exit_status, load_job, parser, set_up_logging
 
 Grid = dict[str, list[Any]]
 
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     args, overrides = line.parse_known_args(arguments)
     set_up_logging()
-    return told(functools.partial(_sweep, args, overrides))
+    return exit_status(functools.partial(_sweep, args, overrides))
 
 
 def _sweep(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -117,7 +117,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         # without indent: nine times as fast, and some artifacts have tens of thousands of parts
-        return json.dumps(vars(self), default=vars, sort_keys=True, allow_nan=False).encode()
+        return json.dumps(vars(self), default=_fields, sort_keys=True, allow_nan=False).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, what: str) -> "Manifest":
@@ -136,6 +136,13 @@ class Manifest:
                 "or another storage."
             )
         return manifest
+
+
+def _fields(value: object) -> dict[str, Any]:
+    """For JSON, of the classes that a manifest is made of; anything else does not belong there."""
+    if isinstance(value, Part | FileEntry):
+        return vars(value)
+    raise TypeError(f"a {type(value).__name__} is not JSON")
 
 
 class Store:

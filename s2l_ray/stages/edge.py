@@ -40,6 +40,11 @@ def connect(config: Config) -> None:
     """Join the Ray cluster this process belongs to, or start one on this machine. Says which."""
     if not ray.is_initialized():
         _join(config)
+    elif ray.get_runtime_context().namespace != NAMESPACE:
+        log.warning(
+            "Ray was joined under another namespace than %s: other jobs do not see which artifacts this one makes",
+            NAMESPACE,
+        )
     # Ray's libraries show progress of their own; ours stands in its place.
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

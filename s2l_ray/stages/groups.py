@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.train
-import ray.train.torch
+from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from s2l_ray.core.store import Store
@@ -88,7 +87,7 @@ class _Group:
         """Have it done by all workers."""
         number = next(self._numbers)
         try:
-            ray.get(self._desk.put.remote(number, task))
+            ray.get(self._desk.put.remote(number, cloudpickle.dumps(task)))
             ray.get(self._desk.done.remote(number))
         except ray.exceptions.RayActorError as error:
             self._thread.join()
@@ -101,6 +100,8 @@ class _Group:
 
     def _train(self, name: str) -> None:
         """Run the workers to their end; after it, whoever waits at the desk must not wait on."""
+        import ray.train.torch  # imports torch, which the desk has no use for
+
         shape, store, resources = self.shape, Store(self.shape.storage), {"CPU": self.shape.cpus}
         if shape.gpus:
             resources["GPU"] = shape.gpus
@@ -124,20 +125,20 @@ class _Group:
 
 @ray.remote(num_cpus=0)
 class _Desk:
-    """Where a group's tasks are handed over, one at a time; it lies on the driver's node."""
+    """Where a group's tasks are handed over, one at a time and pickled, so that it imports nothing of theirs; on the driver's node."""
 
     def __init__(self, workers: int) -> None:
         self._workers, self._number, self._left = workers, -1, 0
-        self._task: Task | None = None
+        self._task: bytes | None = None
         self._changed = asyncio.Condition()
 
-    async def put(self, number: int, task: Task | None) -> None:
+    async def put(self, number: int, task: bytes | None) -> None:
         """The next task; None: there is none, and workers end."""
         async with self._changed:
             self._number, self._task, self._left = number, task, self._workers
             self._changed.notify_all()
 
-    async def task(self, number: int) -> Task | None:
+    async def task(self, number: int) -> bytes | None:
         async with self._changed:
             await self._changed.wait_for(lambda: self._number == number)
             return self._task
@@ -156,6 +157,7 @@ class _Desk:
 
 def _work(settings: dict[str, Any]) -> None:
     """What each Ray Train worker does: all tasks of its group."""
+    import ray.train
     import torch
 
     context, desk = ray.train.get_context(), settings["desk"]
@@ -163,7 +165,7 @@ def _work(settings: dict[str, Any]) -> None:
         task = ray.get(desk.task.remote(number))
         if task is None:
             return
-        task(context.get_world_rank(), context.get_world_size())
+        cloudpickle.loads(task)(context.get_world_rank(), context.get_world_size())
         gc.collect()  # the parts of an engine hold one another
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -1,8 +1,8 @@
 """`subset` from examples, trajectories and clusters: the chosen original rows, exactly the budget, in id order.
 
-Rows are read once to find the draw, in tasks that leave their sorted keys in Ray's object store; the search asks these, other tasks
-merge what they answer, and the driver holds samples and counts. The subset is then a filter over parts. Files have a fixed number of rows, so their bytes do not
-depend on who made them.
+Rows are read once to find the draw, in tasks that leave their sorted keys in Ray's object store; the search asks these, other
+tasks merge what they answer, and the driver holds samples and counts. The subset is then a filter over parts. Files have a
+fixed number of rows, so their bytes do not depend on who made them.
 """
 
 import functools

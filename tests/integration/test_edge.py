@@ -125,6 +125,7 @@ def test_one_job_makes_an_artifact_and_a_dead_one_gives_way(
         assert waits.wait(60)
         assert not got.is_set()
         holder.kill()
+        holder.wait()
         assert got.wait(60)
         thread.join()
         with edge.lease(wanted):  # was given back

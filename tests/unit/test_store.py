@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ def manifest_of(artifact: Artifact, parts: list[Part], files: list[FileEntry] | 
         scaling={"shards": 2},
         versions={"numpy": "2"},
     )
+
+
+def test_a_manifest_refuses_what_is_not_json() -> None:
+    artifact = Artifact(Store("/nowhere"), "examples", "e")
+    for value in (types.SimpleNamespace(rows=1), float("nan"), {1, 2}):
+        made = dataclasses.replace(manifest_of(artifact, []), info={"wrong": value})
+        with pytest.raises((TypeError, ValueError)):
+            made.to_bytes()
 
 
 def artifact_in(store: Store) -> Artifact:
