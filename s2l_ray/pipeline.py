@@ -6,12 +6,11 @@ have in common, and the same command resumes.
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
-import itertools
 import json
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -389,35 +388,19 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
     committed = {node.label: node.artifact.committed() for node in nodes}
     missing = [node for node in nodes if committed[node.label] is None and node.stage.name != "report"]
     if missing:
-        _check_models(missing)
-        from s2l_ray.stages import edge
-
-        importing = threading.Thread(target=_import, args=({node.stage.module for node in missing},))
-        importing.start()
-        edge.connect(made_plan.job.first)
-        importing.join()  # not beside the stages: modules that import each other must not be begun in two threads
-        needs = {node.label: node.made_from() for node in missing}
-        trainings = {node.label for node in missing if node.stage.module == "training"}
-        for node in missing:
-            others = schedule.unrelated(node.label, needs, trainings)
-            node.at_once = min(node.config.scaling.side_by_side, 1 + len(others))
-            edge.check_placement(node.config, node.stage.name, node.at_once)
-        edge.check_storage(made_plan.store)
+        _begin(made_plan, missing)
     done: dict[str, Done] = {}
     begun: set[str] = set()
     by_label = {node.label: node for node in nodes}
 
-    def ready_trainings() -> int:
-        ready = (
-            node
-            for node in nodes
-            if node.label not in begun and (node.made_from() & by_label.keys()) <= done.keys()
-        )
-        return sum(1 for _ in itertools.takewhile(lambda node: node.stage.module == "training", ready))
+    def left_like(node: Node) -> int:
+        left = [other for other in nodes if other.label not in begun and other.stage.module == "training"]
+        return sum(_workers(other) == _workers(node) for other in left)
 
     def make(label: str) -> None:
         begun.add(label)
-        take(_make(by_label[label], done, run_id, ready_trainings))
+        node = by_label[label]
+        take(_make(node, done, run_id, functools.partial(left_like, node)))
 
     def take(result: Done) -> None:
         rows = f"{result.manifest.rows:,} rows, " if result.manifest.parts else ""
@@ -429,22 +412,65 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
         if found is not None:
             begun.add(label)
             take(Done(by_label[label], found, False, found.seconds))
-    schedule.in_order(
-        {node.label: node.made_from() for node in nodes if node.label not in done},
-        make,
-        made_plan.job.first.scaling.side_by_side,
-    )
+    with _workers_ended() if missing else contextlib.nullcontext():
+        schedule.in_order(
+            {node.label: node.made_from() for node in nodes if node.label not in done},
+            make,
+            made_plan.job.first.scaling.side_by_side,
+        )
     results = [done[node.label] for node in nodes]
     if only is None:
         _record(made_plan, results)
     return results
 
 
-def _import(modules: set[str]) -> None:
-    """Import the stages that will be needed, which takes seconds, while Ray starts. An error comes again where they are used."""
-    with contextlib.suppress(Exception):
-        for module in sorted(modules):
+def _begin(made_plan: Plan, missing: list[Node]) -> None:
+    """Join or start Ray; what takes seconds besides, checking the models and importing the stages, is done meanwhile."""
+    from s2l_ray.stages import edge
+
+    with ThreadPoolExecutor(1) as pool:
+        prepared = pool.submit(_prepare, missing)
+        edge.connect(made_plan.job.first)
+        prepared.result()  # not beside the stages: modules that import each other must not be begun in two threads
+    _share(missing)
+    for node in missing:
+        edge.check_placement(node.config, node.stage.name, node.at_once)
+    edge.check_storage(made_plan.store)
+
+
+def _prepare(missing: list[Node]) -> None:
+    _check_models(missing)
+    with contextlib.suppress(Exception):  # it comes again where the stage is used
+        for module in sorted({node.stage.module for node in missing}):
             importlib.import_module(f"s2l_ray.stages.{module}")
+
+
+def _share(missing: list[Node]) -> None:
+    """Say how many trainings may go on at the same time as each.
+
+    Those of equally many workers get equal shares, so that the workers of one can do another.
+    """
+    needs = {node.label: node.made_from() for node in missing}
+    trainings = [node for node in missing if node.stage.module == "training"]
+    labels = {node.label for node in trainings}
+    most: dict[int, int] = {}
+    for node in trainings:
+        others = schedule.unrelated(node.label, needs, labels)
+        at_once = min(node.config.scaling.side_by_side, 1 + len(others))
+        most[_workers(node)] = max(at_once, most.get(_workers(node), 1))
+    for node in trainings:
+        node.at_once = most[_workers(node)]
+
+
+def _workers(node: Node) -> int:
+    scaling = node.config.scaling
+    return scaling.proxy_workers if node.stage.name == "proxy" else scaling.target_workers
+
+
+def _workers_ended() -> contextlib.AbstractContextManager[None]:
+    from s2l_ray.stages import groups
+
+    return groups.ended()
 
 
 def _check_models(missing: list[Node]) -> None:
@@ -460,13 +486,14 @@ def _check_models(missing: list[Node]) -> None:
                 check_weights(section.model)
 
 
-def _make(node: Node, done: dict[str, Done], run_id: str, ready_trainings: Callable[[], int]) -> Done:
+def _make(node: Node, done: dict[str, Done], run_id: str, trainings_left: Callable[[], int]) -> Done:
     with _lease(node):
         waited_for = node.artifact.committed()
         if waited_for is not None:
             return Done(node, waited_for, False, waited_for.seconds)
         log.info("%s: making", node.label)
         began = time.monotonic()
+        _make_room(node)
         inputs = {
             # one that is not in the plan was made elsewhere
             name: done[label].manifest if (label := artifact.label) in done else artifact.manifest()
@@ -482,7 +509,7 @@ def _make(node: Node, done: dict[str, Done], run_id: str, ready_trainings: Calla
             section=node.section,
             version=node.stage.version,
             at_once=node.at_once,
-            ready_trainings=ready_trainings,
+            trainings_left=trainings_left,
         )
         outcome: Outcome = importlib.import_module(f"s2l_ray.stages.{node.stage.module}").make(work)
         manifest = Manifest(
@@ -512,6 +539,14 @@ def _lease(node: Node) -> contextlib.AbstractContextManager[None]:
     from s2l_ray.stages import edge
 
     return edge.lease(node.artifact)
+
+
+def _make_room(node: Node) -> None:
+    if node.stage.module in ("training", "report"):
+        return
+    from s2l_ray.stages import edge
+
+    edge.make_room(node.config, node.stage.name)
 
 
 def versions() -> dict[str, str]:

@@ -150,7 +150,7 @@ def train(
         files: the artifact's files; get `checkpoint/step-NNNNNN/` and `state/`. Shared by all workers.
         on_step: on worker 0 gets, after each step: step, loss (mean over the learned tokens of the global
             batch), learning_rate, grad_norm, examples, tokens, learned_tokens, seconds, wait_seconds (of the
-            seconds, waited for `batches`).
+            seconds, waited for `batches`), parameters (how many the model has).
 
     Raises:
         UserError: sizes that do not divide, batches that end early, a loss that is not finite, a training
@@ -171,6 +171,7 @@ def train(
         restore_state(engine, state, files, worker, lambda: _blank_step(engine, device))
     elif 0 in plan.checkpoint_steps:
         save_checkpoint(engine.module, 0, plan.dtype, files, worker)
+    parameters = total_numel(engine.module.parameters())
     while step < plan.total_steps:
         began = time.perf_counter()
         share = _next_share(shares, step, plan, world_size)
@@ -178,7 +179,8 @@ def train(
         metrics = _step(engine, share, step, passes, plan, worker)
         step += 1
         if rank == 0:
-            on_step({"step": step, **metrics, "seconds": time.perf_counter() - began, "wait_seconds": waited})
+            seconds = {"seconds": time.perf_counter() - began, "wait_seconds": waited}
+            on_step({"step": step, **metrics, **seconds, "parameters": parameters})
         if step in plan.checkpoint_steps:
             save_checkpoint(engine.module, step, plan.dtype, files, worker)
         if plan.state_every and step % plan.state_every == 0 and step < plan.total_steps:

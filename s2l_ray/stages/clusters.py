@@ -27,7 +27,7 @@ from s2l_ray.core.store import Manifest, Part, fingerprint
 from s2l_ray.core.tables import CLUSTERS, parquet_bytes, vectors
 from s2l_ray.errors import UserError
 from s2l_ray.progress import Tracker, track
-from s2l_ray.stages.edge import PartContext, capacity, part_context, reraise_user_errors
+from s2l_ray.stages.edge import PartContext, free, part_context, reraise_user_errors
 from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
 log = logging.getLogger("s2l_ray")
@@ -319,8 +319,8 @@ class _Shards:
         count = min(work.config.scaling.shards, len(parts))
         self.parts = [parts[number::count] for number in range(count)]
         # All shards or none: two jobs that each held half of their actors would wait for each other for ever. A tenth of the
-        # CPUs stays free for whoever called this, such as a trial of a sweep.
-        cpus = max(0.01, min(1.0, int(90 * capacity()["CPU"] / count) / 100))
+        # free CPUs stays so for whoever called this, such as a trial of a sweep.
+        cpus = max(0.01, min(1.0, int(90 * free()["CPU"] / count) / 100))
         self.place = placement_group([{"CPU": cpus}] * count, strategy="SPREAD")
         ray.get(self.place.ready())
         losses = work.config.scaling.max_failures

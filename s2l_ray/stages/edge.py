@@ -23,6 +23,7 @@ from s2l_ray.config import Config
 from s2l_ray.core.store import Artifact, Part, Store
 from s2l_ray.errors import UserError
 from s2l_ray.progress import track
+from s2l_ray.stages import groups
 from s2l_ray.stages.work import Work
 
 log = logging.getLogger("s2l_ray")
@@ -102,6 +103,21 @@ def capacity() -> dict[str, float]:
     have = ray.cluster_resources()
     could = state.get_max_resources_from_cluster_config() or {}
     return {kind: max(have.get(kind, 0.0), float(could.get(kind, 0))) for kind in ("CPU", "GPU")}
+
+
+def free() -> dict[str, float]:
+    """Of the capacity, what this job's groups of training workers do not hold."""
+    held = groups.held()
+    return {kind: amount - held[kind] for kind, amount in capacity().items()}
+
+
+def make_room(config: Config, stage: str) -> None:
+    """Have groups of training workers that have nothing to do end where a stage wants what they hold."""
+    scaling, left = config.scaling, free()
+    actors = scaling.scorers if stage in ("trajectories", "evaluation") else 0
+    cpus = max(TASK_CPUS, actors * (scaling.cpus_per_worker or 0.0))
+    if left["CPU"] < cpus or left["GPU"] < actors * scaling.gpus_per_worker:
+        groups.give_up()
 
 
 @ray.remote(num_cpus=0)
@@ -319,12 +335,13 @@ def make_parts(
         several = make_several or functools.partial(_make_each, make=make)
         parts = rows.flat_map(_make_in_task, fn_args=(several, context), num_cpus=TASK_CPUS)  # type: ignore[arg-type]
     else:
-        fits = max(1, int(capacity()["CPU"] // actor_cpus(work.config, actors)))
+        cpus = actor_cpus(work.config, actors)
+        fits = max(1, int(free()["CPU"] // cpus))
         parts = rows.flat_map(
             _ActorPart,
             fn_constructor_args=(load, context),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors, fits, len(todo)))),
-            num_cpus=actor_cpus(work.config, actors),
+            num_cpus=cpus,
             num_gpus=scaling.gpus_per_worker or None,
         )
     with track(work.label, len(jobs), "parts", len(done)) as tracker, reraise_user_errors():
@@ -361,13 +378,13 @@ def adopt_parts(work: Work, found: dict[int, tuple[Artifact, Part]]) -> None:
 
 
 def actor_cpus(config: Config, actors: int) -> float:
-    """CPUs of one scoring actor: as asked for, or those of a task where they fit and an equal share where they do not.
+    """CPUs of one scoring actor: as asked for, or those of a task where they fit and an equal share of what is free where they do not.
 
     Raises:
         UserError: not even one actor fits, so that its stage would wait for ever.
     """
     have, scaling = capacity(), config.scaling
-    cpus = scaling.cpus_per_worker or max(0.1, min(TASK_CPUS, int(90 * have["CPU"] / actors) / 100))
+    cpus = scaling.cpus_per_worker or max(0.1, min(TASK_CPUS, int(90 * free()["CPU"] / actors) / 100))
     if cpus > have["CPU"] or scaling.gpus_per_worker > have["GPU"]:
         raise UserError(
             f"placing scorers: one needs {cpus:g} CPUs and {scaling.gpus_per_worker:g} GPUs, but the cluster has {have['CPU']:g} and "

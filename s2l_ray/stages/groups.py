@@ -1,17 +1,19 @@
 """Groups of Ray Train workers that do one training after another.
 
 A group takes some ten seconds to come up: Ray Train's own processes, its placement, and the imports of torch, transformers and
-DeepSpeed in every worker. So one whose training is done is kept where another of the same shape is about to begin.
+DeepSpeed in every worker. So one whose training is done is kept where another training is to come, as the target's after the proxy's,
+until somebody needs the room.
 """
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import logging
 import os
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ import ray
 from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from s2l_ray.core.allocation import give_back_freed_memory
 from s2l_ray.core.store import Store
 
 log = logging.getLogger("s2l_ray")
@@ -26,8 +29,9 @@ log = logging.getLogger("s2l_ray")
 # process that takes a second to start and tells nothing we need: a training goes on from its last state however a node was lost.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-# What was about to begin may wait for another job's lease; its CPUs and GPUs are not held for longer than this.
-IDLE_SECONDS = 10.0
+# What lies between two trainings may take long, or wait for another job's lease; CPUs and GPUs, which other jobs may want, are not
+# held idle for longer than this.
+IDLE_SECONDS = 30.0
 
 # Done by every worker, all at the same time, with its rank and the number of workers.
 Task = Callable[[int, int], None]
@@ -48,25 +52,49 @@ def run(shape: Shape, name: str, task: Task, coming: Callable[[], int]) -> None:
 
     Args:
         name: of a new group.
-        coming: asked in the end, how many trainings are about to begin; so many groups are kept for a while.
+        coming: asked in the end, how many trainings are still to begin; so many groups are kept for a while.
 
     Raises:
         TrainingFailedError: a worker failed or was lost, and the group with it.
     """
-    group = _kept.take(shape)
-    if group is None:
-        group = _Group(shape, name)
-    else:
+    group, is_new = _kept.take(shape, name)
+    if not is_new:
         log.info("%s: in workers that are up already", name)
     group.run(task)
     _kept.keep(group, coming())
+
+
+def held() -> dict[str, float]:
+    """CPUs and GPUs of all groups of this process, those that have nothing to do included."""
+    shapes = [group.shape for group in _kept.alive()]
+    return {
+        "CPU": sum(shape.workers * shape.cpus for shape in shapes),
+        "GPU": sum(shape.workers * shape.gpus for shape in shapes),
+    }
+
+
+def give_up() -> None:
+    """End all groups that have nothing to do, and wait until they have given back what they held."""
+    _kept.give_up()
+
+
+@contextlib.contextmanager
+def ended() -> Iterator[None]:
+    """In the end no group is left idle, unless Ctrl-C ends all."""
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(Exception):  # Ray may be what failed
+            give_up()
+        raise
+    give_up()
 
 
 class _Group:
     """Workers of one Ray Train run, and the thread that waits for its end."""
 
     def __init__(self, shape: Shape, name: str) -> None:
-        self.shape = shape
+        self.shape, self.closing = shape, False
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._desk = _Desk.options(scheduling_strategy=here).remote(shape.workers)  # type: ignore[attr-defined]
         self._numbers = itertools.count()
@@ -94,8 +122,12 @@ class _Group:
             raise self._failure or error from None
 
     def close(self) -> None:
-        """Let the workers end, and wait until they have given back what they held."""
+        """Let the workers end."""
+        self.closing = True
         self._desk.put.remote(next(self._numbers), None)
+
+    def join(self) -> None:
+        """Wait until they have, and what they held is given back."""
         self._thread.join()
 
     def _train(self, name: str) -> None:
@@ -167,41 +199,66 @@ def _work(settings: dict[str, Any]) -> None:
             return
         cloudpickle.loads(task)(context.get_world_rank(), context.get_world_size())
         gc.collect()  # the parts of an engine hold one another
+        give_back_freed_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         ray.get(desk.end.remote(number))
 
 
 class _Kept:
-    """Groups of this process that are up and have nothing to do, each with the timer that gives it up."""
+    """The groups of this process; those that are up and have nothing to do, each with the timer that gives it up."""
 
     def __init__(self) -> None:
+        self._groups: list[_Group] = []
         self._timers: dict[_Group, threading.Timer] = {}
         self._lock = threading.Lock()
 
-    def take(self, shape: Shape) -> _Group | None:
+    def take(self, shape: Shape, name: str) -> tuple[_Group, bool]:
+        """A group of this shape, and whether it is a new one, which takes the place of those that are idle."""
         with self._lock:
             found = next((group for group in self._timers if group.shape == shape and group.works), None)
             if found is not None:
                 self._timers.pop(found).cancel()
-            return found
+                return found, False
+        self._drop_all()
+        group = _Group(shape, name)
+        with self._lock:
+            self._groups.append(group)
+        return group, True
+
+    def alive(self) -> list[_Group]:
+        with self._lock:
+            self._groups = [group for group in self._groups if group.works]
+            return list(self._groups)
 
     def keep(self, group: _Group, coming: int) -> None:
         """Keep it if fewer are kept than trainings are coming, for IDLE_SECONDS at most; else close it."""
         with self._lock:
-            wanted = len(self._timers) < coming
-            if wanted:
-                timer = self._timers[group] = threading.Timer(IDLE_SECONDS, self._give_up, (group,))
-                timer.daemon = True
-                timer.start()
-        if not wanted:
-            group.close()
+            if len(self._timers) >= coming:
+                group.close()
+                return
+            timer = self._timers[group] = threading.Timer(IDLE_SECONDS, self._drop, (group,))
+            timer.daemon = True
+            timer.start()
 
-    def _give_up(self, group: _Group) -> None:
+    def give_up(self) -> None:
+        self._drop_all()
+        for group in self.alive():
+            if group.closing:
+                group.join()
+
+    def _drop_all(self) -> None:
         with self._lock:
-            waits = self._timers.pop(group, None) is not None  # else it was taken in this moment
-        if waits:
-            group.close()
+            idle = list(self._timers)
+        for group in idle:
+            self._drop(group)
+
+    def _drop(self, group: _Group) -> None:
+        with self._lock:
+            timer = self._timers.pop(group, None)  # None: it was taken in this moment
+            if timer is not None:
+                timer.cancel()
+                group.close()
 
 
 _kept = _Kept()

@@ -27,7 +27,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from s2l_ray.config import Training
 from s2l_ray.core import order
 from s2l_ray.core.encoding import check_some_learned
-from s2l_ray.core.models import build, load_config, load_encoder, load_tokenizer, parameters, tensor_reader
+from s2l_ray.core.models import build, load_config, load_encoder, load_tokenizer, tensor_reader
 from s2l_ray.core.store import Artifact, FileEntry
 from s2l_ray.core.training import TrainingPlan, checkpoint_steps, train
 from s2l_ray.core.training_state import checkpoint_files, checkpoint_folder
@@ -163,13 +163,13 @@ def _told(work: Work, place: _Place, section: Training, plan: order.Stream) -> d
     for entry in metrics:
         work.rows_began(entry.get("began", 0.0))
     thin = metrics[:: max(1, len(metrics) // CURVE_POINTS)]
-    size = parameters(section.model)
+    size = int(metrics[-1].get("parameters", 0)) if metrics else 0
     tokens = sum(int(entry["tokens"]) for entry in metrics)
     return {
         "total_steps": plan.steps,
         "examples": plan.positions,
         "tokens": tokens,
-        "parameters": size,
+        "parameters": size or None,
         "flops": 6.0 * size * tokens if size else None,
         "train_seconds": round(sum(entry["seconds"] for entry in metrics), 3),
         "wait_seconds": round(sum(entry["wait_seconds"] for entry in metrics), 3),
@@ -224,7 +224,7 @@ def _run(
 
     def coming() -> int:
         # DeepSpeed holds on to a model of ZeRO-3 (two tables of its modules), and only the end of the process frees it
-        return 0 if section.zero_stage == 3 else more + work.ready_trainings()
+        return 0 if section.zero_stage == 3 else more + work.trainings_left()
 
     for attempt in itertools.count():
         try:

@@ -14,7 +14,7 @@ from s2l_ray.core.store import Artifact, FileEntry, Manifest, Part
 class Work:
     """One artifact to make: its place, the config it follows, the committed artifacts it is made from, this run's id, the parts of
     raw files for the stages that read them, the section and stage version that name it, how many such
-    trainings may go on at the same time, how many others could begin now, and when its making started."""
+    trainings may go on at the same time, how many of this run have not begun, and when its making started."""
 
     config: Config
     artifact: Artifact
@@ -25,7 +25,7 @@ class Work:
     section: dict[str, Any] = field(default_factory=dict)
     version: int = 0
     at_once: int = 1
-    ready_trainings: Callable[[], int] = lambda: 0
+    trainings_left: Callable[[], int] = lambda: 0
     started: float = field(default_factory=time.time)
     began: float | None = None  # of the first row
 

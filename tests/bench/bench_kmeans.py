@@ -5,8 +5,8 @@
     python tests/bench/bench_kmeans.py --k 100 --rivals FOLDER             # where pip --target has put the extra `bench`
     python tests/bench/bench_kmeans.py --rows 5000000 --memory             # what a shard holds, in a process of its own for each K
 
-Everything is in one process. Ours has one Shard per thread, its rows in parts of --rows-per-part; others get the same number of
-threads. Times are whole fits without making the data; Spark's RDD and dask's array are cached first. MiniBatchKMeans does not do
+Ours has one Shard per thread, its rows in parts of --rows-per-part; where there are several, each is in a process of its own, as
+on a cluster. Others get the same number of threads. Times are whole fits without making the data; Spark's RDD and dask's array are cached first. MiniBatchKMeans does not do
 rounds of all rows; it runs over as many rows as they. Ours assigns all rows to the final centroids, for their sizes and
 the objective; faiss does not, and faiss+labels does. A rival that is not installed is skipped, with the reason.
 
@@ -21,7 +21,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -193,27 +193,67 @@ def private_bytes() -> int:
 
 
 def ours(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
-    parts = [
-        (
-            np.arange(first, min(first + args.rows_per_part, len(rows))),
-            rows[first : first + args.rows_per_part],
-        )
-        for first in range(0, len(rows), args.rows_per_part)
-    ]
+    shards = (
+        [Apart(args, number) for number in range(args.threads)] if args.threads > 1 else [Here(args, rows)]
+    )
+
+    def ask(method: str, given: tuple[Any, ...]) -> list[Any]:
+        for shard in shards:
+            shard.ask(method, given)
+        return [shard.answer() for shard in shards]
 
     def run() -> np.ndarray:
-        shards = [Shard(parts[number :: args.threads]) for number in range(args.threads)]
-        with ThreadPoolExecutor(args.threads) as pool:
-            return fit(
-                lambda method, given: pool.map(lambda shard: getattr(shard, method)(*given), shards),
-                k=len(start),
-                seed=0,
-                max_rounds=args.rounds,
-                tolerance=-1.0,
-                start=start,
-            ).centroids
+        ask("begin", ())
+        options = {"k": len(start), "seed": 0, "max_rounds": args.rounds, "tolerance": -1.0, "start": start}
+        return fit(ask, **options).centroids
 
     return run
+
+
+class Here:
+    """Every n-th part in a Shard of this process; the method "begin" makes the Shard anew."""
+
+    def __init__(self, args: argparse.Namespace, rows: np.ndarray, number: int = 0) -> None:
+        size, step = args.rows_per_part, args.rows_per_part * args.threads
+        self.parts = [
+            (np.arange(first, min(first + size, len(rows))), rows[first : first + size])
+            for first in range(number * size, len(rows), step)
+        ]
+
+    def ask(self, method: str, given: tuple[Any, ...]) -> None:
+        if method == "begin":
+            self.shard = Shard(self.parts)
+            self.result = None
+        else:
+            self.result = getattr(self.shard, method)(*given)
+
+    def answer(self) -> Any:
+        return self.result
+
+
+class Apart:
+    """The same in a process of its own, which makes all rows by itself and ends with this one."""
+
+    def __init__(self, args: argparse.Namespace, number: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        context.Process(target=serve, args=(theirs, args, number), daemon=True).start()
+        self.answer()
+
+    def ask(self, method: str, given: tuple[Any, ...]) -> None:
+        self.pipe.send((method, given))
+
+    def answer(self) -> Any:
+        return self.pipe.recv()
+
+
+def serve(pipe: Any, args: argparse.Namespace, number: int) -> None:
+    faiss.omp_set_num_threads(1)
+    own = Here(args, trajectories(args.rows, args.steps, args.noise), number)
+    pipe.send(None)
+    while True:
+        own.ask(*pipe.recv())
+        pipe.send(own.answer())
 
 
 def faiss_kmeans(

@@ -6,7 +6,9 @@
 Sides, in turn, on the same rows, each in a process of its own, which no other's memory or settings reach: `authors`, one example per
 forward pass, all logits, the loss fetched after each (their way, written anew); `ours`, core.scoring.score; `family`, the base model of
 transformers over our batches and nothing but the product of the output layer for learned tokens: what no scorer that leaves the
-family's own code as it is can pass; `floor`, nothing but the matrix products that are needed, at the model's own shapes and dtype: the
+family's own code as it is can pass; `kernels`, the products and, once each, torch's kernels for what else the model needs, on pieces
+that stay in the cache: attention, layer norms, GELU, additions, exponentials of the loss (no rotations, no biases, no padding): what
+no scorer made of torch's kernels can pass; `floor`, nothing but the matrix products that are needed, at the model's own shapes and dtype: the
 body's for every token, the output layer's for learned tokens, and of attention its FLOPs at the rate of the body's. The rows are
 every n-th batch of a part, so that a short run pads as a whole part does. Seconds are of the processor.
 
@@ -91,6 +93,7 @@ def measured(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
         "authors": replace(first, side="authors"),
         **{f"ours, {size:,}": replace(first, tokens_per_batch=size) for size in sizes},
         "family": replace(first, side="family"),
+        "kernels": replace(first, side="kernels"),
         "floor": replace(first, side="floor"),
     }
     sides = {name: Apart([job]) for name, job in jobs.items()}
@@ -189,6 +192,8 @@ def made(job: Job) -> Callable[[], Any]:
         return lambda: authors(model, rows)
     if job.side == "ours":
         return lambda: ours(model, batches, job.tokens_per_batch)
+    if job.side == "kernels":
+        return Kernels(model, rows, DTYPES[job.dtype])
     floor = Floor(model, rows, DTYPES[job.dtype])
     return floor if job.side == "floor" else lambda: family(model, batches, floor)
 
@@ -294,18 +299,56 @@ class Floor:
     @torch.no_grad()
     def __call__(self) -> None:
         began = time.process_time()
-        for count in self.blocks:
-            for module in self.body:
-                module(self.inputs[module.in_features][:count])
+        self.products()
         until = time.process_time() + self.more * (time.process_time() - began)
         while time.process_time() < until:
             pass
         self.output_layer()
 
+    def products(self) -> None:
+        for count in self.blocks:
+            for module in self.body:
+                module(self.inputs[module.in_features][:count])
+
     @torch.no_grad()
     def output_layer(self) -> None:
         for count in self.learned_blocks:
             self.head(self.inputs[self.width][:count])
+
+
+class Kernels(Floor):
+    """The products, and once each what else is needed; attention is torch's own and not reckoned by its FLOPs."""
+
+    def __init__(self, model: Any, rows: Sequence[Encoded], dtype: torch.dtype, at_once: int = 1_024) -> None:
+        super().__init__(model, rows, dtype, at_once)
+        config = model.config
+        self.layers, self.tokens_of_logits = config.num_hidden_layers, 512
+        self.lengths = [len(row.input_ids) for row in rows]
+        self.logits = torch.randn(at_once, self.tokens_of_logits).to(dtype)
+        self.pieces = config.vocab_size / self.tokens_of_logits
+        shape = (1, config.num_attention_heads, max(self.lengths), self.width // config.num_attention_heads)
+        self.queries, self.keys, self.values = (torch.randn(shape).to(dtype) for _ in range(3))
+        self.wide = self.inputs[config.intermediate_size]
+        self.norm = torch.ones(self.width, dtype=dtype)
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        self.products()
+        for length in self.lengths:
+            queries, keys, values = (x[:, :, :length] for x in (self.queries, self.keys, self.values))
+            for _ in range(self.layers):
+                nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        for count in self.blocks:
+            narrow, wide = self.inputs[self.width][:count], self.wide[:count]
+            for _ in range(self.layers):
+                for _ in range(2):
+                    nn.functional.layer_norm(narrow, [self.width], self.norm, self.norm)
+                    narrow + narrow
+                nn.functional.gelu(wide)
+        self.output_layer()
+        for count in self.learned_blocks:
+            for _ in range(round(self.pieces)):
+                self.logits[:count].float().exp_().sum(1)
 
 
 def _blocks(rows: int, at_once: int) -> list[int]:

@@ -10,7 +10,10 @@ import pytest
 import ray
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from s2l_ray.stages import groups
+from s2l_ray.config import Config
+from s2l_ray.errors import UserError
+from s2l_ray.stages import edge, groups
+from tests import tiny
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("local_ray")]
 
@@ -50,6 +53,7 @@ def test_what_is_coming_is_done_by_the_same_workers(shape: groups.Shape, tmp_pat
     assert done_by(shape, tmp_path, coming=0) == first
     wait_until_free()
     assert not set(done_by(shape, tmp_path, coming=0)) & set(first)
+    groups.give_up()
     assert not list((tmp_path / "scratch").glob("*"))
 
 
@@ -58,8 +62,10 @@ def test_another_shape_gets_other_workers_and_what_never_comes_is_given_up(
 ) -> None:
     monkeypatch.setattr(groups, "IDLE_SECONDS", 1.0)
     first = done_by(shape, tmp_path, coming=1)
-    alone = groups.Shape(workers=1, cpus=0.5, gpus=0.0, storage=shape.storage)
-    assert done_by(alone, tmp_path, coming=0)[0] not in first
+    alone = groups.Shape(
+        workers=1, cpus=1.5, gpus=0.0, storage=shape.storage
+    )  # has room when the first group is gone
+    assert done_by(alone, tmp_path, coming=1)[0] not in first
     wait_until_free()
 
 
@@ -78,3 +84,29 @@ def test_a_group_that_was_lost_while_it_waited_is_replaced(shape: groups.Shape, 
     group._thread.join(60)
     assert not group.works
     assert not set(done_by(shape, tmp_path, coming=0)) & set(first)
+
+
+def config_for(**scaling: float) -> Config:
+    proxy = {"model": {"config": tiny.LLAMA}, "tokenizer": "bytes", "epochs": 1}
+    return Config.model_validate({"examples": {"files": ["none"]}, "proxy": proxy, "scaling": scaling})
+
+
+def test_a_group_waits_only_where_others_have_room_beside_it(shape: groups.Shape, tmp_path: Path) -> None:
+    """Of two CPUs it holds one: actors share what is left, unless they were promised more; a task always has room."""
+    done_by(shape, tmp_path, coming=1)
+    for stage in ("examples", "trajectories"):
+        edge.make_room(config_for(), stage)
+    assert groups.held() == {"CPU": 1.0, "GPU": 0.0}
+    assert edge.actor_cpus(config_for(), 2) == 0.45
+    edge.make_room(config_for(cpus_per_worker=0.6), "trajectories")
+    assert groups.held()["CPU"] == 0
+    assert edge.actor_cpus(config_for(), 2) == 0.9
+    wait_until_free()
+
+
+def test_an_error_elsewhere_ends_what_waits(shape: groups.Shape, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="elsewhere"), groups.ended():
+        done_by(shape, tmp_path, coming=1)
+        raise UserError("an error elsewhere")
+    assert groups.held()["CPU"] == 0
+    assert not list((tmp_path / "scratch").glob("*"))

@@ -51,13 +51,14 @@ def test_artifacts_made_side_by_side_are_those_made_one_after_the_other(
 ) -> None:
     plan = yaml.safe_load(finished.job.read_text())
     plan = config.merge(plan, {"run": {"storage": str(tmp_path / "storage")}, "scaling": {"side_by_side": 2}})
-    # two targets at once: the third is trained by workers that have trained another
+    # two targets at once: the first and the third are trained by workers that have trained the proxy or another target
     others = {"few": {"subset.budget": 5}, "more": {"subset.budget": 6}}
     job = write_job(tmp_path, {**plan, "variants": {**others, "same": {}}})
     ended = runs(job, "--until", "evaluation")
     assert ended.status == 0, ended.err
     label = f"target {finished.artifact('target').fingerprint[:8]}"
     assert f"{label}: in workers that are up already" in ended.err
+    assert ended.err.count("in workers that are up already") == 2
     for stage in ("subset", "target", "evaluation"):
         alone = finished.artifact(stage)
         beside = Artifact(Store(str(tmp_path / "storage")), stage, alone.fingerprint).manifest()

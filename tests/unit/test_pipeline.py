@@ -246,6 +246,23 @@ def test_k_does_not_matter_to_a_rule_without_clusters(named: Tiny) -> None:
     assert same(random, named("--subset.rule=source_balanced")) == BEFORE_CLUSTERS
 
 
+@pytest.mark.parametrize(("target_workers", "proxy", "target"), [(1, 2, 2), (2, 1, 2)])
+def test_trainings_of_equally_many_workers_have_equal_shares(
+    tree: dict[str, Any], target_workers: int, proxy: int, target: int
+) -> None:
+    """So that the target can be trained by the workers of the proxy, beside which nothing is trained."""
+    tree["variants"] = {
+        "few": {"subset.budget": 5},
+        "more": {"subset.budget": 6},
+        "many": {"subset.budget": 7},
+    }
+    tree["scaling"] |= {"side_by_side": 2, "target_workers": target_workers}
+    nodes = pipeline.plan(config.load(None, [], tree)).nodes
+    pipeline._share(nodes)
+    shares = {(node.stage.name, node.at_once) for node in nodes if node.stage.module == "training"}
+    assert shares == {("proxy", proxy), ("target", target)}
+
+
 @pytest.mark.parametrize("until", ALL)
 def test_until_ends_the_plan_at_a_stage(named: Tiny, until: str) -> None:
     whole, part = named(), named(until=until)
