@@ -105,8 +105,9 @@ def test_a_group_waits_only_where_others_have_room_beside_it(shape: groups.Shape
 
 
 def test_an_error_elsewhere_ends_what_waits(shape: groups.Shape, tmp_path: Path) -> None:
+    done_by(shape, tmp_path, coming=1)
+    assert groups.held()["CPU"] == 1
     with pytest.raises(UserError, match="elsewhere"), groups.ended():
-        done_by(shape, tmp_path, coming=1)
         raise UserError("an error elsewhere")
     assert groups.held()["CPU"] == 0
     assert not list((tmp_path / "scratch").glob("*"))
