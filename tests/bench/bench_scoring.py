@@ -287,10 +287,10 @@ class Floor:
         attention = sum(2.0 * n * n * width for n in lengths) * model.config.num_hidden_layers
         products = sum(2.0 * m.weight.numel() for m in self.body) * sum(lengths)
         self.more = attention / products
-        parts = head.weight.detach().split(512)
+        self.parts = head.weight.detach().split(512)
         ways: list[Callable[[torch.Tensor], Any]] = [
             lambda x: nn.functional.linear(x, head.weight),
-            lambda x: [nn.functional.linear(x, part) for part in parts],
+            lambda x: [nn.functional.linear(x, part) for part in self.parts],
         ]
         with torch.no_grad():
             self.head = min(ways, key=lambda way: _best(lambda: way(self.inputs[width])))
@@ -322,12 +322,10 @@ class Kernels(Floor):
     def __init__(self, model: Any, rows: Sequence[Encoded], dtype: torch.dtype, at_once: int = 1_024) -> None:
         super().__init__(model, rows, dtype, at_once)
         config = model.config
-        self.layers, self.tokens_of_logits = config.num_hidden_layers, 512
+        self.layers = config.num_hidden_layers
         self.lengths = [len(row.input_ids) for row in rows]
-        self.logits = torch.randn(at_once, self.tokens_of_logits).to(dtype)
-        self.pieces = config.vocab_size / self.tokens_of_logits
         shape = (1, config.num_attention_heads, max(self.lengths), self.width // config.num_attention_heads)
-        self.queries, self.keys, self.values = (torch.randn(shape).to(dtype) for _ in range(3))
+        self.heads = [torch.randn(shape).to(dtype) for _ in range(3)]
         self.wide = self.inputs[config.intermediate_size]
         self.norm = torch.ones(self.width, dtype=dtype)
 
@@ -335,7 +333,7 @@ class Kernels(Floor):
     def __call__(self) -> None:
         self.products()
         for length in self.lengths:
-            queries, keys, values = (x[:, :, :length] for x in (self.queries, self.keys, self.values))
+            queries, keys, values = (states[:, :, :length] for states in self.heads)
             for _ in range(self.layers):
                 nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         for count in self.blocks:
@@ -343,12 +341,11 @@ class Kernels(Floor):
             for _ in range(self.layers):
                 for _ in range(2):
                     nn.functional.layer_norm(narrow, [self.width], self.norm, self.norm)
-                    narrow + narrow
+                    _ = narrow + narrow
                 nn.functional.gelu(wide)
-        self.output_layer()
         for count in self.learned_blocks:
-            for _ in range(round(self.pieces)):
-                self.logits[:count].float().exp_().sum(1)
+            for part in self.parts:
+                nn.functional.linear(self.inputs[self.width][:count], part).float().exp_().sum(1)
 
 
 def _blocks(rows: int, at_once: int) -> list[int]:
