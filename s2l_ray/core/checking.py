@@ -23,6 +23,7 @@ from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.models import build
 from s2l_ray.core.rawfiles import PartRange, read_part
 from s2l_ray.core.scoring import Weights, check_finite, score
+from s2l_ray.core.shard import Shard
 from s2l_ray.core.store import Manifest
 
 PARTS_READ = (
@@ -194,7 +195,7 @@ def fresh_grouping(
         section = Clusters(k=section.k, seed=section.seed, initial=0 in given, steps=sorted(set(given)))
     rows = features(losses, steps, section)
     k = max(1, min(section.k, len(rows) // 4, len(np.unique(rows, axis=0))))
-    shard = kmeans.Shard([(ids, rows)])
+    shard = Shard([(ids, rows)])
     found = kmeans.fit(
         lambda method, args: [getattr(shard, method)(*args)],
         k=k,

@@ -16,18 +16,8 @@ import numpy as np
 
 from s2l_ray.config import Clusters
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.kmeans import (
-    FitResult,
-    FitState,
-    Labelled,
-    Shard,
-    Shards,
-    assigned,
-    fit,
-    hash_limit,
-    merged,
-    summary_of,
-)
+from s2l_ray.core.kmeans import FitResult, FitState, Shards, assigned, fit, hash_limit, summary_of
+from s2l_ray.core.shard import Labelled, Shard, merged
 
 Rows = tuple[
     np.ndarray, np.ndarray, np.ndarray
@@ -57,18 +47,18 @@ class GroupedShard:
         Raises:
             UserError: see Shard.
         """
-        blocks: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-        # of a part: its number of rows, and (group, its block there, its rows: an index takes 8 bytes a row, so none where all are)
+        parts_of: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+        # of a part: its number of rows, and (group, its number there, its rows: an index takes 8 bytes a row, so none where all are)
         self._places: list[tuple[int, list[tuple[int, int, np.ndarray | slice]]]] = []
         for ids, rows, groups in parts:
             place: list[tuple[int, int, np.ndarray | slice]] = []
             for group, where in _by_group(groups):
-                mine = blocks.setdefault(group, [])
+                mine = parts_of.setdefault(group, [])
                 whole = len(where) == len(ids)
                 place.append((group, len(mine), slice(None) if whole else where))
                 mine.append((ids, rows) if whole else (ids[where], rows[where]))
             self._places.append((len(ids), place))
-        self._shards = {group: Shard(mine) for group, mine in blocks.items()}
+        self._shards = {group: Shard(_consumed(parts_of.pop(group))) for group in list(parts_of)}
         self._sample: tuple[View, Shard] | None = None
 
     def call(self, view: View, method: str, args: tuple[Any, ...]) -> Any:
@@ -80,8 +70,8 @@ class GroupedShard:
         first = np.cumsum([0, *(len(own) for own in centroids)])
         num_rows, places = self._places[part]
         labels, distances = np.empty(num_rows, np.int32), np.empty(num_rows, np.float32)
-        for group, block, where in places:
-            own, distances[where] = self._shards[group].labels(block, centroids[group])
+        for group, number, where in places:
+            own, distances[where] = self._shards[group].labels(number, centroids[group])
             labels[where] = own + first[group]
         return labels, distances
 
@@ -154,6 +144,13 @@ class StreamedShard:
             mine = groups == group
             if mine.any():
                 yield (part, ids, rows) if mine.all() else (part, ids[mine], rows[mine])
+
+
+def _consumed(parts: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The parts, forgotten one after the other, as the shard that takes them copies them."""
+    parts.reverse()
+    while parts:
+        yield parts.pop()
 
 
 def _by_group(groups: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:

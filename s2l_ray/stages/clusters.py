@@ -22,7 +22,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from s2l_ray.config import Clusters
 from s2l_ray.core.features import bytes_of_row, check_finite, feature_steps, features
 from s2l_ray.core.grouped import GroupedShard, StreamedShard, View, fit_group, moved
-from s2l_ray.core.kmeans import FitResult, FitState, merged
+from s2l_ray.core.kmeans import FitResult, FitState
+from s2l_ray.core.shard import merged
 from s2l_ray.core.store import Manifest, Part, fingerprint
 from s2l_ray.core.tables import CLUSTERS, parquet_bytes, vectors
 from s2l_ray.errors import UserError

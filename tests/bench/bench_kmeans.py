@@ -33,8 +33,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import faiss  # noqa: E402
 import numpy as np  # noqa: E402
 
-from s2l_ray.core.kmeans import Shard, fit, squared_distances  # noqa: E402
+from s2l_ray.core.kmeans import fit  # noqa: E402
 from s2l_ray.core.nearest import Nearest  # noqa: E402
+from s2l_ray.core.shard import Shard, squared_distances  # noqa: E402
 from tests.bench import frame  # noqa: E402
 
 Fit = Callable[[], np.ndarray]  # the centroids

@@ -18,7 +18,8 @@ import ray
 from s2l_ray.config import Clusters, Config
 from s2l_ray.core.features import feature_steps, features
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.kmeans import Shard, fit
+from s2l_ray.core.kmeans import fit
+from s2l_ray.core.shard import Shard
 from s2l_ray.core.store import Artifact, Manifest, Store
 from s2l_ray.core.tables import parquet_bytes, vector_column
 from s2l_ray.errors import UserError

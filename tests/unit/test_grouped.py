@@ -9,7 +9,8 @@ import pytest
 
 from s2l_ray.config import Clusters
 from s2l_ray.core.grouped import Call, GroupedShard, StreamedShard, View, fit_group, moved
-from s2l_ray.core.kmeans import Shard, fit, merged
+from s2l_ray.core.kmeans import fit
+from s2l_ray.core.shard import Shard, merged
 from s2l_ray.errors import UserError
 
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]

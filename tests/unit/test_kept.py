@@ -19,6 +19,7 @@ from s2l_ray.core.encoding import Encoder, byte_tokenizer, token_batches
 from s2l_ray.core.features import features
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.rawfiles import find_files, index_file, part_ranges, read_part
+from s2l_ray.core.shard import Shard
 from s2l_ray.core.tables import EXAMPLES_FIXED, trajectories_schema
 from s2l_ray.pipeline import STAGES
 from tests import tiny
@@ -71,7 +72,7 @@ def trajectories(folder: Path) -> Any:
 def clusters(folder: Path) -> Any:
     """On small whole numbers, where every sum is exact on every kind of CPU: all rows, and differences within sources on a sample."""
     losses = np.random.Generator(np.random.PCG64(5)).integers(0, 6, (300, 4)).astype(np.float32)
-    shard = kmeans.Shard([(np.arange(300), losses)])
+    shard = Shard([(np.arange(300), losses)])
     found = kmeans.fit(
         lambda method, args: [getattr(shard, method)(*args)], k=6, seed=1, max_rounds=3, tolerance=0.0
     )

@@ -3,7 +3,7 @@
 import itertools
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from s2l_ray.core import fixed_point, kmeans, nearest
+from s2l_ray.core import shard as shard_module
 from s2l_ray.core.fixed_point import Partial, Totals, fixed_point_exponent
-from s2l_ray.core.kmeans import FitResult, FitState, Shard, Shards, fit
+from s2l_ray.core.kmeans import FitResult, FitState, Shards, fit
 from s2l_ray.core.nearest import BLOCK, FEW, Balls, Leads, Nearest
+from s2l_ray.core.shard import Shard
 from s2l_ray.errors import UserError
 
 Part = tuple[np.ndarray, np.ndarray]
@@ -64,6 +66,14 @@ def run(rows: np.ndarray, k: int, **options: Any) -> FitResult:
     return fit(spread(cut(rows, [len(rows) // 3, 7] if len(rows) > 30 else []), 2), k=k, **settings)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks() -> Iterator[None]:
+    """So that shards have several blocks, of one part or of several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_module, "_TOGETHER", 1_500)
+        yield
+
+
 @pytest.fixture(scope="module")
 def parts() -> list[Part]:
     sizes = [BLOCK + 7, 0, 7, 1000, 1, 300, 2000, 41, 500, 999, 123, 64]
@@ -102,7 +112,7 @@ def test_a_long_fit_gives_the_same_bits_with_leads_and_without(parts: list[Part]
     leading: list[int] = []  # rows with a lead
 
     def count(_: FitState) -> None:
-        leads = [part.leads for part in held._parts if part.leads]
+        leads = [part.leads for part in held._blocks if part.leads]
         leading.append(sum(int(np.isfinite(own.values).sum()) for own in leads))
 
     found = fit(local([held]), on_round=count, **options)
@@ -305,7 +315,7 @@ def test_fewer_distinct_rows_than_clusters_are_one_cluster_each_where_that_is_as
 def test_the_hash_limit_is_that_of_a_full_sort(
     leading: int, parts: list[Part], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kmeans, "_LEADING", leading)
+    monkeypatch.setattr(shard_module, "_LEADING", leading)
     ids = np.concatenate([ids for ids, _ in parts])
     hashes = np.sort(kmeans.keyed_hash(6, ids))
     for count in (1, 2, 1000, len(ids)):
@@ -501,10 +511,36 @@ def test_squares_of_any_int64_below_2_to_the_62_add_up_exactly(largest: int) -> 
         assert fixed_point._sum_of_squares(some) == sum(value**2 for value in some.reshape(-1).tolist())
 
 
+@pytest.mark.parametrize(("most", "blocks"), [(1, 13), (1_500, 6), (10**6, 1)])
+def test_parts_that_are_put_together_give_the_same_bits(
+    parts: list[Part], undisturbed: FitResult, monkeypatch: pytest.MonkeyPatch, most: int, blocks: int
+) -> None:
+    monkeypatch.setattr(shard_module, "_TOGETHER", most)
+    held = Shard(parts)
+    assert len(held._blocks) == blocks
+    assert bits(fit(local([held]), **OPTIONS)) == bits(undisturbed)
+    for number, (_, rows) in enumerate(parts):
+        labels, distances = held.labels(number, undisturbed.centroids)
+        np.testing.assert_array_equal(labels, Nearest(undisturbed.centroids).labels(rows))
+        away = np.linalg.norm(rows - undisturbed.centroids[labels].astype(np.float64), axis=1)
+        np.testing.assert_allclose(distances, away, rtol=1e-6)
+
+
+def test_parts_whose_ids_lie_far_apart_are_not_put_together() -> None:
+    """So that a row's id takes four bytes; but those of one file are."""
+    ids = [np.arange(3) + (number << 40) for number in (0, 1, 1, 2)]
+    held = Shard((own, np.full((3, 2), 1.0, np.float32)) for own in ids)
+    assert [block.ids.tolist() for block in held._blocks] == [
+        ids[0].tolist(),
+        [*ids[1].tolist(), *ids[2].tolist()],
+        ids[3].tolist(),
+    ]
+
+
 @pytest.mark.parametrize("ids", [[], [7], [-(2**63), 2**63 - 1, 0], [5, 2**40 + 5, 9], [300, 1, 2]])
 def test_ids_come_back_whatever_lies_between_them(ids: list[int]) -> None:
     given = np.array(ids, np.int64)
-    part = kmeans._Part(given, np.zeros((len(ids), 2), np.float32))
+    part = shard_module._Block(given, np.zeros((len(ids), 2), np.float32))
     assert part.ids.dtype == np.int64
     assert part.ids.tolist() == ids
 
@@ -560,7 +596,7 @@ def test_leads_leave_out_only_rows_that_faiss_would_leave_where_they_are(rows: n
         before, centroids = centroids, (centroids + step).astype(np.float32)
         if number == 6:
             centroids[-1] = rows[0]  # as an empty cluster that gets another row
-        ways = kmeans._ways(ways, before, centroids)
+        ways = shard_module._ways(ways, before, centroids)
 
 
 @pytest.mark.parametrize("rows", [PLAIN, HALF, HEAVY, GRID, PLAIN + 1000, PLAIN * np.float32(1e-10)])
@@ -596,7 +632,7 @@ def test_leads_leave_out_most_rows_where_clusters_lie_apart() -> None:
         search.renew(rows, labels, balls, leads)
         assert np.isfinite(leads.values).all()
         before, centroids = centroids, centroids + np.float32(0.1)
-        ways = kmeans._ways(ways, before, centroids)
+        ways = shard_module._ways(ways, before, centroids)
 
 
 def test_no_lead_outlives_a_round_in_which_it_was_not_looked_at() -> None:
@@ -614,7 +650,7 @@ def test_leads_do_not_outlive_the_ways_that_they_reckon_with() -> None:
         centroids = base + np.float32(0.004 * (number % 2))
         shard.step(centroids, 20, previous)
         previous = centroids
-    leads = shard._parts[0].leads
+    leads = shard._blocks[0].leads
     assert leads is not None
     assert np.isfinite(leads.values).mean() > 0.9
     # another fixed point: totals and ways start anew
@@ -631,14 +667,14 @@ def test_clusters_under_other_numbers_keep_what_is_known_of_their_rows(k: int) -
     shard.step(first, 20, None)
     shard.step(first, 20, first)  # so calm that leads begin in the next round, where clusters are few
     shard.step(first, 20, first)
-    leads = [part.leads for part in shard._parts]
+    leads = [part.leads for part in shard._blocks]
     found = shard.step(second[order], 20, first, order)
     fresh = Shard(cut(PLAIN, [300])).step(second[order], 20, None)
     assert found.sums.tolist() == fresh.sums.tolist()
     assert (found.counts.tolist(), found.squares) == (fresh.counts.tolist(), fresh.squares)
     before, after = Nearest(first).labels(PLAIN), Nearest(second[order]).labels(PLAIN)
     assert found.moves == (before != order[after]).sum() > 0
-    assert [part.leads for part in shard._parts] == leads
+    assert [part.leads for part in shard._blocks] == leads
     assert all(lead is not None for lead in leads) == (k <= FEW)
 
 

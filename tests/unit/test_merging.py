@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from s2l_ray.core.kmeans import Shard, merged
+from s2l_ray.core.shard import Shard, merged
 
 ROWS, STEPS, K = 700, 4, 9
 NUMBERS = np.random.default_rng(3)

@@ -6,7 +6,7 @@ import pytest
 from s2l_ray.config import Clusters
 from s2l_ray.core.features import check_finite, feature_steps, features
 from s2l_ray.core.grouped import GroupedShard, View, fit_group
-from s2l_ray.core.kmeans import Shard
+from s2l_ray.core.shard import Shard
 from s2l_ray.errors import UserError
 
 STEPS = [[0, 500 * number] for number in range(13)]
