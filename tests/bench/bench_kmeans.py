@@ -58,7 +58,9 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[100, 1000], help="numbers of clusters")
     parser.add_argument("--rounds", type=int, default=20, help="rounds of every fit")
     parser.add_argument("--threads", type=int, default=1, help="threads of every side")
-    parser.add_argument("--rows-per-part", type=int, default=131_072, help="rows of a part")
+    parser.add_argument(
+        "--rows-per-part", type=int, default=16_384, help="rows of a part, as they are by default"
+    )
     parser.add_argument(
         "--repeats", type=int, default=3, help="measured runs of every side, after one to warm up"
     )
