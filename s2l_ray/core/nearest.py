@@ -4,7 +4,9 @@ Shapes: n rows, T columns, K centroids, M balls around rows.
 """
 
 import functools
+import itertools
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ PRODUCT = (
     1_024  # rows of every matrix product inside FAISS; another size may change the last bits of its distances
 )
 STRIDE = 2_048  # rows of a ball
+BALLS = 64  # of so many at once it is found out which centroids are needed
 LANES = 16  # centroids that a kernel of FAISS takes at a time, or a multiple of them
 _SMALL, _LARGE = 2.0**-40, 2.0**40  # where rows and centroids are shown to FAISS as they are
 _TINY = 1e-18  # more than the root of what float32 loses below its range in squares
@@ -117,14 +120,19 @@ class Nearest:
         if balls is not None and leads is not None and tame:
             proof = _Proof(self, balls)
             places = proof.doubtful(rows, labels, leads)
-            blocks = _blocks(places, STRIDE, [None] * -(-len(places) // STRIDE))
+            blocks: Iterable[tuple[np.ndarray, np.ndarray | None]] = (
+                (places[start : start + STRIDE], None) for start in range(0, len(places), STRIDE)
+            )
         else:
             stride = STRIDE if tame and len(self._numbers) > FEW else BLOCK
-            places = np.arange(len(rows))
-            columns: list[np.ndarray | None] = [None] * -(-len(rows) // stride)
+            columns: Iterable[np.ndarray | None] = itertools.repeat(None)
             if balls is not None and tame and len(self._numbers) > FEW and _holds(self._steps):
-                columns = [_columns(some) for some in self._needed(balls)]
-            blocks = _blocks(places, stride, columns)
+                columns = (_columns(some) for some in self._needed(balls))
+            starts = range(0, len(rows), stride)
+            blocks = (
+                (np.arange(start, min(start + stride, len(rows))), some)
+                for start, some in zip(starts, columns, strict=False)
+            )
         changed, before = [np.empty(0, np.int64)], [labels[:0]]
         for some, own in blocks:
             other, old = self._assign(rows, labels, some, own, tame)
@@ -193,24 +201,25 @@ class Nearest:
             self._indexes[unit] = _flat_index(self._offsets * unit)
         return self._indexes[unit]
 
-    def _needed(self, balls: Balls) -> np.ndarray:
-        """Which sixteens of centroids have one that can be the nearest of a row in a ball: bool [M, K / 16].
+    def _needed(self, balls: Balls) -> Iterator[np.ndarray]:
+        """Of each ball, which sixteens of centroids have one that can be the nearest of a row in it: bool [K / 16].
 
         a is the centroid nearest to the middle m of a ball of radius r. For all x in it, |x-c|^2 - |x-a|^2 is at least
         |m-c|^2 - |m-a|^2 - 2 r |c-a|. If half of that is more than what FAISS may be wrong about one distance, it finds
         c farther than a. Its error is below (T + 8) 2^-24 (|x| + |c|)^2; twice as much is allowed for.
         """
-        middles, sizes = balls.centres - self._centre, np.linalg.norm(self._offsets, axis=1)
-        squared = (middles**2).sum(axis=1)[:, None] - 2 * middles @ self._offsets.T + sizes**2
-        nearest = squared.argmin(axis=1)
-        apart = sizes**2 + (sizes**2)[nearest][:, None] - 2 * self._offsets[nearest] @ self._offsets.T
-        apart = np.sqrt(np.maximum(apart, 0, out=apart), out=apart)
-        largest = np.linalg.norm(middles, axis=1) + balls.radii
-        error = self._error * (largest[:, None] + np.maximum(sizes, sizes[nearest][:, None])) ** 2
-        lead = (squared - squared[np.arange(len(nearest)), nearest][:, None]) / 2 - balls.radii[
-            :, None
-        ] * apart
-        return (lead <= error + 2.0**-140).reshape(len(nearest), -1, LANES).any(axis=2)
+        sizes = np.linalg.norm(self._offsets, axis=1)
+        for first in range(0, len(balls.radii), BALLS):
+            middles = balls.centres[first : first + BALLS] - self._centre
+            radii = balls.radii[first : first + BALLS, None]
+            squared = (middles**2).sum(axis=1)[:, None] - 2 * middles @ self._offsets.T + sizes**2
+            nearest = squared.argmin(axis=1)
+            apart = sizes**2 + (sizes**2)[nearest][:, None] - 2 * self._offsets[nearest] @ self._offsets.T
+            apart = np.sqrt(np.maximum(apart, 0, out=apart), out=apart)
+            largest = np.linalg.norm(middles, axis=1)[:, None] + radii
+            error = self._error * (largest + np.maximum(sizes, sizes[nearest][:, None])) ** 2
+            lead = (squared - squared[np.arange(len(nearest)), nearest][:, None]) / 2 - radii * apart
+            yield from (lead <= error + 2.0**-140).reshape(len(nearest), -1, LANES).any(axis=2)
 
 
 class _Proof:
@@ -311,12 +320,6 @@ def _limits(
     slack = 8 * error * (near + 8 * sizes + 4 * largest)
     rounding = (ways + 2 * (largest + sizes)) * 2.0**-20
     return (-ways - slack - rounding - _TINY).astype(np.float32)
-
-
-def _blocks(
-    places: np.ndarray, size: int, columns: list[np.ndarray | None]
-) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    return [(places[i * size : (i + 1) * size], some) for i, some in enumerate(columns)]
 
 
 def _taken(rows: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -24,7 +24,9 @@ from s2l_ray.errors import UserError
 
 _CALM = 0.1  # share of rows with another label up to which leads are begun
 _LEADING = 16  # bits of a hash by which rows are counted
-_TOGETHER = 131_072  # rows up to which parts are put together
+_TOGETHER = (
+    524_288  # rows up to which parts are put together; fewer cost more a round, more cost more to sort
+)
 
 
 @dataclass(frozen=True)
@@ -275,20 +277,32 @@ class Shard:
         moves = 0 if before else self._summary.num_rows
         for number, (block, own) in enumerate(zip(self._blocks, labels, strict=True)):
             leads = block.leads_for(len(centroids), known is not None)
-            moved, old = search.renew(block.rows, own, block.balls, leads)
-            block.calm = before is not None and len(moved) <= _CALM * len(own)
-            moves += len(moved) if before else 0
-            if kept is not None:
-                totals.move(block.rows.take(moved, axis=0), old, own.take(moved))
-                continue
-            if self._sort and block.balls is None:
-                order = block.put_in_order(np.argsort(search.order).astype(own.dtype).take(own))
-                labels[number] = own.take(order)
-            totals.add(block.rows, labels[number])
-        if kept is None and self._sort:
-            give_back_freed_memory()  # sorting leaves holes of as much as a few parts
+            labels[number], moved = self._renewed(block, own, search, leads, totals, begun=kept is not None)
+            block.calm = before is not None and moved <= _CALM * len(own)
+            moves += moved if before else 0
+        if self._sort and (kept is None or moves > _CALM * self._summary.num_rows):
+            give_back_freed_memory()  # sorting and moving leave holes of as much as a block
         self.last = Labelled(centroids.tobytes(), labels, totals, ways)
         return Partial(totals.sums.copy(), totals.counts.copy(), totals.squares, moves)
+
+    def _renewed(
+        self,
+        block: _Block,
+        own: np.ndarray,
+        search: Nearest,
+        leads: Leads | None,
+        totals: Totals,
+        begun: bool,
+    ) -> tuple[np.ndarray, int]:
+        """New labels of a block's rows, and how many are not `own`; the rows are moved in the totals, or added if these have not begun."""
+        moved, old = search.renew(block.rows, own, block.balls, leads)
+        if begun:
+            totals.move(block.rows.take(moved, axis=0), old, own.take(moved))
+            return own, len(moved)
+        if self._sort and block.balls is None:
+            own = own.take(block.put_in_order(np.argsort(search.order).astype(own.dtype).take(own)))
+        totals.add(block.rows, own)
+        return own, len(moved)
 
     def farthest(self, m: int, centroids: np.ndarray, taken: np.ndarray) -> Ranked:
         """The m rows farthest from their nearest centroid, by (-squared distance, id), the key being the
