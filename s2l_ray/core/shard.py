@@ -177,6 +177,37 @@ class _Block:
         return result
 
 
+class _Together:
+    """Parts that become a block. Their ids lie so close that 4 bytes tell them apart, or only one has any."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[np.ndarray, np.ndarray]] = []
+        self.count, self._ends = 0, (0, 0)
+
+    def takes(self, ids: np.ndarray) -> bool:
+        """Whether a part with these ids may come to the others."""
+        least, most = self._with(ids)
+        return not self.count or (self.count + len(ids) <= _TOGETHER and most - least < 1 << 32)
+
+    def add(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        """Rows float32 [n, T] and their ids int64 [n]."""
+        self._ends = self._with(ids)
+        self.parts.append((ids, rows))
+        self.count += len(ids)
+
+    def block(self) -> _Block:
+        """The block; what it was made from is forgotten."""
+        parts, self.parts = self.parts, []
+        return _Block(*(parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))))
+
+    def _with(self, ids: np.ndarray) -> tuple[int, int]:
+        """The smallest and the largest id, these included."""
+        if not len(ids):
+            return self._ends
+        ends = int(ids.min()), int(ids.max())
+        return (min(self._ends[0], ends[0]), max(self._ends[1], ends[1])) if self.count else ends
+
+
 class Shard:
     """Some parts of the trajectories in memory: rows, ids, and the labels of the last centroids.
 
@@ -198,24 +229,17 @@ class Shard:
         self._where: list[tuple[int, slice]] = []  # of a part: its block, and its places there
         self._summary = NO_ROWS
         self._sort, self.last = sort, last
-        together: list[tuple[np.ndarray, np.ndarray]] = []
+        together = _Together()
         for ids, rows in parts:
             rows = np.ascontiguousarray(rows, np.float32)
             self._summary += _part_summary(ids, rows)
-            if together and not _fits(together, ids):
-                self._close(together)
-            first = sum(len(own) for own, _ in together)
-            self._where.append((len(self._blocks), slice(first, first + len(ids))))
-            together.append((ids, rows))
-        if together:
-            self._close(together)
-
-    def _close(self, together: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Make a block of these parts, and forget them."""
-        filled = [(ids, rows) for ids, rows in together if len(ids)] or together[:1]
-        ids, rows = filled[0] if len(filled) == 1 else map(np.concatenate, zip(*filled, strict=True))
-        together.clear()
-        self._blocks.append(_Block(ids, rows))
+            if not together.takes(ids):
+                self._blocks.append(together.block())
+                together = _Together()
+            self._where.append((len(self._blocks), slice(together.count, together.count + len(ids))))
+            together.add(ids, rows)
+        if together.parts:
+            self._blocks.append(together.block())
 
     def summary(self) -> Summary:
         """Number of rows, largest absolute value and T."""
@@ -366,16 +390,6 @@ class Shard:
     def _nothing(self, key_type: type) -> Ranked:
         steps = self._summary.num_steps
         return Ranked(np.empty(0, key_type), np.empty(0, np.int64), np.empty((0, steps), np.float32))
-
-
-def _fits(together: list[tuple[np.ndarray, np.ndarray]], ids: np.ndarray) -> bool:
-    """Whether a part may be put together with these: ids of a block lie so close that 4 bytes tell them apart."""
-    everyone = [own for own, _ in together if len(own)] + ([ids] if len(ids) else [])
-    if sum(map(len, everyone)) > _TOGETHER:
-        return False
-    least = min((int(own.min()) for own in everyone), default=0)
-    most = max((int(own.max()) for own in everyone), default=0)
-    return most - least < 1 << 32
 
 
 def _ways(before: np.ndarray | None, previous: np.ndarray | None, centroids: np.ndarray) -> np.ndarray:
