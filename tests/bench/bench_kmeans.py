@@ -15,6 +15,7 @@ bytes of the float32 rows.
 """
 
 import argparse
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -254,9 +255,10 @@ def serve(pipe: Any, args: argparse.Namespace, number: int) -> None:
     faiss.omp_set_num_threads(1)
     own = Here(args, trajectories(args.rows, args.steps, args.noise), number)
     pipe.send(None)
-    while True:
-        own.ask(*pipe.recv())
-        pipe.send(own.answer())
+    with contextlib.suppress(EOFError):  # the other end is gone
+        while True:
+            own.ask(*pipe.recv())
+            pipe.send(own.answer())
 
 
 def faiss_kmeans(
