@@ -18,11 +18,12 @@ PRODUCT = (
     1_024  # rows of every matrix product inside FAISS; another size may change the last bits of its distances
 )
 STRIDE = 2_048  # rows of a ball
-BALLS = 64  # of so many at once it is found out which centroids are needed
+BALLS = 64  # or centroids, whose distances to all centroids are held at once
 LANES = 16  # centroids that a kernel of FAISS takes at a time, or a multiple of them
 _SMALL, _LARGE = 2.0**-40, 2.0**40  # where rows and centroids are shown to FAISS as they are
 _TINY = 1e-18  # more than the root of what float32 loses below its range in squares
-FEW = 128  # centroids up to which Leads cost less than what they save
+FEW = 128  # centroids up to which all are searched
+MOST_LED = 256  # centroids up to which Leads cost less than what they save
 _SMALL_PRODUCT = 10**6  # multiplications; for matrix products of more, OpenBLAS takes twice as long for each
 
 
@@ -112,7 +113,7 @@ class Nearest:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Write the nearest centroid of each row float32 [n, T] of one part over its label int [n].
 
-        Balls are those of the rows. Leads are renewed; they belong to the labels, need balls and at most FEW centroids.
+        Balls are those of the rows. Leads are renewed; they belong to the labels, need balls and at most MOST_LED centroids.
 
         Returns the places of rows whose label has changed, int64 [m], and the labels that they had.
         """
@@ -192,9 +193,13 @@ class Nearest:
         """Offsets of the centroids as they were given [K, T], and how far each is from the next one [K]."""
         offsets = np.empty((len(self.order), self._steps))
         offsets[self.order] = self._offsets[: len(offsets)]
-        between = ((offsets[:, None] - offsets) ** 2).sum(axis=2)
-        np.fill_diagonal(between, _LARGE**2)
-        return offsets, np.sqrt(between.min(axis=1))
+        least = np.empty(len(offsets))
+        for first in range(0, len(offsets), BALLS):
+            some = slice(first, first + BALLS)
+            between = ((offsets[some, None] - offsets) ** 2).sum(axis=2)
+            np.fill_diagonal(between[:, some], _LARGE**2)
+            least[some] = between.min(axis=1)
+        return offsets, np.sqrt(least)
 
     def _index(self, unit: float) -> Any:
         if unit not in self._indexes:

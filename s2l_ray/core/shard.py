@@ -19,7 +19,7 @@ import numpy as np
 from s2l_ray.core.allocation import give_back_freed_memory
 from s2l_ray.core.fixed_point import Partial, Totals
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.nearest import BLOCK, FEW, Balls, Leads, Nearest
+from s2l_ray.core.nearest import BLOCK, MOST_LED, Balls, Leads, Nearest
 from s2l_ray.errors import UserError
 
 _CALM = 0.1  # share of rows with another label up to which leads are begun
@@ -161,7 +161,7 @@ class _Block:
 
     def leads_for(self, num_clusters: int, known: bool) -> Leads | None:
         """The leads of the last labels, where they help; `known` says whether all ways since they were found are."""
-        if not known or self.balls is None or num_clusters > FEW:
+        if not known or self.balls is None or num_clusters > MOST_LED:
             self.leads = None
         elif self.leads is None and self.calm:
             self.leads = Leads(len(self.rows))

@@ -18,7 +18,7 @@ from s2l_ray.core import fixed_point, kmeans, nearest
 from s2l_ray.core import shard as shard_module
 from s2l_ray.core.fixed_point import Partial, Totals, fixed_point_exponent
 from s2l_ray.core.kmeans import FitResult, FitState, Shards, fit
-from s2l_ray.core.nearest import BLOCK, FEW, Balls, Leads, Nearest
+from s2l_ray.core.nearest import BLOCK, MOST_LED, Balls, Leads, Nearest
 from s2l_ray.core.shard import Shard
 from s2l_ray.errors import UserError
 
@@ -562,7 +562,7 @@ def test_what_renewing_says_has_changed_has_changed() -> None:
 GRID = np.random.default_rng(9).integers(-3, 4, (5000, 6)).astype(np.float32)
 
 
-@pytest.mark.parametrize("k", [1, 2, 17, 100])
+@pytest.mark.parametrize("k", [1, 2, 17, 100, MOST_LED])
 @pytest.mark.parametrize(
     "rows",
     [
@@ -600,7 +600,7 @@ def test_leads_leave_out_only_rows_that_faiss_would_leave_where_they_are(rows: n
 
 
 @pytest.mark.parametrize("rows", [PLAIN, HALF, HEAVY, GRID, PLAIN + 1000, PLAIN * np.float32(1e-10)])
-@pytest.mark.parametrize("k", [1, 2, 3, 100])
+@pytest.mark.parametrize("k", [1, 2, 3, 100, MOST_LED])
 def test_what_is_not_near_a_ball_is_farther_from_its_rows_than_two_others(rows: np.ndarray, k: int) -> None:
     draw = np.random.default_rng(k)
     offsets = rows[draw.permutation(len(rows))[:k]].astype(np.float64)
@@ -659,7 +659,7 @@ def test_leads_do_not_outlive_the_ways_that_they_reckon_with() -> None:
     np.testing.assert_array_equal(shard.labels(0, centroids)[0], Nearest(centroids).labels(PLAIN))
 
 
-@pytest.mark.parametrize("k", [8, 200])
+@pytest.mark.parametrize("k", [8, 200, 300])
 def test_clusters_under_other_numbers_keep_what_is_known_of_their_rows(k: int) -> None:
     order = np.random.default_rng(0).permutation(k)
     first, second = PLAIN[:k], PLAIN[:k] + np.float32(0.01)
@@ -675,7 +675,7 @@ def test_clusters_under_other_numbers_keep_what_is_known_of_their_rows(k: int) -
     before, after = Nearest(first).labels(PLAIN), Nearest(second[order]).labels(PLAIN)
     assert found.moves == (before != order[after]).sum() > 0
     assert [part.leads for part in shard._blocks] == leads
-    assert all(lead is not None for lead in leads) == (k <= FEW)
+    assert all(lead is not None for lead in leads) == (k <= MOST_LED)
 
 
 def test_spread_is_the_sum_of_squared_deviations_of_the_members() -> None:
