@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -425,23 +426,24 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
 
 
 def _begin(made_plan: Plan, missing: list[Node]) -> None:
-    """Join or start Ray; what takes seconds besides, checking the models and importing the stages, is done meanwhile."""
+    """Refuse models that cannot be used, join or start Ray, and refuse what does not fit there."""
+    _check_models(missing)
     from s2l_ray.stages import edge
 
-    with ThreadPoolExecutor(1) as pool:
-        prepared = pool.submit(_prepare, missing)
-        edge.connect(made_plan.job.first)
-        prepared.result()  # not beside the stages: modules that import each other must not be begun in two threads
+    importing = threading.Thread(target=_import, args=({node.stage.module for node in missing},))
+    importing.start()
+    edge.connect(made_plan.job.first)
+    importing.join()  # not beside the stages: modules that import each other must not be begun in two threads
     _share(missing)
     for node in missing:
         edge.check_placement(node.config, node.stage.name, node.at_once)
     edge.check_storage(made_plan.store)
 
 
-def _prepare(missing: list[Node]) -> None:
-    _check_models(missing)
-    with contextlib.suppress(Exception):  # it comes again where the stage is used
-        for module in sorted({node.stage.module for node in missing}):
+def _import(modules: set[str]) -> None:
+    """Import the stages that will be needed, which takes seconds, while Ray starts. An error comes again where they are used."""
+    with contextlib.suppress(Exception):
+        for module in sorted(modules):
             importlib.import_module(f"s2l_ray.stages.{module}")
 
 
