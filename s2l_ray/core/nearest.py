@@ -18,7 +18,7 @@ PRODUCT = (
     1_024  # rows of every matrix product inside FAISS; another size may change the last bits of its distances
 )
 STRIDE = 2_048  # rows of a ball
-BALLS = 64  # or centroids, whose distances to all centroids are held at once
+BALLS = 64  # balls, or centroids, whose distances to all centroids are held at once
 LANES = 16  # centroids that a kernel of FAISS takes at a time, or a multiple of them
 _SMALL, _LARGE = 2.0**-40, 2.0**40  # where rows and centroids are shown to FAISS as they are
 _TINY = 1e-18  # more than the root of what float32 loses below its range in squares
@@ -111,7 +111,7 @@ class Nearest:
     def renew(
         self, rows: np.ndarray, labels: np.ndarray, balls: Balls | None = None, leads: Leads | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Write the nearest centroid of each row float32 [n, T] of one part over its label int [n].
+        """Write the nearest centroid of each row float32 [n, T] of one block over its label int [n].
 
         Balls are those of the rows. Leads are renewed; they belong to the labels, need balls and at most MOST_LED centroids.
 
@@ -126,13 +126,13 @@ class Nearest:
             )
         else:
             stride = STRIDE if tame and len(self._numbers) > FEW else BLOCK
-            columns: Iterable[np.ndarray | None] = itertools.repeat(None)
+            starts = range(0, len(rows), stride)
+            columns: Iterable[np.ndarray | None] = itertools.repeat(None, len(starts))
             if balls is not None and tame and len(self._numbers) > FEW and _holds(self._steps):
                 columns = (_columns(some) for some in self._needed(balls))
-            starts = range(0, len(rows), stride)
             blocks = (
                 (np.arange(start, min(start + stride, len(rows))), some)
-                for start, some in zip(starts, columns, strict=False)
+                for start, some in zip(starts, columns, strict=True)
             )
         changed, before = [np.empty(0, np.int64)], [labels[:0]]
         for some, own in blocks:

@@ -6,9 +6,10 @@
     python tests/bench/bench_kmeans.py --rows 5000000 --memory             # what a shard holds, in a process of its own for each K
 
 Ours has one Shard per thread, its rows in parts of --rows-per-part; where there are several, each is in a process of its own, as
-on a cluster. Others get the same number of threads. Times are whole fits without making the data; Spark's RDD and dask's array are cached first. MiniBatchKMeans does not do
-rounds of all rows; it runs over as many rows as they. Ours assigns all rows to the final centroids, for their sizes and
-the objective; faiss does not, and faiss+labels does. A rival that is not installed is skipped, with the reason.
+on a cluster. Others get the same number of threads. Times are whole fits without making the data; Spark's RDD and dask's array
+are cached first. MiniBatchKMeans does not do rounds of all rows; it runs over as many rows as they. Ours assigns all rows to the
+final centroids, for their sizes and the objective; faiss does not, and faiss+labels does. A rival that is not installed is
+skipped, with the reason.
 
 Memory is private memory after a fit of all rows in one Shard, less that of the same process after a fit of 1,000 rows, over the
 bytes of the float32 rows.

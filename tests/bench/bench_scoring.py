@@ -8,9 +8,9 @@ forward pass, all logits, the loss fetched after each (their way, written anew);
 transformers over our batches and nothing but the product of the output layer for learned tokens: what no scorer that leaves the
 family's own code as it is can pass; `kernels`, the products and, once each, torch's kernels for what else the model needs, on pieces
 that stay in the cache: attention, layer norms, GELU, additions, exponentials of the loss (no rotations, no biases, no padding): what
-no scorer made of torch's kernels can pass; `floor`, nothing but the matrix products that are needed, at the model's own shapes and dtype: the
-body's for every token, the output layer's for learned tokens, and of attention its FLOPs at the rate of the body's. The rows are
-every n-th batch of a part, so that a short run pads as a whole part does. Seconds are of the processor.
+no scorer made of torch's kernels can pass; `floor`, nothing but the matrix products that are needed, at the model's own shapes and
+dtype: the body's for every token, the output layer's for learned tokens, and of attention its FLOPs at the rate of the body's. The
+rows are every n-th batch of a part, so that a short run pads as a whole part does. Seconds are of the processor.
 
 With `--scorers`, NxM means N scorers of M threads, each with all of the rows; seconds are of the clock, so the machine has to be quiet.
 """
