@@ -87,8 +87,8 @@ class Totals:
 
     def add(self, rows: np.ndarray, labels: np.ndarray) -> None:
         """Rows float32 [n, T] that were in no cluster, to those of labels int [n]."""
-        for values in self._changed(np.add, rows, labels):
-            self.squares += _sum_of_squares(values)
+        for values, wide in self._changed(np.add, rows, labels):
+            self.squares += _sum_of_squares(values, wide)
 
     def move(self, rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
         """Rows float32 [n, T], from clusters int [n] to others."""
@@ -96,8 +96,8 @@ class Totals:
             for _ in self._changed(change, rows, labels):
                 pass
 
-    def _changed(self, change: np.ufunc, rows: np.ndarray, labels: np.ndarray) -> Iterator[np.ndarray]:
-        """Add or subtract block by block, and give the values of each in fixed point: int64 [T, block], in order of clusters.
+    def _changed(self, change: np.ufunc, rows: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Add or subtract block by block, and give the values of each in fixed point: [T, block] as int64 and as float64, in order of clusters.
 
         Step by step, members of a cluster are neighbours in memory, and numpy adds them up without an index.
         """
@@ -116,7 +116,7 @@ class Totals:
             clusters = own[first]
             self.sums[clusters] = change(self.sums[clusters], np.add.reduceat(values, first, axis=1).T)
             self.counts[clusters] = change(self.counts[clusters], np.diff(first, append=len(own)))
-            yield values
+            yield values, wide
 
 
 def _runs(labels: np.ndarray) -> np.ndarray:
@@ -124,8 +124,8 @@ def _runs(labels: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.concatenate([[True], labels[1:] != labels[:-1]]))
 
 
-def _sum_of_squares(values: np.ndarray) -> int:
-    """Exact, of int64 [T, n <= BLOCK] with |values| < 2^62.
+def _sum_of_squares(values: np.ndarray, wide: np.ndarray) -> int:
+    """Exact, of int64 [T, n <= BLOCK] with |values| < 2^62, which `wide` has as float64.
 
     Sums of products of two pieces of 44 bits or fewer are made twice: in int64, which keeps them modulo 2^64, and in float64,
     which is wrong by less than n 2^-53 of at most n 2^88, so by less than 2^61. Together they tell the sum.
@@ -134,7 +134,8 @@ def _sum_of_squares(values: np.ndarray) -> int:
     *lower, top = range(0, max(length, 1), _PIECE)
     whole = [values >> shift & ((1 << _PIECE) - 1) for shift in lower] + [values >> top if top else values]
     pieces = [
-        (shift, piece, piece.astype(np.float64)) for shift, piece in zip([*lower, top], whole, strict=True)
+        (shift, piece, piece.astype(np.float64) if lower else wide)
+        for shift, piece in zip([*lower, top], whole, strict=True)
     ]
     total = 0
     for (i, a, wide_a), (j, b, wide_b) in itertools.combinations_with_replacement(pieces, 2):

@@ -23,7 +23,7 @@ LANES = 16  # centroids that a kernel of FAISS takes at a time, or a multiple of
 _SMALL, _LARGE = 2.0**-40, 2.0**40  # where rows and centroids are shown to FAISS as they are
 _TINY = 1e-18  # more than the root of what float32 loses below its range in squares
 FEW = 128  # centroids up to which all are searched
-MOST_LED = 256  # centroids up to which Leads cost less than what they save
+MOST_LED = 512  # centroids up to which Leads cost less than what they save
 _SMALL_PRODUCT = 10**6  # multiplications; for matrix products of more, OpenBLAS takes twice as long for each
 
 
@@ -39,13 +39,14 @@ class Balls:
         """Of rows float32 [n, T], in their order. Any centre will do, so its last bits do not matter."""
         starts = range(0, len(rows), STRIDE)
         centres, radii = np.empty((len(starts), rows.shape[1])), np.empty(len(starts))
-        slack = 1 + (rows.shape[1] + 8) * 2.0**-23
+        slack, ones = 1 + (rows.shape[1] + 8) * 2.0**-23, np.ones(rows.shape[1], np.float32)
         for number, start in enumerate(starts):
             some = rows[start : start + STRIDE]
             with np.errstate(over="ignore", invalid="ignore"):
-                centre = np.full(len(some), 1 / len(some), np.float32) @ some
+                sample = some[::8]
+                centre = np.full(len(sample), 1 / len(sample), np.float32) @ sample
                 away = (some.reshape(-1) - np.tile(centre, len(some))).reshape(some.shape)
-                largest = float(np.einsum("nt,nt->n", away, away).max())
+                largest = float((np.square(away, out=away) @ ones).max())
             centres[number] = centre
             radii[number] = math.sqrt(largest) * slack + _TINY if largest < np.inf else np.inf
         return cls(centres, radii)
@@ -54,16 +55,25 @@ class Balls:
 class Leads:
     """By how much each row's centroid leads at least, so that rounds in which centroids go a shorter way can leave the row out.
 
-    A lead is the distance to the second nearest centroid less that to the own one (Hamerly 2010). It shrinks by no more than
-    the way of the own centroid and the longest way of any. Kept is minus the lead less those ways so far, float32 [n].
+    A lead is the distance to the nearest other centroid less that to the own one (Hamerly 2010). In a round it shrinks by no more
+    than the way of the own centroid and the longest way of any that is now among the two nearest of some row of the ball: one of
+    these is the nearest other one, and has come nearer by no more than its way. Kept is minus the lead, float32 [n].
     """
 
     def __init__(self, num_rows: int) -> None:
         self.values = np.full(num_rows, np.inf, np.float32)
 
-    def open(self, labels: np.ndarray, limits: np.ndarray) -> np.ndarray:
-        """Places of rows that may have another centroid now, by the limits float32 [K] of values."""
-        return np.flatnonzero(self.values >= limits.take(labels))
+    def open(
+        self, labels: np.ndarray, ways: np.ndarray, longest: np.ndarray, limits: np.ndarray
+    ) -> np.ndarray:
+        """Shrink by the ways float32 [K] of centroids and the longest ones [M] by ball; places of rows that may have another centroid then.
+
+        Those are the rows whose lead is not above what `limits` float32 [K] ask for, as values.
+        """
+        index = labels.astype(np.intp)  # once, and not in every take
+        self.values += ways.take(index)
+        self.values += np.repeat(longest, STRIDE)[: len(labels)]
+        return np.flatnonzero(self.values >= limits.take(index))
 
 
 class Nearest:
@@ -84,7 +94,7 @@ class Nearest:
     """
 
     def __init__(self, centroids: np.ndarray, ways: np.ndarray | None = None) -> None:
-        """With `ways`, float64 [K], for leads: the way of each centroid and the longest of any, all rounds added up."""
+        """With `ways`, float64 [K], for leads: how far each centroid has moved since they were found or shrunk."""
         _fix_method()
         num, self._steps = centroids.shape
         self._error = (self._steps + 8) * 2.0**-23  # see _needed
@@ -216,15 +226,11 @@ class Nearest:
         sizes = np.linalg.norm(self._offsets, axis=1)
         for first in range(0, len(balls.radii), BALLS):
             middles = balls.centres[first : first + BALLS] - self._centre
-            radii = balls.radii[first : first + BALLS, None]
-            squared = (middles**2).sum(axis=1)[:, None] - 2 * middles @ self._offsets.T + sizes**2
-            nearest = squared.argmin(axis=1)
-            apart = sizes**2 + (sizes**2)[nearest][:, None] - 2 * self._offsets[nearest] @ self._offsets.T
-            apart = np.sqrt(np.maximum(apart, 0, out=apart), out=apart)
-            largest = np.linalg.norm(middles, axis=1)[:, None] + radii
+            radii = balls.radii[first : first + BALLS]
+            (nearest,), (farther,) = _farther(middles, radii, self._offsets, 1)
+            largest = np.linalg.norm(middles, axis=1)[:, None] + radii[:, None]
             error = self._error * (largest + np.maximum(sizes, sizes[nearest][:, None])) ** 2
-            lead = (squared - squared[np.arange(len(nearest)), nearest][:, None]) / 2 - radii * apart
-            yield from (lead <= error + 2.0**-140).reshape(len(nearest), -1, LANES).any(axis=2)
+            yield from (farther <= error + 2.0**-140).reshape(len(nearest), -1, LANES).any(axis=2)
 
 
 class _Proof:
@@ -246,16 +252,19 @@ class _Proof:
         self._rows = np.ones((offsets.shape[1] + 1, BLOCK), np.float32)
         self._two = np.empty((2, BLOCK), np.float32)
         self._found = np.empty((len(offsets) + 1) * STRIDE, np.float32)
-        self._ways = search._ways.astype(np.float32)
-        self._limits = _limits(apart, sizes, largest, search._error, search._ways)
         self._near = _two_nearest(balls.centres - search._centre, balls.radii, offsets, error)
+        self._limits = _limits(apart, sizes, largest, search._error)
+        # leads are at most as long as the way to the farthest centroid; two sums of 24 bits round less than this
+        ways = search._ways * (1 + 2.0**-20) + (largest + sizes.max()) * 2.0**-21
+        self._ways = ways.astype(np.float32)
+        self._longest = np.where(self._near, self._ways, 0).max(axis=1)
         # by ball, the line of each centroid in `_compare`; those that are not near share a last one, of infinity
         last = self._near.sum(axis=1)[:, None]
         self._lines = np.where(self._near, np.cumsum(self._near, axis=1) - 1, last)
 
     def doubtful(self, rows: np.ndarray, labels: np.ndarray, leads: Leads) -> np.ndarray:
         """Places of rows [n, T] that are not proved to keep their label [n]; new leads of the others that were open."""
-        places = leads.open(labels, self._limits)
+        places = leads.open(labels, self._ways, self._longest, self._limits)
         doubtful = [np.empty(0, np.int64)]
         for start in range(0, len(places), BLOCK):
             mine = places[start : start + BLOCK]
@@ -275,7 +284,7 @@ class _Proof:
         sure = two[0] + self._gap.take(own) < two[1]
         two += np.einsum("tn,tn->n", moved[:-1], moved[:-1])
         first, second = np.sqrt(np.maximum(two, 0))
-        return np.where(sure, first - second - self._ways.take(own), np.float32(np.inf))
+        return np.where(sure, first - second, np.float32(np.inf))
 
     def _compare(self, ball: int, moved: np.ndarray, own: np.ndarray, two: np.ndarray) -> None:
         """Put |x-c|^2 less |x|^2 for the own centroid of each row, and the least for another, in `two`; from columns of `_rows`."""
@@ -294,25 +303,39 @@ class _Proof:
             two[1, tile] = found[:-1].min(axis=0)
 
 
+def _farther(
+    middles: np.ndarray, radii: np.ndarray, offsets: np.ndarray, num_nearest: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The nearest centroids to the middle of each ball, int64 [num_nearest, M], and of each of them, how far the others are beyond it.
+
+    That is half of what |x-c|^2 is above |x-a|^2 at the least, for all x in the ball: float64 [M, K], see Nearest._needed.
+    """
+    sizes = (offsets**2).sum(axis=1)
+    squared = (middles**2).sum(axis=1)[:, None] - 2 * middles @ offsets.T + sizes
+    lines, rest = np.arange(len(squared)), squared.copy()
+    nearest, farther = np.empty((num_nearest, len(squared)), np.int64), []
+    for own in nearest:
+        own[:] = rest.argmin(axis=1)
+        rest[lines, own] = np.inf
+        apart = sizes + sizes[own][:, None] - 2 * offsets[own] @ offsets.T
+        apart = np.sqrt(np.maximum(apart, 0, out=apart), out=apart)
+        farther.append((squared - squared[lines, own][:, None]) / 2 - radii[:, None] * apart)
+    return nearest, farther
+
+
 def _two_nearest(
     middles: np.ndarray, radii: np.ndarray, offsets: np.ndarray, error: np.ndarray
 ) -> np.ndarray:
     """Which centroids can be among the two nearest of a row in a ball: bool [M, K].
 
-    Two centroids are as near to the middle as the second nearest, so no farther from any row than that and the radius. One whose
-    squared distance to all rows is more, even less its error [K], is not among the two.
+    Not one that is farther from all rows than both that are nearest to the middle, by more than its error [K].
     """
-    squared = (middles**2).sum(axis=1)[:, None] - 2 * middles @ offsets.T + (offsets**2).sum(axis=1)
-    away = np.sqrt(np.maximum(squared, 0))
-    second = np.sort(away, axis=1)[:, :2].max(axis=1)
-    least, most = np.maximum(away - radii[:, None], 0), second + radii
-    near: np.ndarray = least**2 - error <= most[:, None] ** 2
+    _, farther = _farther(middles, radii, offsets, min(2, len(offsets)))
+    near: np.ndarray = np.minimum.reduce(farther) <= error
     return near
 
 
-def _limits(
-    apart: np.ndarray, sizes: np.ndarray, largest: float, error: float, ways: np.ndarray
-) -> np.ndarray:
+def _limits(apart: np.ndarray, sizes: np.ndarray, largest: float, error: float) -> np.ndarray:
     """Below which value of its lead a row keeps its centroid: float32 [K].
 
     A row x is nearer to its centroid a than to another one, c, by a lead g, and |x-c|^2 - |x-a|^2 = g D where D is the sum of
@@ -323,8 +346,8 @@ def _limits(
     """
     near = np.divide(sizes**2, apart, out=np.full_like(apart, np.inf), where=apart > 0)
     slack = 8 * error * (near + 8 * sizes + 4 * largest)
-    rounding = (ways + 2 * (largest + sizes)) * 2.0**-20
-    return (-ways - slack - rounding - _TINY).astype(np.float32)
+    rounding = (largest + sizes) * 2.0**-19
+    return (-slack - rounding - _TINY).astype(np.float32)
 
 
 def _taken(rows: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.nearest import BLOCK, MOST_LED, Balls, Leads, Nearest
 from s2l_ray.errors import UserError
 
-_CALM = 0.1  # share of rows with another label up to which leads are begun
+_CALM = 0.2  # share of rows with another label up to which leads are begun
 _LEADING = 16  # bits of a hash by which rows are counted
 _TOGETHER = (
     524_288  # rows up to which parts are put together; fewer cost more a round, more cost more to sort
@@ -114,23 +114,17 @@ def squared_distances(rows: np.ndarray, centroids: np.ndarray, labels: np.ndarra
 
 @dataclass(frozen=True)
 class Labelled:
-    """The rows of a shard under some centroids (as bytes): labels of every block, and totals where they were asked for.
-
-    ways float64 [K] are those that the leads of rows reckon with; see Nearest.
-    """
+    """The rows of a shard under some centroids (as bytes): labels of every block, and totals where they were asked for."""
 
     centroids: bytes
     labels: list[np.ndarray]
     totals: Totals | None
-    ways: np.ndarray | None = None
 
     def renumbered(self, order: np.ndarray) -> "Labelled":
         """The same clusters under other numbers: cluster i is the one that was order[i], int [K]."""
         numbers = np.argsort(order)
         labels = [numbers.astype(own.dtype).take(own) for own in self.labels]
-        totals = None if self.totals is None else self.totals[order]
-        ways = None if self.ways is None else self.ways[order]
-        return Labelled(self.centroids, labels, totals, ways)
+        return Labelled(self.centroids, labels, None if self.totals is None else self.totals[order])
 
 
 class _Block:
@@ -160,7 +154,7 @@ class _Block:
         return order
 
     def leads_for(self, num_clusters: int, known: bool) -> Leads | None:
-        """The leads of the last labels, where they help; `known` says whether all ways since they were found are."""
+        """The leads of the last labels, where they help; `known` says whether they may be: no other centroids were asked for since."""
         if not known or self.balls is None or num_clusters > MOST_LED:
             self.leads = None
         elif self.leads is None and self.calm:
@@ -292,21 +286,19 @@ class Shard:
         if kept is None or kept.exponent != exponent or kept.sums.shape != centroids.shape:
             kept = None
         totals = kept or Totals(centroids.shape, exponent)
-        known = before.ways if before and kept else None  # leads go with them
-        ways = _ways(known, previous, centroids)
-        search = Nearest(centroids, ways)
+        search = Nearest(centroids, _ways(previous, centroids) if kept is not None else None)
         labels = before.labels if before else self._no_labels(len(centroids))
         if previous is not None and len(previous) != len(centroids):  # numbers of both must fit
             labels = [own.astype(np.int32) for own in labels]
         moves = 0 if before else self._summary.num_rows
         for number, (block, own) in enumerate(zip(self._blocks, labels, strict=True)):
-            leads = block.leads_for(len(centroids), known is not None)
+            leads = block.leads_for(len(centroids), kept is not None)
             labels[number], moved = self._renewed(block, own, search, leads, totals, begun=kept is not None)
-            block.calm = before is not None and moved <= _CALM * len(own)
+            block.calm = moved <= _CALM * len(own)
             moves += moved if before else 0
         if self._sort and (kept is None or moves > _CALM * self._summary.num_rows):
             give_back_freed_memory()  # sorting and moving leave holes of as much as a block
-        self.last = Labelled(centroids.tobytes(), labels, totals, ways)
+        self.last = Labelled(centroids.tobytes(), labels, totals)
         return Partial(totals.sums.copy(), totals.counts.copy(), totals.squares, moves)
 
     def _renewed(
@@ -392,12 +384,9 @@ class Shard:
         return Ranked(np.empty(0, key_type), np.empty(0, np.int64), np.empty((0, steps), np.float32))
 
 
-def _ways(before: np.ndarray | None, previous: np.ndarray | None, centroids: np.ndarray) -> np.ndarray:
-    """The ways of centroids with that of this round, see Nearest: from where they are known; at most what float32 holds."""
-    if before is None or previous is None:
-        return np.zeros(len(centroids))
-    way = np.linalg.norm(centroids - previous.astype(np.float64), axis=1)
-    return np.minimum(before + way + way.max(), 1e30)
+def _ways(previous: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """How far each centroid has moved, float64 [K]; at most what float32 holds."""
+    return np.minimum(np.linalg.norm(centroids - previous.astype(np.float64), axis=1), 1e30)
 
 
 def _leading(hashes: np.ndarray) -> np.ndarray:

@@ -508,7 +508,9 @@ def test_squares_of_any_int64_below_2_to_the_62_add_up_exactly(largest: int) -> 
     draw = np.random.default_rng(largest % 97)
     values = draw.integers(-largest, largest, (3, BLOCK), endpoint=True)
     for some in (values, np.full_like(values, largest), np.full_like(values, -largest), values[:, :1]):
-        assert fixed_point._sum_of_squares(some) == sum(value**2 for value in some.reshape(-1).tolist())
+        assert fixed_point._sum_of_squares(some, some.astype(np.float64)) == sum(
+            value**2 for value in some.reshape(-1).tolist()
+        )
 
 
 @pytest.mark.parametrize(("most", "blocks"), [(1, 12), (1_500, 6), (10**6, 1)])
@@ -596,7 +598,7 @@ def test_leads_leave_out_only_rows_that_faiss_would_leave_where_they_are(rows: n
         before, centroids = centroids, (centroids + step).astype(np.float32)
         if number == 6:
             centroids[-1] = rows[0]  # as an empty cluster that gets another row
-        ways = shard_module._ways(ways, before, centroids)
+        ways = shard_module._ways(before, centroids)
 
 
 @pytest.mark.parametrize("rows", [PLAIN, HALF, HEAVY, GRID, PLAIN + 1000, PLAIN * np.float32(1e-10)])
@@ -627,12 +629,29 @@ def test_leads_leave_out_most_rows_where_clusters_lie_apart() -> None:
     ways = np.zeros(20)
     for number in range(3):
         search = Nearest(centroids, ways)
-        still_open = leads.open(labels, nearest._Proof(search, balls)._limits)
+        proof = nearest._Proof(search, balls)
+        still_open = leads.open(labels, proof._ways, proof._longest, proof._limits)
         assert len(still_open) == (0 if number else 4000)
         search.renew(rows, labels, balls, leads)
         assert np.isfinite(leads.values).all()
         before, centroids = centroids, centroids + np.float32(0.1)
-        ways = shard_module._ways(ways, before, centroids)
+        ways = shard_module._ways(before, centroids)
+
+
+def test_a_centroid_that_stays_far_from_a_ball_may_move_far() -> None:
+    draw = np.random.default_rng(0)
+    centroids = (10 * np.eye(6)).astype(np.float32)
+    rows = (
+        centroids[np.arange(6 * nearest.STRIDE) // nearest.STRIDE]
+        + draw.normal(0, 0.05, (6 * nearest.STRIDE, 6))
+    ).astype(np.float32)
+    balls, leads, labels = Balls.around(rows), Leads(len(rows)), Nearest(centroids).labels(rows)
+    Nearest(centroids, np.zeros(6)).renew(rows, labels, balls, leads)
+    moved = centroids.copy()
+    moved[5] *= 10  # by far more than any lead
+    proof = nearest._Proof(Nearest(moved, shard_module._ways(centroids, moved)), balls)
+    still_open = leads.open(labels, proof._ways, proof._longest, proof._limits)
+    assert set(labels[still_open]) == {5}
 
 
 def test_no_lead_outlives_a_round_in_which_it_was_not_looked_at() -> None:
