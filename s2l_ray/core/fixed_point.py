@@ -96,7 +96,9 @@ class Totals:
             for _ in self._changed(change, rows, labels):
                 pass
 
-    def _changed(self, change: np.ufunc, rows: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _changed(
+        self, change: np.ufunc, rows: np.ndarray, labels: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Add or subtract block by block, and give the values of each in fixed point: [T, block] as int64 and as float64, in order of clusters.
 
         Step by step, members of a cluster are neighbours in memory, and numpy adds them up without an index.
