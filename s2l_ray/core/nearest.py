@@ -379,13 +379,21 @@ def _columns(sixteens: np.ndarray) -> np.ndarray | None:
 
 
 def _close_together(points: np.ndarray) -> np.ndarray:
-    """An order of points float64 [K, T] in which neighbours lie close together: halved across the widest column, again and again."""
+    """An order of points float64 [K, T] in which neighbours lie close together: halved where they are longest, again and again.
+
+    It depends on the points alone, and not on the number of threads, as sums of a matrix product might.
+    """
 
     def halved(chosen: np.ndarray) -> list[np.ndarray]:
         if len(chosen) <= LANES:
             return [chosen]
-        own = points[chosen]
-        chosen = chosen[np.argsort(own[:, np.ptp(own, axis=0).argmax()], kind="stable")]
+        away = points[chosen] - points[chosen].mean(axis=0)
+        away /= np.abs(away).max() or 1.0
+        axis = away[:, np.ptp(away, axis=0).argmax()]
+        for _ in range(12):  # towards the first principal axis
+            along = np.einsum("kt,t->k", away, np.einsum("k,kt->t", axis, away))
+            axis = along / (np.abs(along).max() or 1.0)
+        chosen = chosen[np.argsort(axis, kind="stable")]
         half = -(-len(chosen) // (2 * LANES)) * LANES
         return halved(chosen[:half]) + halved(chosen[half:])
 

@@ -286,7 +286,7 @@ class Shard:
         if kept is None or kept.exponent != exponent or kept.sums.shape != centroids.shape:
             kept = None
         totals = kept or Totals(centroids.shape, exponent)
-        search = Nearest(centroids, _ways(previous, centroids) if kept is not None else None)
+        search = Nearest(centroids, None if previous is None or kept is None else _ways(previous, centroids))
         labels = before.labels if before else self._no_labels(len(centroids))
         if previous is not None and len(previous) != len(centroids):  # numbers of both must fit
             labels = [own.astype(np.int32) for own in labels]
