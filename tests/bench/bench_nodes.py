@@ -10,7 +10,7 @@ the driver (a process of host 1) included. What each kind of process uses is rea
 Ray's own processes work by the second, whether somebody asks them to or not. The latter is measured for --idle seconds, and taken off in rows of their own.
 A stage is made of few rows, then of many, in one cluster; time counts from when it says that it works on rows (workers are up), and the difference
 over the rows between is what a row costs. Actors that score come up one after the other, so there the time counts from when all of
-them have begun their first part until the first of them has ended its last one.
+them have ended their first part until the first of them has ended its last one.
 
 Hosts share the machine's cores, which real ones do not, and one host alone shares nothing. Whoever gets a core back finds its caches full of
 another's data, which takes some 0.4 ms each time; so turns are longer here than by default (--slice). And where cores share what they compute
@@ -427,7 +427,8 @@ def score(place: str, count: int) -> tuple[float, tuple[float, float]]:
     nodes = {part.node for part in parts}
     if len(nodes) < count:
         raise RuntimeError(f"only {len(nodes)} of {count} hosts scored: raise --scored")
-    up = max(min(part.stats["began"] for part in parts if part.node == node) for node in nodes)
+    # the first part of an actor pays for what a process does but once (first calls of kernels, pages), and belongs to its start
+    up = max(min(part.stats["ended"] for part in parts if part.node == node) for node in nodes)
     ended = min(max(part.stats["ended"] for part in parts if part.node == node) for node in nodes)
     rows = 0.0
     for part in parts:
