@@ -6,10 +6,11 @@
     python tests/bench/bench_kmeans.py --rows 5000000 --memory             # what a shard holds, in a process of its own for each K
 
 Ours has one Shard per thread, its rows in parts of --rows-per-part; where there are several, each is in a process of its own, as
-on a cluster. Others get the same number of threads. Times are whole fits without making the data; Spark's RDD and dask's array
-are cached first. MiniBatchKMeans does not do rounds of all rows; it runs over as many rows as they. Ours assigns all rows to the
-final centroids, for their sizes and the objective; faiss does not, and faiss+labels does. The time of ours has that of making the
-Shards from parts, which is also told by itself. A rival that is not installed is skipped, with the reason.
+on a cluster. Others get the same number of threads. Seconds are of whole fits of rows that a side holds as it needs them; those of
+bringing them there are told as "making": ours puts its parts into Shards, anew for every fit (a fit sorts their rows), Spark's RDD and
+dask's array are cached once, the others take the array of rows as it is. Ratios are given without and with it. MiniBatchKMeans does not
+do rounds of all rows; it runs over as many rows as they. Ours assigns all rows to the final centroids, for their sizes and the
+objective; faiss does not, and faiss+labels does. A rival that is not installed is skipped, with the reason.
 
 Memory is private memory after a fit of all rows in one Shard, less that of the same process after a fit of 1,000 rows, over the
 bytes of the float32 rows.
@@ -23,7 +24,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,7 @@ from s2l_ray.core.shard import Shard, squared_distances  # noqa: E402
 from tests.bench import frame  # noqa: E402
 
 Fit = Callable[[], np.ndarray]  # the centroids
-MAKING: list[float] = []  # seconds, by run of ours, the one to warm up included
+MAKING: dict[str, list[float]] = {}  # seconds, by side; of ours one for each fit, the one to warm up included
 FAISS_DEFAULTS = (
     faiss.cvar.distance_compute_blas_threshold,
     faiss.cvar.distance_compute_blas_query_bs,
@@ -79,7 +80,7 @@ def main() -> None:
         sys.path.append(args.rivals)
     rows = trajectories(args.rows, args.steps, args.noise)
     results = [result for k in args.k for result in compare(rows, k, args)]
-    columns = ("K", "side", "seconds", "ours / side", "objective", "over ours", "making shards")
+    columns = ("K", "side", "seconds", "ours / side", "making", "with it", "objective", "over ours")
     frame.show(
         f"{args.rows:,} x {args.steps}, {args.rounds} rounds, {args.threads} thread(s)",
         columns,
@@ -102,28 +103,35 @@ def trajectories(num_rows: int, steps: int, noise: float, seed: int = 5) -> np.n
 def compare(rows: np.ndarray, k: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     start = rows[np.random.default_rng(k).choice(len(rows), k, replace=False)]
     sides: dict[str, Fit] = {}
+    MAKING.clear()
     for name in args.sides:
         try:
             sides[name] = SIDES[name](rows, start, args)
         except ImportError as missing:
             print(f"{name} is skipped: {missing}", flush=True)
     found: dict[str, np.ndarray] = {}
-    MAKING.clear()
 
     def keeping(name: str) -> Callable[[], None]:
         return lambda: found.update({name: sides[name]()})
 
     seconds = frame.in_turn({name: keeping(name) for name in sides}, args.repeats)
     objectives = {name: objective(rows, centroids) for name, centroids in found.items()}
+    made = {name: MAKING.get(name, [0.0])[-args.repeats :] for name in sides}
+    whole = {
+        name: own if name == "ours" else [took + made[name][0] for took in own]
+        for name, own in seconds.items()
+    }
+    seconds["ours"] = [took - own for took, own in zip(seconds["ours"], made["ours"], strict=True)]
     return [
         {
             "K": k,
             "side": name,
             "seconds": statistics.median(own),
             "ours / side": frame.ratio(seconds["ours"], own),
+            "making": statistics.median(made[name]),
+            "with it": frame.ratio(whole["ours"], whole[name]),
             "objective": objectives[name],
             "over ours": f"{objectives[name] / objectives['ours'] - 1:+.1e}",
-            "making shards": statistics.median(MAKING[1:]) if name == "ours" else 0.0,
         }
         for name, own in seconds.items()
     ]
@@ -201,6 +209,14 @@ def private_bytes() -> int:
 # ---------------------------------------------------------------------------------------------------------------- sides
 
 
+@contextlib.contextmanager
+def making(side: str) -> Iterator[None]:
+    """Times what brings the rows to where the side needs them."""
+    began = time.perf_counter()
+    yield
+    MAKING.setdefault(side, []).append(time.perf_counter() - began)
+
+
 def ours(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
     shards = (
         [Apart(args, number) for number in range(args.threads)] if args.threads > 1 else [Here(args, rows)]
@@ -212,9 +228,8 @@ def ours(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
         return [shard.answer() for shard in shards]
 
     def run() -> np.ndarray:
-        begin = time.perf_counter()
-        ask("begin", ())
-        MAKING.append(time.perf_counter() - begin)
+        with making("ours"):
+            ask("begin", ())
         options = {"k": len(start), "seed": 0, "max_rounds": args.rounds, "tolerance": -1.0, "start": start}
         return fit(ask, **options).centroids
 
@@ -335,9 +350,10 @@ def spark(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
     )
     context.setLogLevel("ERROR")
     step = max(1, len(rows) // 64)
-    pieces = [rows[first : first + step].astype(np.float64) for first in range(0, len(rows), step)]
-    vectors = context.parallelize(pieces, len(pieces)).flatMap(list).cache()
-    assert vectors.count() == len(rows)
+    with making("spark"):
+        pieces = [rows[first : first + step].astype(np.float64) for first in range(0, len(rows), step)]
+        vectors = context.parallelize(pieces, len(pieces)).flatMap(list).cache()
+        assert vectors.count() == len(rows)
     model = KMeansModel(list(start.astype(np.float64)))
 
     def run() -> np.ndarray:
@@ -352,7 +368,8 @@ def dask_ml(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fi
     import dask.array
     from dask_ml.cluster import KMeans
 
-    array = dask.array.from_array(rows, chunks=(args.rows_per_part, rows.shape[1])).persist()
+    with making("dask-ml"):
+        array = dask.array.from_array(rows, chunks=(args.rows_per_part, rows.shape[1])).persist()
 
     def run() -> np.ndarray:
         with dask.config.set(scheduler="threads", num_workers=args.threads):
