@@ -10,7 +10,7 @@ Shapes: N rows (examples that could be scored), T columns (steps, or features ma
 import functools
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,12 +130,12 @@ class Labelled:
 class _Block:
     """Rows of some parts, float32 [n, T]; once in order of their clusters, `places` has each row's place as given."""
 
-    def __init__(self, ids: np.ndarray, rows: np.ndarray) -> None:
-        """With ids int64 [n]; of them is kept what is above the smallest, mostly 4 bytes or fewer."""
-        self.rows = rows
-        self._first = np.int64(ids.min()) if len(ids) else np.int64(0)
-        above = np.asarray(ids, np.int64).view(np.uint64) - self._first.view(np.uint64)
-        self._above = above.astype(np.min_scalar_type(above.max(initial=0)))
+    def __init__(self, ids: Sequence[np.ndarray], rows: Sequence[np.ndarray], least: int, most: int) -> None:
+        """With the ids int64 [n] of each part, from `least` to `most`; of them is kept what is above the least, mostly 4 bytes or fewer."""
+        self.rows = rows[0] if len(rows) == 1 else np.concatenate(rows)
+        self._first, size = np.int64(least), np.min_scalar_type(most - least)
+        first = self._first.view(np.uint64)
+        self._above = np.concatenate([(own.view(np.uint64) - first).astype(size) for own in ids])
         self.places: np.ndarray | None = None
         self.balls: Balls | None = None
         self.leads: Leads | None = None
@@ -191,8 +191,8 @@ class _Together:
 
     def block(self) -> _Block:
         """The block; what it was made from is forgotten."""
-        parts, self.parts = self.parts, []
-        return _Block(*(parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))))
+        (ids, rows), self.parts = zip(*self.parts, strict=True), []
+        return _Block(ids, rows, *self._ends)
 
     def _with(self, ids: np.ndarray) -> tuple[int, int]:
         """The smallest and the largest id, these included."""
@@ -225,7 +225,7 @@ class Shard:
         self._sort, self.last = sort, last
         together = _Together()
         for ids, rows in parts:
-            rows = np.ascontiguousarray(rows, np.float32)
+            ids, rows = np.asarray(ids, np.int64), np.ascontiguousarray(rows, np.float32)
             self._summary += _part_summary(ids, rows)
             if not together.takes(ids):
                 self._blocks.append(together.block())

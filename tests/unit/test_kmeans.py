@@ -542,9 +542,11 @@ def test_parts_whose_ids_lie_far_apart_are_not_put_together() -> None:
 @pytest.mark.parametrize("ids", [[], [7], [-(2**63), 2**63 - 1, 0], [5, 2**40 + 5, 9], [300, 1, 2]])
 def test_ids_come_back_whatever_lies_between_them(ids: list[int]) -> None:
     given = np.array(ids, np.int64)
-    part = shard_module._Block(given, np.zeros((len(ids), 2), np.float32))
-    assert part.ids.dtype == np.int64
-    assert part.ids.tolist() == ids
+    together = shard_module._Together()
+    together.add(given, np.zeros((len(ids), 2), np.float32))
+    block = together.block()
+    assert block.ids.dtype == np.int64
+    assert block.ids.tolist() == ids
 
 
 def test_what_renewing_says_has_changed_has_changed() -> None:
