@@ -390,7 +390,7 @@ def _close_together(points: np.ndarray) -> np.ndarray:
         away = points[chosen] - points[chosen].mean(axis=0)
         away /= np.abs(away).max() or 1.0
         axis = away[:, np.ptp(away, axis=0).argmax()]
-        for _ in range(12):  # towards the first principal axis
+        for _ in range(3):  # towards the first principal axis
             along = np.einsum("kt,t->k", away, np.einsum("k,kt->t", axis, away))
             axis = along / (np.abs(along).max() or 1.0)
         chosen = chosen[np.argsort(axis, kind="stable")]

@@ -2,6 +2,9 @@
 
     OMP_NUM_THREADS=1 python tests/bench/bench_scoring.py --dtypes fp32 bf16
     python tests/bench/bench_scoring.py --dtypes bf16 --scorers 1x2 2x1
+    python tests/bench/bench_scoring.py --dtypes bf16 --checkpoints 8                  # eight models in one pass, and in eight
+    python tests/bench/bench_scoring.py --device cuda --dtypes bf16 --tokens-per-batch 16384 131072 --tokens 2000000 \
+        --authors-tokens 20000 --checkpoints 4 --profile FOLDER                        # on a GPU
 
 Sides, in turn, on the same rows, each in a process of its own, which no other's memory or settings reach: `authors`, one example per
 forward pass, all logits, the loss fetched after each (their way, written anew); `ours`, core.scoring.score; `family`, the base model of
@@ -10,7 +13,8 @@ family's own code as it is can pass; `kernels`, the products and, once each, tor
 that stay in the cache: attention, layer norms, GELU, additions, exponentials of the loss (no rotations, no biases, no padding): what
 no scorer made of torch's kernels can pass; `floor`, nothing but the matrix products that are needed, at the model's own shapes and
 dtype: the body's for every token, the output layer's for learned tokens, and of attention its FLOPs at the rate of the body's. The
-rows are every n-th batch of a part, so that a short run pads as a whole part does. Seconds are of the processor.
+rows are every n-th batch of a part, so that a short run pads as a whole part does. Seconds are of the processor, on a GPU of the clock, when
+all that was begun has ended. --profile leaves a table of what `ours` spends its time in.
 
 With `--scorers`, NxM means N scorers of M threads, each with all of the rows; seconds are of the clock, so the machine has to be quiet.
 """
@@ -39,8 +43,7 @@ from s2l_ray.core.scoring import score, scoring_batches  # noqa: E402
 from tests.bench.frame import finish, in_turn, ratio, show  # noqa: E402
 
 SHORTEST, LONGEST = 40, 512
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CPU = torch.device("cpu")
+DTYPES = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Job:
     part: int
     tokens: int
     threads: int
+    device: str
+    checkpoints: int = 1
 
     def batches(self) -> list[list[Encoded]]:
         return sampled(examples(self.part), self.tokens_per_batch, self.tokens)
@@ -60,13 +65,20 @@ class Job:
     def own_tokens(self) -> int:
         return sum(len(row.input_ids) for batch in self.batches() for row in batch)
 
+    def now(self) -> float:
+        """Seconds, when the device has done all that was asked of it."""
+        if self.device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
 
 def main() -> None:
     """Measure every precision, and print what came."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument(
         "--tokens-per-batch",
         nargs="+",
@@ -79,6 +91,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--scorers", nargs="+", default=[], help="only compare these, such as 1x2 2x1")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--authors-tokens", type=int, help="about how many the authors' way scores; default: as many"
+    )
+    parser.add_argument(
+        "--checkpoints", type=int, default=1, help="score so many models in one pass and in as many"
+    )
+    parser.add_argument(
+        "--profile", type=Path, metavar="FOLDER", help="where to leave what takes the time of ours"
+    )
     args = parser.parse_args()
     how = scorers if args.scorers else measured
     results = [how(args, dtype) for dtype in args.dtypes]
@@ -88,17 +110,21 @@ def main() -> None:
 def measured(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
     """One precision: seconds and ratios of all sides, each on its own sample of the part, per token that is not padding."""
     sizes = args.tokens_per_batch
-    first = Job("ours", dtype, sizes[0], args.part, args.tokens, args.threads)
+    first = Job("ours", dtype, sizes[0], args.part, args.tokens, args.threads, args.device)
+    several = replace(first, checkpoints=args.checkpoints)
     jobs = {
-        "authors": replace(first, side="authors"),
+        "authors": replace(first, side="authors", tokens=args.authors_tokens or args.tokens),
         **{f"ours, {size:,}": replace(first, tokens_per_batch=size) for size in sizes},
+        **({f"{args.checkpoints} in one pass": several} if args.checkpoints > 1 else {}),
+        **({f"{args.checkpoints} passes": replace(several, side="passes")} if args.checkpoints > 1 else {}),
         "family": replace(first, side="family"),
         "kernels": replace(first, side="kernels"),
         "floor": replace(first, side="floor"),
     }
     sides = {name: Apart([job]) for name, job in jobs.items()}
     seconds = timed(sides, args.repeats, by_clock=False)
-    each = {name: [took / jobs[name].own_tokens() for took in times] for name, times in seconds.items()}
+    work = {name: job.own_tokens() * job.checkpoints for name, job in jobs.items()}
+    each = {name: [took / work[name] for took in times] for name, times in seconds.items()}
     rows = sum(len(batch) for batch in first.batches())
     per_row = first.own_tokens() / rows
     table = {
@@ -107,7 +133,7 @@ def measured(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
             "times_authors": ratio(each["authors"], times),
             "share_of_family": ratio(each["family"], times),
             "share_of_floor": ratio(each["floor"], times),
-            "padding": padding(jobs[name]) if jobs[name].side in ("ours", "family") else 0.0,
+            "padding": padding(jobs[name]) if jobs[name].side in ("ours", "passes", "family") else 0.0,
         }
         for name, times in each.items()
     }
@@ -116,7 +142,21 @@ def measured(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
         ["side", "rows/s", "x authors", "share of family", "share of floor", "padding %"],
         [[name, *list(one.values())[:-1], 100 * one["padding"]] for name, one in table.items()],
     )
+    if args.profile:
+        profile(first, args.profile / f"{dtype}.txt")
     return {"dtype": dtype, "sides": table, "seconds": seconds}
+
+
+def profile(job: Job, file: Path) -> None:
+    """Leave a table of what a side spends its time in."""
+    side = made(job)
+    side()
+    with torch.profiler.profile() as profiled:
+        side()
+        job.now()
+    order = "self_cpu_time_total" if job.device == "cpu" else "self_device_time_total"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(profiled.key_averages().table(sort_by=order, row_limit=40))
 
 
 def scorers(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
@@ -124,7 +164,7 @@ def scorers(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
     sides, rows = {}, {}
     for name in args.scorers:
         count, threads = map(int, name.split("x"))
-        job = Job("ours", dtype, args.tokens_per_batch[0], args.part, args.tokens, threads)
+        job = Job("ours", dtype, args.tokens_per_batch[0], args.part, args.tokens, threads, args.device)
         sides[name] = Apart([job] * count)
         rows[name] = count * sum(len(batch) for batch in job.batches())
     seconds = timed(sides, args.repeats, by_clock=True)
@@ -137,7 +177,7 @@ class Apart:
     """A side in processes of its own; a call has all of them run once, together.
 
     Attributes:
-        spent: processor seconds of all calls.
+        spent: seconds of all calls, see Job.now.
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
@@ -173,28 +213,34 @@ def timed(sides: dict[str, Apart], repeats: int, by_clock: bool) -> dict[str, li
 
 
 def serve(pipe: Any, job: Job) -> None:
-    """Run a side whenever told to, and tell the processor seconds."""
+    """Run a side whenever told to, and tell the seconds."""
     torch.set_num_threads(job.threads)
     if job.side != "authors":
         keep_freed_memory()
     side = made(job)
     while True:
         pipe.recv()
-        began = time.process_time()
+        began = job.now()
         side()
-        pipe.send(time.process_time() - began)
+        pipe.send(job.now() - began)
 
 
 def made(job: Job) -> Callable[[], Any]:
-    model, batches = build(pythia(), job.dtype).eval(), job.batches()
+    models, batches = (
+        [build(pythia(), job.dtype).to(job.device).eval() for _ in range(job.checkpoints)],
+        job.batches(),
+    )
+    model = models[0]
     rows = [row for batch in batches for row in batch]
     if job.side == "authors":
         return lambda: authors(model, rows)
     if job.side == "ours":
-        return lambda: ours(model, batches, job.tokens_per_batch)
+        return lambda: ours(models, batches, job)
+    if job.side == "passes":
+        return lambda: [ours([one], batches, job) for one in models]
     if job.side == "kernels":
-        return Kernels(model, rows, DTYPES[job.dtype])
-    floor = Floor(model, rows, DTYPES[job.dtype])
+        return Kernels(model, rows, job)
+    floor = Floor(model, rows, job)
     return floor if job.side == "floor" else lambda: family(model, batches, floor)
 
 
@@ -247,33 +293,34 @@ def authors(model: Any, rows: Sequence[Encoded]) -> list[float]:
     """One example per forward pass, logits of all positions, the loss fetched after each."""
     losses = []
     for row in rows:
-        ids = torch.from_numpy(row.input_ids).long()[None]
-        labels = ids.masked_fill(~torch.from_numpy(row.learned)[None], -100)
+        ids = torch.from_numpy(row.input_ids).long()[None].to(model.device)
+        labels = ids.masked_fill(~torch.from_numpy(row.learned)[None].to(model.device), -100)
         losses.append(model(input_ids=ids, labels=labels).loss.cpu().item())
     return losses
 
 
-def ours(model: Any, batches: Sequence[Sequence[Encoded]], tokens_per_batch: int) -> None:
+def ours(models: Sequence[Any], batches: Sequence[Sequence[Encoded]], job: Job) -> None:
     for batch in batches:
-        score([model], batch, 0, tokens_per_batch, CPU)
+        score(models, batch, 0, job.tokens_per_batch, torch.device(job.device))
 
 
 @torch.no_grad()
 def family(model: Any, batches: Sequence[Sequence[Encoded]], floor: "Floor") -> None:
     """The base model, as transformers has it, over padded batches, and the output layer's product."""
     for batch in batches:
-        model.base_model(input_ids=torch.from_numpy(pad(batch, 0)[0]), use_cache=False)
+        model.base_model(input_ids=torch.from_numpy(pad(batch, 0)[0]).to(model.device), use_cache=False)
     floor.output_layer()
 
 
 class Floor:
     """The products that are needed to score rows, without anything between them.
 
-    Products run on 1,024 rows at a time, which is where they are fastest here, and the output layer's in the faster of two ways: whole,
+    Products run on 1,024 rows at a time, which is where they are fastest on a CPU (on a GPU a batch at a time), and the output layer's in the faster of two ways: whole,
     and in blocks of 512 tokens of the vocabulary, whose logits stay in the cache.
     """
 
-    def __init__(self, model: Any, rows: Sequence[Encoded], dtype: torch.dtype, at_once: int = 1_024) -> None:
+    def __init__(self, model: Any, rows: Sequence[Encoded], job: Job) -> None:
+        self.job, at_once = job, 1_024 if job.device == "cpu" else job.tokens_per_batch
         head, width = model.get_output_embeddings(), model.config.hidden_size
         lengths, learned = [len(row.input_ids) for row in rows], [int(row.learned.sum()) for row in rows]
         self.body = [
@@ -281,7 +328,7 @@ class Floor:
         ]
         self.blocks, self.learned_blocks = _blocks(sum(lengths), at_once), _blocks(sum(learned), at_once)
         self.inputs = {
-            size: torch.randn(at_once, size).to(dtype) for size in {m.in_features for m in self.body}
+            size: torch.randn(at_once, size).to(head.weight) for size in {m.in_features for m in self.body}
         }
         # scores and their use, of the lower triangle only: 2 products of n^2 / 2 pairs, 2 FLOPs each, in every layer
         attention = sum(2.0 * n * n * width for n in lengths) * model.config.num_hidden_layers
@@ -293,15 +340,15 @@ class Floor:
             lambda x: [nn.functional.linear(x, part) for part in self.parts],
         ]
         with torch.no_grad():
-            self.head = min(ways, key=lambda way: _best(lambda: way(self.inputs[width])))
+            self.head = min(ways, key=lambda way: _best(lambda: way(self.inputs[width]), job))
         self.width = width
 
     @torch.no_grad()
     def __call__(self) -> None:
-        began = time.process_time()
+        began = self.job.now()
         self.products()
-        until = time.process_time() + self.more * (time.process_time() - began)
-        while time.process_time() < until:
+        ended = self.job.now()
+        while self.job.now() - ended < self.more * (ended - began):
             pass
         self.output_layer()
 
@@ -319,15 +366,15 @@ class Floor:
 class Kernels(Floor):
     """The products, and once each what else is needed; attention is torch's own and not reckoned by its FLOPs."""
 
-    def __init__(self, model: Any, rows: Sequence[Encoded], dtype: torch.dtype, at_once: int = 1_024) -> None:
-        super().__init__(model, rows, dtype, at_once)
+    def __init__(self, model: Any, rows: Sequence[Encoded], job: Job) -> None:
+        super().__init__(model, rows, job)
         config = model.config
         self.layers = config.num_hidden_layers
         self.lengths = [len(row.input_ids) for row in rows]
         shape = (1, config.num_attention_heads, max(self.lengths), self.width // config.num_attention_heads)
-        self.heads = [torch.randn(shape).to(dtype) for _ in range(3)]
+        self.heads = [torch.randn(shape).to(self.parts[0]) for _ in range(3)]
         self.wide = self.inputs[config.intermediate_size]
-        self.norm = torch.ones(self.width, dtype=dtype)
+        self.norm = torch.ones(self.width).to(self.parts[0])
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -352,12 +399,12 @@ def _blocks(rows: int, at_once: int) -> list[int]:
     return [min(at_once, rows - first) for first in range(0, rows, at_once)]
 
 
-def _best(call: Callable[[], Any]) -> float:
+def _best(call: Callable[[], Any], job: Job) -> float:
     times = []
     for _ in range(3):
-        began = time.process_time()
+        began = job.now()
         call()
-        times.append(time.process_time() - began)
+        times.append(job.now() - began)
     return min(times)
 
 
