@@ -98,9 +98,7 @@ def main() -> None:
     parser.add_argument(
         "--checkpoints", type=int, default=1, help="score so many models in one pass and in as many"
     )
-    parser.add_argument(
-        "--profile", type=Path, metavar="FOLDER", help="where to leave what takes the time of ours"
-    )
+    parser.add_argument("--profile", metavar="FOLDER", help="where to leave what takes the time of ours")
     args = parser.parse_args()
     how = scorers if args.scorers else measured
     results = [how(args, dtype) for dtype in args.dtypes]
@@ -143,7 +141,7 @@ def measured(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
         [[name, *list(one.values())[:-1], 100 * one["padding"]] for name, one in table.items()],
     )
     if args.profile:
-        profile(first, args.profile / f"{dtype}.txt")
+        profile(first, Path(args.profile, f"{dtype}.txt"))
     return {"dtype": dtype, "sides": table, "seconds": seconds}
 
 
