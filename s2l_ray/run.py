@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +25,7 @@ from s2l_ray.core.store import Store, join_uri
 from s2l_ray.errors import UserError
 
 log = logging.getLogger("s2l_ray")
+INTERRUPTED = 130  # what shells say of a command that Ctrl-C ended
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,13 +46,26 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
         print_results(job, pipeline.run(made_plan))
 
 
+def leave(status: int) -> NoReturn:
+    """End the process.
+
+    After Ctrl-C other threads are still in calls to Ray, and crash now and then when Ray is taken down under them. So nothing is: Ray
+    ends what belongs to a driver that is gone.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == INTERRUPTED:
+        os._exit(status)
+    sys.exit(status)
+
+
 def exit_status(command: Callable[[], None]) -> int:
     """Exit status of a command: 0; 1 after an error that is told in words; 130 where Ctrl-C ended it."""
     try:
         command()
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -176,4 +191,4 @@ def comparison(evaluated: dict[str, dict]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -12,7 +12,6 @@ import functools
 import itertools
 import json
 import os
-import sys
 import time
 from typing import Any
 
@@ -23,7 +22,7 @@ from rich.table import Table
 from s2l_ray import config, pipeline
 from s2l_ray.core.selection import needs
 from s2l_ray.errors import UserError
-from s2l_ray.run import exit_status, load_job, parser, set_up_logging
+from s2l_ray.run import exit_status, leave, load_job, parser, set_up_logging
 
 Grid = dict[str, list[Any]]
 
@@ -166,4 +165,4 @@ def _table(grid: Grid, rows: list[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
