@@ -9,6 +9,7 @@ The same command again resumes where it stopped.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
@@ -52,9 +53,10 @@ def leave(status: int) -> NoReturn:
     After Ctrl-C other threads are still in calls to Ray, and crash now and then when Ray is taken down under them. So nothing is: Ray
     ends what belongs to a driver that is gone.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
     if status == INTERRUPTED:
+        with contextlib.suppress(OSError):  # whoever read it has gone too
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
 

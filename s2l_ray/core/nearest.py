@@ -63,10 +63,10 @@ class Leads:
     def __init__(self, num_rows: int) -> None:
         self.values = np.full(num_rows, np.inf, np.float32)
 
-    def open(
+    def shrink(
         self, labels: np.ndarray, ways: np.ndarray, longest: np.ndarray, limits: np.ndarray
     ) -> np.ndarray:
-        """Shrink by the ways float32 [K] of centroids and the longest ones [M] by ball; places of rows that may have another centroid then.
+        """By the ways float32 [K] of centroids and the longest ones [M] by ball; places of rows that may have another centroid then.
 
         Those are the rows whose lead is not above what `limits` float32 [K] ask for, as values.
         """
@@ -264,7 +264,7 @@ class _Proof:
 
     def doubtful(self, rows: np.ndarray, labels: np.ndarray, leads: Leads) -> np.ndarray:
         """Places of rows [n, T] that are not proved to keep their label [n]; new leads of the others that were open."""
-        places = leads.open(labels, self._ways, self._longest, self._limits)
+        places = leads.shrink(labels, self._ways, self._longest, self._limits)
         doubtful = [np.empty(0, np.int64)]
         for start in range(0, len(places), BLOCK):
             mine = places[start : start + BLOCK]

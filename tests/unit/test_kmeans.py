@@ -632,7 +632,7 @@ def test_leads_leave_out_most_rows_where_clusters_lie_apart() -> None:
     for number in range(3):
         search = Nearest(centroids, ways)
         proof = nearest._Proof(search, balls)
-        still_open = leads.open(labels, proof._ways, proof._longest, proof._limits)
+        still_open = leads.shrink(labels, proof._ways, proof._longest, proof._limits)
         assert len(still_open) == (0 if number else 4000)
         search.renew(rows, labels, balls, leads)
         assert np.isfinite(leads.values).all()
@@ -652,7 +652,7 @@ def test_a_centroid_that_stays_far_from_a_ball_may_move_far() -> None:
     moved = centroids.copy()
     moved[5] *= 10  # by far more than any lead
     proof = nearest._Proof(Nearest(moved, shard_module._ways(centroids, moved)), balls)
-    still_open = leads.open(labels, proof._ways, proof._longest, proof._limits)
+    still_open = leads.shrink(labels, proof._ways, proof._longest, proof._limits)
     assert set(labels[still_open]) == {5}
 
 
