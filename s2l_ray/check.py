@@ -28,8 +28,8 @@ from s2l_ray.progress import track
 from s2l_ray.run import job_parser, load_job, set_up_logging
 
 if TYPE_CHECKING:  # torch is loaded once there is something to compute
-    from s2l_ray.core.checking import Checkpoint, Grouping, Setting, Shift
-    from s2l_ray.core.encoding import Encoded, Encoder
+    from s2l_ray.core.model.checking import Checkpoint, Grouping, Setting, Shift
+    from s2l_ray.core.text.encoding import Encoded, Encoder
 
 SHOWN = 1_000  # characters shown of each masked or learned stretch of the sample row
 # In nats. In fp32 only the order of sums differs: some 1e-6 to 1e-5. bf16 keeps 8 bits of weights and activations: on 500 short
@@ -83,8 +83,8 @@ def check(first: config.Config, nodes: dict[str, pipeline.Node], args: argparse.
     import torch
     import transformers
 
-    from s2l_ray.core import checking, scoring
-    from s2l_ray.core.models import load_config, load_encoder
+    from s2l_ray.core.model import checking, scoring
+    from s2l_ray.core.model.loading import load_config, load_encoder
 
     transformers.logging.set_verbosity_error()
     console = Console(width=max(118, Console().width))
@@ -92,18 +92,26 @@ def check(first: config.Config, nodes: dict[str, pipeline.Node], args: argparse.
     encoders = [load_encoder(proxy) for proxy in first.proxy.each()]
     encoded = [encoder.examples(drawn.table) for encoder in encoders]
     reasons = [scoring.reason_of(versions) for versions in zip(*encoded, strict=True)]
-    kept = [[e for e, reason in zip(each, reasons, strict=True) if reason is None] for each in encoded]
+    kept = [
+        [e for e, reason in zip(each, reasons, strict=True) if reason is None] for each in encoded
+    ]
     console.print(_left_out(drawn.rejects, reasons))
     if not kept[0]:
         raise UserError(
             f"checking losses: none of {len(reasons)} rows has a token that is learned. Raise proxy.max_length, or look at how "
             "rows are read (examples.columns, proxy.prompt)."
         )
-    console.print(Group(*(_sample(encoder, each[0]) for encoder, each in zip(encoders, kept, strict=True))))
+    console.print(
+        Group(*(_sample(encoder, each[0]) for encoder, each in zip(encoders, kept, strict=True)))
+    )
 
-    checkpoints, steps, complete = _checkpoints(first, nodes["proxy"], encoders, kept, args.checkpoints)
+    checkpoints, steps, complete = _checkpoints(
+        first, nodes["proxy"], encoders, kept, args.checkpoints
+    )
     default = {checking.default_attention(load_config(proxy.model)) for proxy in first.proxy.each()}
-    settings = checking.settings(checkpoints, first.trajectories.tokens_per_batch, default != {"eager"})
+    settings = checking.settings(
+        checkpoints, first.trajectories.tokens_per_batch, default != {"eager"}
+    )
     device = scoring.device_of(first)
     torch.set_num_threads(max(first.scaling.threads, len(os.sched_getaffinity(0))))
     with track("check", (1 + len(settings)) * len(checkpoints), "passes") as tracker:
@@ -138,8 +146,8 @@ def _checkpoints(
     at_most: int | None,
 ) -> "tuple[list[Checkpoint], list[list[int]], bool]":
     """The models to look at, their labels [member, step], and whether these are all checkpoints of a trained proxy."""
-    from s2l_ray.core import scoring
-    from s2l_ray.core.checking import Checkpoint
+    from s2l_ray.core.model import scoring
+    from s2l_ray.core.model.checking import Checkpoint
 
     manifest = node.artifact.committed()
     sections = first.proxy.each()
@@ -151,11 +159,18 @@ def _checkpoints(
     else:
         files, members = scoring.files_of(manifest), manifest.info["members"]
         places = [_evenly(len(member["steps"]), at_most) for member in members]
-        complete = all(len(mine) == len(m["steps"]) for mine, m in zip(places, members, strict=True))
-        steps = [[m["steps"][place] for place in mine] for mine, m in zip(places, members, strict=True)]
+        complete = all(
+            len(mine) == len(m["steps"]) for mine, m in zip(places, members, strict=True)
+        )
+        steps = [
+            [m["steps"][place] for place in mine] for mine, m in zip(places, members, strict=True)
+        ]
         labels = scoring.checkpoint_labels(steps)
         loaders = [
-            [partial(scoring.checkpoint_weights, node.artifact, m["folders"][place], files) for place in mine]
+            [
+                partial(scoring.checkpoint_weights, node.artifact, m["folders"][place], files)
+                for place in mine
+            ]
             for mine, m in zip(places, members, strict=True)
         ]
     made = [
@@ -170,7 +185,9 @@ def _evenly(count: int, at_most: int | None) -> list[int]:
     """Places of the checkpoints to look at, the first and the last among them (the last alone where there is to be one)."""
     if at_most is None or at_most >= count:
         return list(range(count))
-    return sorted({count - 1 - round(place * (count - 1) / max(1, at_most - 1)) for place in range(at_most)})
+    return sorted(
+        {count - 1 - round(place * (count - 1) / max(1, at_most - 1)) for place in range(at_most)}
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- what is printed
@@ -214,7 +231,8 @@ def _sample(encoder: "Encoder", example: "Encoded") -> Panel:
 def _printable(text: str) -> str:
     """The text without characters that would steer the terminal."""
     return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+        for letter in text
     )
 
 
@@ -226,7 +244,9 @@ def _table(
     examples: pipeline.Node,
     device: Any,
 ) -> Table:
-    table = Table(title=f"largest shift of any loss against each row alone, unpadded, in fp32 (on {device})")
+    table = Table(
+        title=f"largest shift of any loss against each row alone, unpadded, in fp32 (on {device})"
+    )
     for name in (
         "dtype",
         "tokens a batch",
@@ -259,14 +279,16 @@ def _table(
 
 def _place(example_id: int, examples: pipeline.Node) -> str:
     """File and row of an example."""
-    from s2l_ray.core.rawfiles import ID_BITS
+    from s2l_ray.core.data.files import ID_BITS
 
     number, row = example_id >> ID_BITS, example_id & ((1 << ID_BITS) - 1)
     name = next(part.file.name for part in examples.ranges if part.file_number == number)
     return f"{name}, row {row + 1:,}"
 
 
-def _origin(count: int, checkpoints: "list[Checkpoint]", node: pipeline.Node, grouping: "Grouping") -> str:
+def _origin(
+    count: int, checkpoints: "list[Checkpoint]", node: pipeline.Node, grouping: "Grouping"
+) -> str:
     trained = node.artifact.committed() is not None
     models = (
         f"{len(checkpoints)} checkpoints of {node.artifact.uri}"

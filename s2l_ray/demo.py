@@ -151,7 +151,9 @@ def _source(number: int) -> tuple[list[Row], list[Row]]:
         if skill.heldout_overlaps or question not in heldout:
             asked.append(question)
     wrong = round(skill.rows * skill.mislabelled)
-    rows = [_row(skill, _mislabel(skill, question, rng), mislabelled=True) for question in asked[:wrong]]
+    rows = [
+        _row(skill, _mislabel(skill, question, rng), mislabelled=True) for question in asked[:wrong]
+    ]
     rows += [_row(skill, question) for question in asked[wrong:]]
     for _ in range(copies):
         question = asked[wrong + _below(rng, len(asked) - wrong)]
@@ -169,10 +171,14 @@ def _mislabel(skill: Skill, question: Question, rng: random.Random) -> Question:
 
 def _reword(question: Question, rng: random.Random) -> Question:
     text = question.instruction
-    return replace(question, instruction=(text.capitalize(), f"{text}?", f"{text}.")[_below(rng, 3)])
+    return replace(
+        question, instruction=(text.capitalize(), f"{text}?", f"{text}.")[_below(rng, 3)]
+    )
 
 
-def _row(skill: Skill, question: Question, mislabelled: bool = False, near_duplicate: bool = False) -> Row:
+def _row(
+    skill: Skill, question: Question, mislabelled: bool = False, near_duplicate: bool = False
+) -> Row:
     marks: Row = {"mislabelled": mislabelled, "near_duplicate": near_duplicate}
     return {"source": skill.name, **asdict(question), **marks}
 

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from s2l_ray.config import Config, Training
-from s2l_ray.core import scoring
-from s2l_ray.core.encoding import BYTES
-from s2l_ray.core.features import bytes_of_row
-from s2l_ray.core.models import output_shape, parameters
+from s2l_ray.core.kmeans.features import bytes_of_row
+from s2l_ray.core.model import scoring
+from s2l_ray.core.model.loading import output_shape, parameters
+from s2l_ray.core.text.encoding import BYTES
 from s2l_ray.pipeline import Node, Plan
 
 BYTES_PER_TOKEN = 4.0  # of English text, for tokenizers that are not byte-level
@@ -46,18 +46,29 @@ def cost(node: Node, made_plan: Plan) -> Cost:
     )
     if node.stage.name == "proxy":
         members = [(section, parameters(section.model)) for section in config.proxy.each()]
-        tokens = sum(_trained(section, rows) * min(per_row, section.max_length) for section, _ in members)
-        flops = [6.0 * (size or 0) * _trained(s, rows) * min(per_row, s.max_length) for s, size in members]
+        tokens = sum(
+            _trained(section, rows) * min(per_row, section.max_length) for section, _ in members
+        )
+        flops = [
+            6.0 * (size or 0) * _trained(s, rows) * min(per_row, s.max_length)
+            for s, size in members
+        ]
         memory = max(_training_bytes(s, size, scaling.proxy_workers) for s, size in members)
         return Cost(rows, tokens, sum(flops), memory, scaling.proxy_workers)
     if node.stage.name == "trajectories":
         return _scoring(config, rows * config.trajectories.sample, per_row)
     if node.stage.name == "clusters":
-        columns = config.clusters.num_features([section.checkpoints for section in config.proxy.each()])
+        columns = config.clusters.num_features(
+            [section.checkpoints for section in config.proxy.each()]
+        )
         return Cost(
             rows,
             None,
-            3.0 * _clustered(config, rows) * columns * config.clusters.k * config.clusters.max_rounds,
+            3.0
+            * _clustered(config, rows)
+            * columns
+            * config.clusters.k
+            * config.clusters.max_rounds,
             min(rows * bytes_of_row(columns) / scaling.shards, scaling.shard_memory or math.inf),
             scaling.shards,
         )
@@ -71,7 +82,9 @@ def cost(node: Node, made_plan: Plan) -> Cost:
             _training_bytes(config.target, size, scaling.target_workers),
             scaling.target_workers,
         )
-    return Cost(budget if node.stage.name == "subset" else rows if node.stage.name == "examples" else None)
+    return Cost(
+        budget if node.stage.name == "subset" else rows if node.stage.name == "examples" else None
+    )
 
 
 def _scoring(config: Config, rows: float, per_row: float) -> Cost:
@@ -79,7 +92,9 @@ def _scoring(config: Config, rows: float, per_row: float) -> Cost:
     section, total, held = config.trajectories, 0.0, 0
     for proxy in config.proxy.each():
         size, length = parameters(proxy.model) or 0, min(per_row, proxy.max_length)
-        one_row = scoring.flops(size, output_shape(proxy.model), [length], [length / 2], section.statistics)
+        one_row = scoring.flops(
+            size, output_shape(proxy.model), [length], [length / 2], section.statistics
+        )
         total += rows * (proxy.checkpoints + 1) * one_row
         held += size * (proxy.checkpoints + 1)
     memory = held * DTYPE_BYTES[section.dtype]
@@ -111,14 +126,25 @@ def _tokens_per_row(made_plan: Plan, variant: str) -> float:
 def _training_bytes(section: Training, size: int | None, workers: int) -> float:
     """ZeRO's table: 1 shards the optimiser (12 bytes a parameter), 2 also the fp32 gradients (4), 3 also the weights."""
     weights, gradients, optimiser = DTYPE_BYTES[section.dtype], 4, 12
-    shared = {1: optimiser, 2: optimiser + gradients, 3: optimiser + gradients + weights}[section.zero_stage]
+    shared = {1: optimiser, 2: optimiser + gradients, 3: optimiser + gradients + weights}[
+        section.zero_stage
+    ]
     return (size or 0) * (weights + gradients + optimiser - shared + shared / workers)
 
 
 def print_plan(made_plan: Plan) -> None:
     """The plan as a table, and whether there are machines for it."""
     table = Table(title=f"plan of {made_plan.job.first.run.name} in {made_plan.store.uri}")
-    for name in ("stage", "variants", "plan", "rows", "tokens", "FLOPs", "memory a worker", "workers"):
+    for name in (
+        "stage",
+        "variants",
+        "plan",
+        "rows",
+        "tokens",
+        "FLOPs",
+        "memory a worker",
+        "workers",
+    ):
         table.add_column(name, justify="left" if name in ("stage", "variants", "plan") else "right")
     costs = []
     for node in made_plan.nodes:
@@ -155,7 +181,8 @@ def machines(costs: list[tuple[Config, str, Cost]]) -> str:
         default=0.0,
     )
     cpus = max(
-        [needs.workers * (config.scaling.cpus_per_worker or 1.0) for config, _, needs in costs], default=0.0
+        [needs.workers * (config.scaling.cpus_per_worker or 1.0) for config, _, needs in costs],
+        default=0.0,
     )
     need = f"needed at once: up to {cpus:g} CPUs and {gpus:g} GPUs"
     if not costs:

@@ -21,12 +21,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from s2l_ray import schedule
-from s2l_ray.config import Config, Evaluation, Examples, Job, Training, budget_rows
-from s2l_ray.core import selection
-from s2l_ray.core.hub import store_dataset, stored_dataset
-from s2l_ray.core.lineage import file_numbers, listing, renumbered
-from s2l_ray.core.models import check_weights, identity, load_encoder, template_text
-from s2l_ray.core.rawfiles import (
+from s2l_ray.config import Config, Evaluation, Examples, Job, Training
+from s2l_ray.core.data.files import (
     FileIndex,
     PartRange,
     RawFile,
@@ -35,7 +31,20 @@ from s2l_ray.core.rawfiles import (
     index_file,
     part_ranges,
 )
-from s2l_ray.core.store import FORMAT, IO_THREADS, Artifact, Manifest, Store, fingerprint, is_folder
+from s2l_ray.core.data.hub import store_dataset, stored_dataset
+from s2l_ray.core.data.incremental import file_numbers, listing, renumbered
+from s2l_ray.core.model.loading import check_weights, identity, load_encoder, template_text
+from s2l_ray.core.selection import draw
+from s2l_ray.core.selection.quotas import budget_rows
+from s2l_ray.core.storage.store import (
+    FORMAT,
+    IO_THREADS,
+    Artifact,
+    Manifest,
+    Store,
+    fingerprint,
+    is_folder,
+)
 from s2l_ray.errors import UserError
 from s2l_ray.stages.work import Outcome, Work
 
@@ -53,7 +62,15 @@ NO_CONTENT = (
     "on_changed_file",
     "use",
 )
-WHAT_A_PROXY_READS = ("model", "tokenizer", "prompt", "template", "learn", "max_length", "truncation")
+WHAT_A_PROXY_READS = (
+    "model",
+    "tokenizer",
+    "prompt",
+    "template",
+    "learn",
+    "max_length",
+    "truncation",
+)
 PACKAGES = ("s2l_ray", "ray", "torch", "transformers", "deepspeed", "pyarrow", "faiss-cpu", "numpy")
 
 
@@ -72,14 +89,28 @@ STAGES = (
     Stage("examples", 2, "examples", lambda config: ()),
     Stage("proxy", 2, "training", lambda config: ("examples",)),
     Stage("trajectories", 2, "trajectories", lambda config: ("examples", "proxy")),
-    Stage("clusters", 2, "clusters", lambda config: ("trajectories",), lambda config: _by_cluster(config)),
+    Stage(
+        "clusters",
+        2,
+        "clusters",
+        lambda config: ("trajectories",),
+        lambda config: _by_cluster(config),
+    ),
     Stage(
         "subset",
         2,
         "subset",
-        lambda config: ("examples", "trajectories") + (("clusters",) if _by_cluster(config) else ()),
+        lambda config: (
+            ("examples", "trajectories") + (("clusters",) if _by_cluster(config) else ())
+        ),
     ),
-    Stage("target", 2, "training", lambda config: ("subset",), lambda config: config.target is not None),
+    Stage(
+        "target",
+        2,
+        "training",
+        lambda config: ("subset",),
+        lambda config: config.target is not None,
+    ),
     Stage(
         "evaluation",
         2,
@@ -93,7 +124,7 @@ NAMES = tuple(stage.name for stage in STAGES)
 
 
 def _by_cluster(config: Config) -> bool:
-    return bool(selection.needs(config.subset) & {"cluster", "distance"})
+    return bool(draw.needs(config.subset) & {"cluster", "distance"})
 
 
 @dataclass
@@ -167,7 +198,9 @@ def plan(job: Job, until: str = "report", assume: bool = False) -> Plan:
     for variant, config in job.variants.items():
         ranges = raw.ranges(config.examples, "examples")
         rows[variant] = sum(part.rows for part in ranges) or config.examples.expected_rows or 0
-        text_bytes[variant] = sum(raw.indexes[uri].text_bytes for uri in {part.file.uri for part in ranges})
+        text_bytes[variant] = sum(
+            raw.indexes[uri].text_bytes for uri in {part.file.uri for part in ranges}
+        )
         if not ranges and not assume:
             raise UserError(
                 "planning the run: examples.files names no file. Name files, a folder, a glob or a data set; --dry-run goes without."
@@ -212,7 +245,9 @@ def _node(
         held_out = config.evaluation
         own_ranges = raw.ranges(held_out, "evaluation")
     section = _section(stage.name, config, assume)
-    artifact = Artifact(raw.store, stage.name, _name(stage, section, inputs, raw.identity(own_ranges)))
+    artifact = Artifact(
+        raw.store, stage.name, _name(stage, section, inputs, raw.identity(own_ranges))
+    )
     return Node(stage, artifact, config, section, inputs, own_ranges)
 
 
@@ -227,7 +262,9 @@ def _extended(config: Config, ranges: list[PartRange]) -> list[PartRange]:
             f"extending {uri}: it was made with examples.{wrong[0]} = {base.section.get(wrong[0])}, but the config says "
             f"{ours[wrong[0]]}. Set it as it was then; ids and parts would not fit otherwise."
         )
-    return renumbered(ranges, file_numbers(listing(ranges), base, section.on_changed_file, uri).numbers)
+    return renumbered(
+        ranges, file_numbers(listing(ranges), base, section.on_changed_file, uri).numbers
+    )
 
 
 def _check_used_proxy(used: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -249,7 +286,9 @@ def _check_used_proxy(used: dict[str, Any], asked: dict[str, Any]) -> None:
 
 def _add_report(job: Job, store: Store, nodes: dict[tuple[str, str], Node]) -> None:
     inputs = {
-        f"{variant}/{node.stage.name}": node.artifact for node in nodes.values() for variant in node.variants
+        f"{variant}/{node.stage.name}": node.artifact
+        for node in nodes.values()
+        for variant in node.variants
     }
     section = {"run": job.first.run.name, **job.first.report.model_dump()}
     artifact = Artifact(store, "report", _name(STAGES[-1], section, inputs, []))
@@ -258,7 +297,9 @@ def _add_report(job: Job, store: Store, nodes: dict[tuple[str, str], Node]) -> N
     )
 
 
-def _name(stage: Stage, section: dict[str, Any], inputs: dict[str, Artifact], files: list[Any]) -> str:
+def _name(
+    stage: Stage, section: dict[str, Any], inputs: dict[str, Artifact], files: list[Any]
+) -> str:
     return fingerprint(
         {
             "format": FORMAT,
@@ -279,7 +320,7 @@ def _section(stage: str, config: Config, assume: bool) -> dict[str, Any]:
         assert config.target is not None
         return _training(config.target, assume)
     dumped: dict[str, Any] = getattr(config, stage).model_dump(mode="json")
-    if stage == "subset" and not selection.uses_at(config.subset):
+    if stage == "subset" and not draw.uses_at(config.subset):
         del dumped["at"]  # a job that sets it for one rule does not make the others' subsets again
     for where in NO_CONTENT:
         dumped.pop(where, None)
@@ -287,7 +328,9 @@ def _section(stage: str, config: Config, assume: bool) -> dict[str, Any]:
 
 
 def _training(section: Training, assume: bool) -> dict[str, Any]:
-    dumped = section.model_dump(mode="json", exclude={"model", "tokenizer", "state_every", "members", "use"})
+    dumped = section.model_dump(
+        mode="json", exclude={"model", "tokenizer", "state_every", "members", "use"}
+    )
     try:
         template = template_text(section)
         dumped["template"] = template and fingerprint(template)
@@ -339,8 +382,12 @@ class _RawFiles:
                     raise
                 files = []
             with ThreadPoolExecutor(IO_THREADS) as pool:
-                indexes = list(pool.map(lambda file: self._index(file, section.rows_per_part), files))
-            self.indexes.update({file.uri: index for file, index in zip(files, indexes, strict=True)})
+                indexes = list(
+                    pool.map(lambda file: self._index(file, section.rows_per_part), files)
+                )
+            self.indexes.update(
+                {file.uri: index for file, index in zip(files, indexes, strict=True)}
+            )
             check_columns(files, indexes, section.columns)
             self.seen[key] = part_ranges(files, indexes)
         return self.seen[key]
@@ -355,10 +402,13 @@ class _RawFiles:
         stored = stored_dataset(*where)
         if stored is None and self.assume:
             return []
-        log.info("%s: %s", dataset, "taken from the storage" if stored else "loading it into the storage")
+        log.info(
+            "%s: %s", dataset, "taken from the storage" if stored else "loading it into the storage"
+        )
         source = dataset.partition("@")[0]
         return [
-            replace(file, source=source) for file in find_files(stored or store_dataset(*where), None, name)
+            replace(file, source=source)
+            for file in find_files(stored or store_dataset(*where), None, name)
         ]
 
     def identity(self, ranges: list[PartRange]) -> list[Any]:
@@ -387,7 +437,9 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
     nodes = [node for node in made_plan.nodes if only is None or node.label in only]
     run_id = uuid.uuid4().hex[:12]
     committed = {node.label: node.artifact.committed() for node in nodes}
-    missing = [node for node in nodes if committed[node.label] is None and node.stage.name != "report"]
+    missing = [
+        node for node in nodes if committed[node.label] is None and node.stage.name != "report"
+    ]
     if missing:
         _begin(made_plan, missing)
     done: dict[str, Done] = {}
@@ -395,7 +447,11 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
     by_label = {node.label: node for node in nodes}
 
     def left_like(node: Node) -> int:
-        left = [other for other in nodes if other.label not in begun and other.stage.module == "training"]
+        left = [
+            other
+            for other in nodes
+            if other.label not in begun and other.stage.module == "training"
+        ]
         return sum(_workers(other) == _workers(node) for other in left)
 
     def make(label: str) -> None:
@@ -488,7 +544,9 @@ def _check_models(missing: list[Node]) -> None:
                 check_weights(section.model)
 
 
-def _make(node: Node, done: dict[str, Done], run_id: str, trainings_left: Callable[[], int]) -> Done:
+def _make(
+    node: Node, done: dict[str, Done], run_id: str, trainings_left: Callable[[], int]
+) -> Done:
     with _lease(node):
         waited_for = node.artifact.committed()
         if waited_for is not None:
@@ -584,7 +642,8 @@ def _record(made_plan: Plan, done: list[Done]) -> None:
     record = {
         "name": config.run.name,
         "config": {
-            variant: value.model_dump(mode="json") for variant, value in made_plan.job.variants.items()
+            variant: value.model_dump(mode="json")
+            for variant, value in made_plan.job.variants.items()
         },
         "artifacts": variants[next(iter(variants))],
         "variants": variants,

@@ -48,7 +48,9 @@ class Tracker:
         done, began = self.first or (self.done, 0.0)
         rate = (self.done - done) / max(1e-9, time.monotonic() - began)
         left = (
-            f"{rate:,.1f}/s, {(self.total - self.done) / rate:,.0f} s left" if rate else "time left unknown"
+            f"{rate:,.1f}/s, {(self.total - self.done) / rate:,.0f} s left"
+            if rate
+            else "time left unknown"
         )
         return f"{self.done:,} of {self.total:,} {self.unit}, {left}{', ' + note if note else ''}"
 
@@ -75,7 +77,9 @@ class _Bars:
                     transient=True,
                 )
                 self.screen.start()
-            return self.screen, self.screen.add_task(label, total=total, completed=done, unit=unit, note="")
+            return self.screen, self.screen.add_task(
+                label, total=total, completed=done, unit=unit, note=""
+            )
 
     def remove(self, task: TaskID) -> None:
         with self.lock:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2l_ray import config, pipeline
-from s2l_ray.core.store import Store, join_uri
+from s2l_ray.core.storage.store import Store, join_uri
 from s2l_ray.errors import UserError
 
 log = logging.getLogger("s2l_ray")
@@ -127,7 +127,10 @@ def load_job(path: str | None, overrides: list[str]) -> config.Job:
         return config.load(None, overrides, config.merge(demo.CONFIG, files))
 
     store = Store(at("demo").first.run.storage)
-    for name, rows in (("train.jsonl", demo.training_rows()), ("heldout.jsonl", demo.heldout_rows())):
+    for name, rows in (
+        ("train.jsonl", demo.training_rows()),
+        ("heldout.jsonl", demo.heldout_rows()),
+    ):
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
         if not store.exists(f"demo/{name}") or store.read(f"demo/{name}") != data:
             store.write(f"demo/{name}", data)
@@ -137,7 +140,10 @@ def load_job(path: str | None, overrides: list[str]) -> config.Job:
 def set_up_logging() -> None:
     """One line an event, on stderr. Ray's own usage report is left off."""
     logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+        level=logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
     )
     log.setLevel(logging.INFO)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -148,7 +154,9 @@ def print_results(job: config.Job, done: list[pipeline.Done]) -> None:
     console = Console()
     table = Table(title=f"run {job.first.run.name}")
     for name in ("stage", "variants", "reused or made", "rows", "seconds", "start-up"):
-        table.add_column(name, justify="right" if name in ("rows", "seconds", "start-up") else "left")
+        table.add_column(
+            name, justify="right" if name in ("rows", "seconds", "start-up") else "left"
+        )
     for result in done:
         everyone = len(result.node.variants) == len(job.variants)
         names = "all" if everyone else ", ".join(result.node.variants)
@@ -163,7 +171,10 @@ def print_results(job: config.Job, done: list[pipeline.Done]) -> None:
         )
     console.print(table)
     evaluated = {
-        v: r.manifest.info for r in done if r.node.stage.name == "evaluation" for v in r.node.variants
+        v: r.manifest.info
+        for r in done
+        if r.node.stage.name == "evaluation"
+        for v in r.node.variants
     }
     if evaluated:
         console.print(comparison(evaluated))
@@ -171,7 +182,9 @@ def print_results(job: config.Job, done: list[pipeline.Done]) -> None:
         if result.node.stage.name == "subset":
             print(f"subset ({', '.join(result.node.variants)}): {result.node.artifact.uri}")
     if done and done[-1].node.stage.name == "report":
-        print(f"report: {done[-1].node.artifact.store.uri_of(f'runs/{job.first.run.name}/report.html')}")
+        print(
+            f"report: {done[-1].node.artifact.store.uri_of(f'runs/{job.first.run.name}/report.html')}"
+        )
 
 
 def comparison(evaluated: dict[str, dict]) -> Table:

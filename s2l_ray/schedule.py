@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 log = logging.getLogger("s2l_ray")
-Needs = Mapping[str, Collection[str]]  # by name, what must be there first; names that are no keys are there
+Needs = Mapping[
+    str, Collection[str]
+]  # by name, what must be there first; names that are no keys are there
 
 
 def in_order(needs: Needs, make: Callable[[str], Any], at_once: int) -> None:
@@ -33,7 +35,9 @@ def in_order(needs: Needs, make: Callable[[str], Any], at_once: int) -> None:
     failed: BaseException | None = None
     while running or (waiting and failed is None):
         missing = waiting.keys() | running
-        ready = [name for name, own in waiting.items() if failed is None and missing.isdisjoint(own)]
+        ready = [
+            name for name, own in waiting.items() if failed is None and missing.isdisjoint(own)
+        ]
         for name in ready[: at_once - len(running)]:
             del waiting[name]
             running.add(name)
@@ -55,4 +59,8 @@ def unrelated(name: str, needs: Needs, among: Collection[str]) -> set[str]:
         return direct.union(*map(before, direct))
 
     earlier = before(name)
-    return {other for other in among if other != name and other not in earlier and name not in before(other)}
+    return {
+        other
+        for other in among
+        if other != name and other not in earlier and name not in before(other)
+    }

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2l_ray import config, pipeline
-from s2l_ray.core.selection import needs
+from s2l_ray.core.selection.draw import needs
 from s2l_ray.errors import UserError
 from s2l_ray.run import exit_status, leave, load_job, parser, set_up_logging
 
@@ -31,7 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Make what the trials share, run them, print the table. Exit status 0 only when every trial succeeded."""
     line = parser(__doc__ or "")
     line.add_argument(
-        "--over", action="append", default=[], metavar="FIELD=[VALUES]", help="a field and the values to try"
+        "--over",
+        action="append",
+        default=[],
+        metavar="FIELD=[VALUES]",
+        help="a field and the values to try",
     )
     args, overrides = line.parse_known_args(arguments)
     set_up_logging()
@@ -86,7 +90,9 @@ def _points(grid: Grid) -> list[dict[str, Any]]:
 def _job_of(base: config.Config, points: list[dict[str, Any]]) -> config.Job:
     """The base with the values of each trial as a variant."""
     tree = base.model_dump(exclude_unset=True)
-    named = {",".join(f"{field}={value}" for field, value in point.items()): point for point in points}
+    named = {
+        ",".join(f"{field}={value}" for field, value in point.items()): point for point in points
+    }
     return config.load(None, [], {**tree, "variants": named})
 
 
@@ -107,10 +113,12 @@ def run(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
 
 
 def _tune(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own would end the process without a word of ours
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = (
+        "1"  # Tune's own would end the process without a word of ours
+    )
     from ray import tune
 
-    from s2l_ray.core.store import Store
+    from s2l_ray.core.storage.store import Store
     from s2l_ray.stages import edge
 
     store = Store(base.run.storage)
@@ -118,7 +126,9 @@ def _tune(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trial, base=base, until=until), {"CPU": 0.01}),
         param_space={field: tune.grid_search(values) for field, values in grid.items()},
-        tune_config=tune.TuneConfig(max_concurrent_trials=1),  # a trial spreads over the whole cluster itself
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=1
+        ),  # a trial spreads over the whole cluster itself
         run_config=tune.RunConfig(name=name, storage_path=store.uri_of("scratch"), verbose=0),
     )
     try:
@@ -129,8 +139,12 @@ def _tune(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
     for result in trials:
         if result.error is not None:
             found = edge.find_user_error(result.error)
-            raise found or UserError(f"running the sweep: the trial {result.config} failed: {result.error}")
-    rows = [{**(result.config or {}), **json.loads((result.metrics or {})["told"])} for result in trials]
+            raise found or UserError(
+                f"running the sweep: the trial {result.config} failed: {result.error}"
+            )
+    rows = [
+        {**(result.config or {}), **json.loads((result.metrics or {})["told"])} for result in trials
+    ]
     rows.sort(key=lambda row: [row[field] for field in grid])
     store.write(f"runs/{base.run.name}/sweep.json", json.dumps(rows, indent=1).encode())
     return rows
@@ -160,7 +174,9 @@ def _table(grid: Grid, rows: list[dict[str, Any]]) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column == "made" else "right")
     for row in rows:
-        table.add_row(*(f"{row[c]:.6g}" if isinstance(row[c], float) else str(row[c]) for c in columns))
+        table.add_row(
+            *(f"{row[c]:.6g}" if isinstance(row[c], float) else str(row[c]) for c in columns)
+        )
     return table
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from s2l_ray.core.store import FORMAT, Artifact, Manifest
+from s2l_ray.core.storage.store import FORMAT, Artifact, Manifest
 from s2l_ray.stages.work import Outcome
 
 

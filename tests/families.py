@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from s2l_ray.core.encoding import Encoded
+from s2l_ray.core.text.encoding import Encoded
 
 VOCABULARY = 97
 WINDOW = 8  # of the families with sliding attention; rows are up to 40 tokens long
@@ -34,20 +34,44 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"use_parallel_residual": True, "rotary_pct": 0.25},
     "gpt2": {"n_positions": 64, "n_embd": 32, "n_inner": 64, "n_layer": 2, "n_head": 4},
-    "gptj": {"n_positions": 64, "n_embd": 32, "n_inner": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+    "gptj": {
+        "n_positions": 64,
+        "n_embd": 32,
+        "n_inner": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "rotary_dim": 4,
+    },
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 16},
     "bloom": {"n_layer": 2, "n_head": 4},
     "falcon": {"alibi": False, "new_decoder_architecture": False, "multi_query": True},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2, "max_seq_len": 64},
     "llama": GROUPED,
     "mistral": {**GROUPED, "sliding_window": WINDOW},
-    "qwen2": {**GROUPED, "use_sliding_window": True, "sliding_window": WINDOW, "layer_types": SLIDING},
+    "qwen2": {
+        **GROUPED,
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "layer_types": SLIDING,
+    },
     "qwen3": {**GROUPED, "head_dim": 8},
     "phi": GROUPED,
     "phi3": {**GROUPED, "sliding_window": WINDOW},
     "gemma": {**GROUPED, "head_dim": 8},
-    "gemma2": {**GROUPED, **CAPPED, "head_dim": 8, "layer_types": SLIDING, "query_pre_attn_scalar": 8},
-    "gemma3_text": {**GROUPED, **CAPPED, "head_dim": 8, "layer_types": SLIDING, "query_pre_attn_scalar": 8},
+    "gemma2": {
+        **GROUPED,
+        **CAPPED,
+        "head_dim": 8,
+        "layer_types": SLIDING,
+        "query_pre_attn_scalar": 8,
+    },
+    "gemma3_text": {
+        **GROUPED,
+        **CAPPED,
+        "head_dim": 8,
+        "layer_types": SLIDING,
+        "query_pre_attn_scalar": 8,
+    },
     "granite": {
         **GROUPED,
         "logits_scaling": 8.0,
@@ -73,7 +97,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": WINDOW,
         "layer_types": SLIDING,
     },
-    "granitemoe": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 8.0},
+    "granitemoe": {
+        **GROUPED,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "logits_scaling": 8.0,
+    },
 }
 
 
@@ -83,7 +112,9 @@ def model(family: str, tied: bool = False) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family], "tie_word_embeddings": tied})
+    config = AutoConfig.for_model(
+        family, **{**COMMON, **FAMILIES[family], "tie_word_embeddings": tied}
+    )
     made = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for name, parameter in made.named_parameters():
@@ -116,8 +147,12 @@ def rebuilt(family: str, attention: str | None = None, **fields: Any) -> Any:
 def span(made: Any) -> float:
     """How far the logits of the test rows reach to both sides: at the output layer where a soft cap comes after it."""
     emitted: list[torch.Tensor] = []
-    hook = made.get_output_embeddings().register_forward_hook(lambda _, __, out: emitted.append(out))
-    final = [made(input_ids=torch.from_numpy(row.input_ids).long()[None]).logits for row in examples(0)]
+    hook = made.get_output_embeddings().register_forward_hook(
+        lambda _, __, out: emitted.append(out)
+    )
+    final = [
+        made(input_ids=torch.from_numpy(row.input_ids).long()[None]).logits for row in examples(0)
+    ]
     hook.remove()
     seen = emitted if getattr(made.config, "final_logit_softcapping", None) else final
     low, high = min(one.min().item() for one in seen), max(one.max().item() for one in seen)

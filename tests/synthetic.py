@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from s2l_ray.core import expressions
-from s2l_ray.core.store import Artifact, Manifest, Store
-from s2l_ray.core.tables import (
+from s2l_ray.config import expressions
+from s2l_ray.core.storage.store import Artifact, Manifest, Store
+from s2l_ray.core.storage.tables import (
     CLUSTERS,
     MESSAGES,
     parquet_bytes,
@@ -51,7 +51,9 @@ def build(
     sizes, scored, schema = Counter[int](), Counter[str](), ""
     for index, first in enumerate(range(0, rows, rows_per_part)):
         count = min(rows_per_part, rows - first)
-        tables = part_tables(first, count, steps * members, list(sources), clusters, list(statistics))
+        tables = part_tables(
+            first, count, steps * members, list(sources), clusters, list(statistics)
+        )
         tables = {stage: change(stage, table) for stage, table in tables.items()}
         schema = schema_text(pa.schema(list(tables["examples"].schema.field("original").type)))
         known = tables["trajectories"]["reason"].is_null()
@@ -82,7 +84,8 @@ def build(
         },
     }
     return {
-        stage: commit(artifacts[stage], Outcome(parts, info=infos[stage])) for stage, parts in made.items()
+        stage: commit(artifacts[stage], Outcome(parts, info=infos[stage]))
+        for stage, parts in made.items()
     }
 
 
@@ -134,14 +137,23 @@ def example_table(ids: pa.Array, source: pa.Array) -> pa.Table:
         [
             pa.array(["user", "assistant"] * count),
             pa.array(
-                [text for pair in zip(question.to_pylist(), answer.to_pylist(), strict=True) for text in pair]
+                [
+                    text
+                    for pair in zip(question.to_pylist(), answer.to_pylist(), strict=True)
+                    for text in pair
+                ]
             ),
             nothing,
             nothing,
         ],
         fields=list(MESSAGES.value_type),
     )
-    original = {"instruction": question, "output": answer, "source": source, "grade": ids.cast(pa.float64())}
+    original = {
+        "instruction": question,
+        "output": answer,
+        "source": source,
+        "grade": ids.cast(pa.float64()),
+    }
     columns = {
         "example_id": ids,
         "source": source,

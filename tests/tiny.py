@@ -56,7 +56,13 @@ def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
             "sum": (f"sum {a} {b}", str(a + b)),
         }[source]
         made.append(
-            {"id": f"row-{number}", "source": source, "instruction": text, "input": "", "output": answer}
+            {
+                "id": f"row-{number}",
+                "source": source,
+                "instruction": text,
+                "input": "",
+                "output": answer,
+            }
         )
     return made
 

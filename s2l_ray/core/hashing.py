@@ -29,4 +29,6 @@ def keyed_hash(seed: int, ids: np.ndarray) -> np.ndarray:
     hashed first: neighbouring seeds give unrelated streams. (design section 3, "a rule is two expressions")
     """
     key = _finalise(np.array([seed % 2**64], dtype=np.uint64) + _GOLDEN)
-    return _finalise((np.asarray(ids, dtype=np.int64).view(np.uint64) + np.uint64(1)) * _GOLDEN + key)
+    return _finalise(
+        (np.asarray(ids, dtype=np.int64).view(np.uint64) + np.uint64(1)) * _GOLDEN + key
+    )

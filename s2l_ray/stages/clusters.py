@@ -20,12 +20,12 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from s2l_ray.config import Clusters
-from s2l_ray.core.features import bytes_of_row, check_finite, feature_steps, features
-from s2l_ray.core.grouped import GroupedShard, StreamedShard, View, fit_group, moved
-from s2l_ray.core.kmeans import FitResult, FitState
-from s2l_ray.core.shard import merged
-from s2l_ray.core.store import Manifest, Part, fingerprint
-from s2l_ray.core.tables import CLUSTERS, parquet_bytes, vectors
+from s2l_ray.core.kmeans.features import bytes_of_row, check_finite, feature_steps, features
+from s2l_ray.core.kmeans.grouped import GroupedShard, StreamedShard, View, fit_group, moved
+from s2l_ray.core.kmeans.lloyd import FitResult, FitState
+from s2l_ray.core.kmeans.shard import merged
+from s2l_ray.core.storage.store import Manifest, Part, fingerprint
+from s2l_ray.core.storage.tables import CLUSTERS, parquet_bytes, vectors
 from s2l_ray.errors import UserError
 from s2l_ray.progress import Tracker, track
 from s2l_ray.stages.edge import PartContext, free, part_context, reraise_user_errors
@@ -88,7 +88,9 @@ def make(work: Work) -> Outcome:
     _tell(work, found, fewer)
     info = {
         "k": sum(len(own.centroids) for own in found),
-        "cluster_sources": [source for source, own in zip(groups, found, strict=True) for _ in own.sizes],
+        "cluster_sources": [
+            source for source, own in zip(groups, found, strict=True) for _ in own.sizes
+        ],
         "fewer": fewer,
         "centroids": _joined(own.centroids for own in found),
         "spread": _joined(spread),
@@ -118,7 +120,9 @@ def _saved_states(work: Work, groups: list[Source]) -> dict[Source, FitState]:
         if state_name(source) in there
     }
     for source, state in saved.items():
-        log.info("%s%s: going on after round %d of an earlier run", work.label, _of(source), state.round)
+        log.info(
+            "%s%s: going on after round %d of an earlier run", work.label, _of(source), state.round
+        )
     return saved
 
 
@@ -166,7 +170,9 @@ def _base(work: Work, labels: list[list[int]]) -> dict[Source, np.ndarray]:
     }
 
 
-def _groups(section: Clusters, trajectories: Manifest, base: dict[Source, np.ndarray]) -> list[Source]:
+def _groups(
+    section: Clusters, trajectories: Manifest, base: dict[Source, np.ndarray]
+) -> list[Source]:
     """Whose rows are clustered together, in the order of the cluster numbers: those of the base, then the new ones, sorted."""
     if section.within == "all":
         return [None]
@@ -207,7 +213,9 @@ def _history(found: list[FitResult]) -> dict[str, Any]:
     histories = [own.history for own in found if own.history]
     rounds = range(max((len(history) for history in histories), default=0))
     return {
-        "objectives": [sum(h[min(number, len(h) - 1)].objective for h in histories) for number in rounds],
+        "objectives": [
+            sum(h[min(number, len(h) - 1)].objective for h in histories) for number in rounds
+        ],
         "moves": [sum(h[number].moves for h in histories if number < len(h)) for number in rounds],
         "reseeded": sum(entry.reseeded for history in histories for entry in history),
     }
@@ -258,10 +266,15 @@ class ShardActor:
 
     def _loaded(self) -> GroupedShard | StreamedShard:
         if self.shard is None:
-            limit, num_rows = self.context.config.scaling.shard_memory, sum(raw["rows"] for raw in self.parts)
+            limit, num_rows = (
+                self.context.config.scaling.shard_memory,
+                sum(raw["rows"] for raw in self.parts),
+            )
             columns = len(feature_steps(self.steps, self.context.config.clusters))
             if limit is not None and num_rows * bytes_of_row(columns) > limit:
-                self.shard = StreamedShard(len(self.parts), lambda number: self._read(self.parts[number]))
+                self.shard = StreamedShard(
+                    len(self.parts), lambda number: self._read(self.parts[number])
+                )
             else:
                 self.shard = GroupedShard(self._read(raw) for raw in self.parts)
         return self.shard
@@ -304,8 +317,14 @@ class ShardActor:
         missing = table["reason"].is_valid().to_numpy()  # who has no trajectory has a reason
         clusters, distance = np.zeros(len(missing), np.int32), np.zeros(len(missing), np.float32)
         clusters[~missing], distance[~missing] = labels, distances
-        columns = [table["example_id"], pa.array(clusters, mask=missing), pa.array(distance, mask=missing)]
-        data = parquet_bytes(pa.table(dict(zip(CLUSTERS.names, columns, strict=True)), schema=CLUSTERS))
+        columns = [
+            table["example_id"],
+            pa.array(clusters, mask=missing),
+            pa.array(distance, mask=missing),
+        ]
+        data = parquet_bytes(
+            pa.table(dict(zip(CLUSTERS.names, columns, strict=True)), schema=CLUSTERS)
+        )
         return self.context.write(
             part.index, table.num_rows, {"data": (".parquet", data)}, {"clustered": len(labels)}
         )
@@ -351,7 +370,8 @@ class _Shards:
     def write(self, centroids: list[np.ndarray], finished: dict[int, Part]) -> list[Part]:
         shared = ray.put(centroids)
         missing = [
-            [number for number, raw in enumerate(mine) if raw["index"] not in finished] for mine in self.parts
+            [number for number, raw in enumerate(mine) if raw["index"] not in finished]
+            for mine in self.parts
         ]
         calls = [
             actor.write.remote(numbers, shared)

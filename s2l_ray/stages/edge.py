@@ -20,7 +20,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from s2l_ray.config import Config
-from s2l_ray.core.store import Artifact, Part, Store
+from s2l_ray.core.storage.store import Artifact, Part, Store
 from s2l_ray.errors import UserError
 from s2l_ray.progress import track
 from s2l_ray.stages import groups
@@ -174,7 +174,9 @@ def worker_cpus(config: Config, workers: int, section: str, at_once: int) -> flo
         if at_once == 1
         else f"{at_once} trainings side by side of {workers} workers each"
     )
-    remedy = f"Lower scaling.{section}_workers" + (" or scaling.side_by_side" if at_once > 1 else "")
+    remedy = f"Lower scaling.{section}_workers" + (
+        " or scaling.side_by_side" if at_once > 1 else ""
+    )
     if scaling.gpus_per_worker * all_workers > have["GPU"]:
         raise UserError(
             f"placing {section}: {who} with scaling.gpus_per_worker = {scaling.gpus_per_worker} need more than "
@@ -254,11 +256,17 @@ MakePart = Callable[[PartContext, dict[str, Any]], Part]
 MakeParts = Callable[[PartContext, list[dict[str, Any]]], Iterable[Part]]
 
 
-def _make_in_task(row: dict[str, str], make: MakeParts, context: PartContext) -> Iterator[dict[str, Any]]:
-    return _answers(lambda: chain.from_iterable(make(context, jobs) for jobs in json.loads(row["jobs"])))
+def _make_in_task(
+    row: dict[str, str], make: MakeParts, context: PartContext
+) -> Iterator[dict[str, Any]]:
+    return _answers(
+        lambda: chain.from_iterable(make(context, jobs) for jobs in json.loads(row["jobs"]))
+    )
 
 
-def _make_each(context: PartContext, jobs: list[dict[str, Any]], make: MakePart | None) -> Iterator[Part]:
+def _make_each(
+    context: PartContext, jobs: list[dict[str, Any]], make: MakePart | None
+) -> Iterator[Part]:
     assert make is not None
     return (make(context, job) for job in jobs)
 
@@ -318,14 +326,18 @@ def make_parts(
     """
     done = {index: part for index, part in work.artifact.finished_parts().items() if index in jobs}
     if done:
-        log.info("%s: %d of %d parts are there from an earlier run", work.label, len(done), len(jobs))
+        log.info(
+            "%s: %d of %d parts are there from an earlier run", work.label, len(done), len(jobs)
+        )
     by_task: dict[str | int, list[dict[str, Any]]] = {}
     for index, job in jobs.items():
         if index not in done:
             by_task.setdefault(tasks[index] if tasks else index, []).append({"index": index, **job})
     groups = list(by_task.values())
     size = max(1, math.ceil(len(groups) / MOST_TASKS))
-    todo = [{"jobs": json.dumps(groups[first : first + size])} for first in range(0, len(groups), size)]
+    todo = [
+        {"jobs": json.dumps(groups[first : first + size])} for first in range(0, len(groups), size)
+    ]
     if not todo:
         return [done[index] for index in jobs]
     rows = ray.data.from_items(todo, override_num_blocks=len(todo))
@@ -340,7 +352,9 @@ def make_parts(
         parts = rows.flat_map(
             _ActorPart,
             fn_constructor_args=(load, context),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors, fits, len(todo)))),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=max(1, min(actors, fits, len(todo)))
+            ),
             num_cpus=cpus,
             num_gpus=scaling.gpus_per_worker or None,
         )
@@ -374,7 +388,12 @@ def adopt_parts(work: Work, found: dict[int, tuple[Artifact, Part]]) -> None:
     ]
     rows = sum(bounded(_adopt, calls))
     if calls:
-        log.info("%s: %d parts (%s rows) taken from earlier artifacts", work.label, len(calls), f"{rows:,}")
+        log.info(
+            "%s: %d parts (%s rows) taken from earlier artifacts",
+            work.label,
+            len(calls),
+            f"{rows:,}",
+        )
 
 
 def actor_cpus(config: Config, actors: int) -> float:
@@ -384,7 +403,9 @@ def actor_cpus(config: Config, actors: int) -> float:
         UserError: not even one actor fits, so that its stage would wait for ever.
     """
     have, scaling = capacity(), config.scaling
-    cpus = scaling.cpus_per_worker or max(0.1, min(TASK_CPUS, int(90 * free()["CPU"] / actors) / 100))
+    cpus = scaling.cpus_per_worker or max(
+        0.1, min(TASK_CPUS, int(90 * free()["CPU"] / actors) / 100)
+    )
     if cpus > have["CPU"] or scaling.gpus_per_worker > have["GPU"]:
         raise UserError(
             f"placing scorers: one needs {cpus:g} CPUs and {scaling.gpus_per_worker:g} GPUs, but the cluster has {have['CPU']:g} and "
@@ -424,7 +445,9 @@ def find_user_error(error: BaseException | None, depth: int = 0) -> UserError | 
     if error is None or depth > 8:
         return None
     if type(error) is UserError:
-        return UserError(str(error).split("\nFailed to apply UDF")[0])  # Ray Data adds words of its own
+        return UserError(
+            str(error).split("\nFailed to apply UDF")[0]
+        )  # Ray Data adds words of its own
     failures = getattr(error, "worker_failures", None)
     nested = list(failures.values()) if isinstance(failures, dict) else []
     for cause in (
@@ -450,7 +473,9 @@ def bounded(task: Any, calls: list[tuple[Any, ...]], in_flight: int = 64) -> Ite
             while waiting and len(running) < in_flight:
                 # Spread, because a trial's own placement has no room for tasks.
                 running.append(
-                    task.options(num_cpus=TASK_CPUS, scheduling_strategy="SPREAD").remote(*waiting.pop())
+                    task.options(num_cpus=TASK_CPUS, scheduling_strategy="SPREAD").remote(
+                        *waiting.pop()
+                    )
                 )
             ready, running = ray.wait(running)
             yield from ray.get(ready)

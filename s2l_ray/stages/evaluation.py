@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from s2l_ray.core.encoding import Encoder, prompt_and_answer, token_batches
-from s2l_ray.core.models import load_encoder
-from s2l_ray.core.rawfiles import PartRange, RawFile, read_part
-from s2l_ray.core.scoring import device_of, files_of, load_checkpoint, score
-from s2l_ray.core.store import Part
-from s2l_ray.core.tables import evaluation_schema, parquet_bytes
-from s2l_ray.core.templates import THOUGHT_END
+from s2l_ray.core.data.files import PartRange, RawFile, read_part
+from s2l_ray.core.model.loading import load_encoder
+from s2l_ray.core.model.scoring import device_of, files_of, load_checkpoint, score
+from s2l_ray.core.storage.store import Part
+from s2l_ray.core.storage.tables import evaluation_schema, parquet_bytes
+from s2l_ray.core.text.encoding import Encoder, prompt_and_answer, token_batches
+from s2l_ray.core.text.templates import THOUGHT_END
 from s2l_ray.errors import UserError
 from s2l_ray.stages.edge import PartContext, make_parts
 from s2l_ray.stages.examples import part_job
@@ -44,7 +44,11 @@ def make(work: Work) -> Outcome:
             sums[source] = [a + b for a, b in zip(sums[source], values, strict=True)]
     decoded = work.config.evaluation is not None and work.config.evaluation.max_new_tokens > 0
     by_source = {
-        source: {"rows": int(rows), "loss": loss / rows, "exact_match": exact / rows if decoded else None}
+        source: {
+            "rows": int(rows),
+            "loss": loss / rows,
+            "exact_match": exact / rows if decoded else None,
+        }
         for source, (rows, loss, exact) in sorted(sums.items())
     }
     macro = {
@@ -64,7 +68,9 @@ class _Evaluator:
         self.context, self.section = context, section
         self.device = device_of(context.config)
         self.encoder = load_encoder(target)
-        self.model = load_checkpoint(context.inputs["target"], folder, files, target.dtype, self.device)
+        self.model = load_checkpoint(
+            context.inputs["target"], folder, files, target.dtype, self.device
+        )
 
     def make_part(self, job: dict[str, Any]) -> Part:
         part = PartRange(**{**job, "file": RawFile(**job["file"])})
@@ -77,17 +83,22 @@ class _Evaluator:
                 f"{unlearned[0].example_id} first: {unlearned[0].reason}. Change target.max_length or target.prompt, or leave such rows "
                 "out of evaluation.files."
             )
-        losses = score([self.model], examples, self.encoder.pad, self.section.tokens_per_batch, self.device)[
-            :, 0
-        ]
+        losses = score(
+            [self.model], examples, self.encoder.pad, self.section.tokens_per_batch, self.device
+        )[:, 0]
         answers = self._decode(rows)
         wanted = [prompt_and_answer(messages)[1] for messages in rows["messages"].to_pylist()]
-        exact = [None if a is None else _bare(a) == _bare(w) for a, w in zip(answers, wanted, strict=True)]
+        exact = [
+            None if a is None else _bare(a) == _bare(w)
+            for a, w in zip(answers, wanted, strict=True)
+        ]
         table = pa.table(
             {
                 "example_id": rows["example_id"],
                 "source": rows["source"],
-                "num_tokens": pa.array([int(example.learned.sum()) for example in examples], pa.int32()),
+                "num_tokens": pa.array(
+                    [int(example.learned.sum()) for example in examples], pa.int32()
+                ),
                 "loss": pa.array(losses),
                 "generated": pa.array(answers, pa.string()),
                 "exact": pa.array(exact, pa.bool_()),
@@ -95,10 +106,17 @@ class _Evaluator:
             schema=evaluation_schema(),
         )
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-        for source, loss, hit in zip(rows["source"].to_pylist(), losses.tolist(), exact, strict=True):
-            sums[source] = [a + b for a, b in zip(sums[source], (1.0, loss, float(bool(hit))), strict=True)]
+        for source, loss, hit in zip(
+            rows["source"].to_pylist(), losses.tolist(), exact, strict=True
+        ):
+            sums[source] = [
+                a + b for a, b in zip(sums[source], (1.0, loss, float(bool(hit))), strict=True)
+            ]
         return self.context.write(
-            part.index, table.num_rows, {"data": (".parquet", parquet_bytes(table))}, {"sums": dict(sums)}
+            part.index,
+            table.num_rows,
+            {"data": (".parquet", parquet_bytes(table))},
+            {"sums": dict(sums)},
         )
 
     def _decode(self, rows: pa.Table) -> list[str | None]:
@@ -122,14 +140,21 @@ def _bare(answer: str) -> str:
 
 
 def decode(
-    model: Any, encoder: Encoder, rows: pa.Table, max_new_tokens: int, tokens_per_batch: int, device: Any
+    model: Any,
+    encoder: Encoder,
+    rows: pa.Table,
+    max_new_tokens: int,
+    tokens_per_batch: int,
+    device: Any,
 ) -> list[str]:
     """The model's greedy answer to each row's prompt, up to a token that ends it or `max_new_tokens` tokens."""
     import torch
 
     prompts = encoder.prompts(rows)
     answers = [""] * len(prompts)
-    for batch in token_batches([len(prompt) + max_new_tokens for prompt in prompts], tokens_per_batch):
+    for batch in token_batches(
+        [len(prompt) + max_new_tokens for prompt in prompts], tokens_per_batch
+    ):
         length = max(len(prompts[row]) for row in batch)
         ids_BL = np.full((len(batch), length), encoder.pad, np.int64)
         real_BL = np.zeros((len(batch), length), np.int64)

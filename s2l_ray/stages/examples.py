@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from s2l_ray.core.lineage import file_numbers, kept_parts, listing
-from s2l_ray.core.rawfiles import PartRange, PartRows, RawFile, original_rows, read_parts
-from s2l_ray.core.store import Part
-from s2l_ray.core.tables import parquet_bytes, schema_from_text, schema_text, unify
+from s2l_ray.core.data.files import PartRange, PartRows, RawFile, original_rows, read_parts
+from s2l_ray.core.data.incremental import file_numbers, kept_parts, listing
+from s2l_ray.core.storage.store import Part
+from s2l_ray.core.storage.tables import parquet_bytes, schema_from_text, schema_text, unify
 from s2l_ray.errors import UserError
 from s2l_ray.stages.edge import PartContext, adopt_parts, make_parts
 from s2l_ray.stages.work import Outcome, Work
@@ -75,7 +75,9 @@ def _make_parts(context: PartContext, jobs: list[dict[str, Any]]) -> Iterator[Pa
     """Parts of one file, in order."""
     parts = [PartRange(**{**job, "file": RawFile(**job["file"])}) for job in jobs]
     section = context.config.examples
-    for part, read in zip(parts, read_parts(parts, section.columns, section.on_bad_row), strict=True):
+    for part, read in zip(
+        parts, read_parts(parts, section.columns, section.on_bad_row), strict=True
+    ):
         yield _write(context, part, read)
 
 

@@ -16,17 +16,17 @@ import pyarrow as pa
 import ray.data
 
 from s2l_ray.config import Training
-from s2l_ray.core import order
-from s2l_ray.core.encoding import ROWS_AT_ONCE, Encoded, Encoder
-from s2l_ray.core.models import make_encoder
-from s2l_ray.core.store import Artifact, Part
+from s2l_ray.core.model import order
+from s2l_ray.core.model.loading import make_encoder
+from s2l_ray.core.storage.store import Artifact, Part
+from s2l_ray.core.text.encoding import ROWS_AT_ONCE, Encoded, Encoder
 from s2l_ray.stages.edge import READER_CPUS
 from s2l_ray.stages.work import part_from
 
-ROWS_PER_READ = (
-    8_192  # windows are read together until they have this many rows, so that a reader's start-up is worth it
-)
-BLOCK_BYTES = 1 << 20  # of tokenised rows; small, so that the first step does not wait for a whole window
+ROWS_PER_READ = 8_192  # windows are read together until they have this many rows, so that a reader's start-up is worth it
+BLOCK_BYTES = (
+    1 << 20
+)  # of tokenised rows; small, so that the first step does not wait for a whole window
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,9 @@ def _encode_windows(
             order.owned(feed.stream, window, rank, world_size, first_step)
         ]
         for first in range(0, len(mine), ROWS_AT_ONCE):
-            yield _to_arrow(encoder.examples(table.take(pa.array(mine[first : first + ROWS_AT_ONCE]))))
+            yield _to_arrow(
+                encoder.examples(table.take(pa.array(mine[first : first + ROWS_AT_ONCE])))
+            )
 
 
 def _to_arrow(encoded: list[Encoded]) -> pa.Table:
@@ -144,8 +146,12 @@ def _to_arrow(encoded: list[Encoded]) -> pa.Table:
     return pa.table(
         {
             "example_id": pa.array([example.example_id for example in encoded], pa.int64()),
-            "input_ids": pa.ListArray.from_arrays(pa.array(lengths, pa.int32()), pa.array(ids, pa.int32())),
-            "learned": pa.ListArray.from_arrays(pa.array(lengths, pa.int32()), pa.array(learned, pa.bool_())),
+            "input_ids": pa.ListArray.from_arrays(
+                pa.array(lengths, pa.int32()), pa.array(ids, pa.int32())
+            ),
+            "learned": pa.ListArray.from_arrays(
+                pa.array(lengths, pa.int32()), pa.array(learned, pa.bool_())
+            ),
         }
     )
 

@@ -21,8 +21,8 @@ import ray
 from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from s2l_ray.core.allocation import give_back_freed_memory
-from s2l_ray.core.store import Store
+from s2l_ray.core.model.allocation import give_back_freed_memory
+from s2l_ray.core.storage.store import Store
 
 log = logging.getLogger("s2l_ray")
 # Ray Train's controller looks at its workers every 2 s, and notices that much later what has ended. Its watcher of preemptions is a
@@ -216,7 +216,9 @@ class _Kept:
     def take(self, shape: Shape, name: str) -> tuple[_Group, bool]:
         """A group of this shape, and whether it is a new one, which takes the place of those that are idle."""
         with self._lock:
-            found = next((group for group in self._timers if group.shape == shape and group.works), None)
+            found = next(
+                (group for group in self._timers if group.shape == shape and group.works), None
+            )
             if found is not None:
                 self._timers.pop(found).cancel()
                 return found, False

@@ -5,10 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from s2l_ray.core.encoding import prompt_and_answer
-from s2l_ray.core.features import AXES
-from s2l_ray.core.report import render
-from s2l_ray.core.report_data import (
+from s2l_ray.core.kmeans.features import AXES
+from s2l_ray.core.report.data import (
     ClusterExample,
     Clustering,
     Evaluation,
@@ -19,7 +17,9 @@ from s2l_ray.core.report_data import (
     StageCost,
     Subset,
 )
-from s2l_ray.core.store import Artifact, Manifest
+from s2l_ray.core.report.page import render
+from s2l_ray.core.storage.store import Artifact, Manifest
+from s2l_ray.core.text.encoding import prompt_and_answer
 from s2l_ray.stages.work import Outcome, Work
 
 
@@ -68,7 +68,9 @@ def _subset(work: Work, variant: str, manifest: Manifest, sources: list[str]) ->
 
 def _curves(variants: dict[str, dict[str, Manifest]]) -> list[LossCurve]:
     proxies = {
-        stages["proxy"].fingerprint: stages["proxy"] for stages in variants.values() if "proxy" in stages
+        stages["proxy"].fingerprint: stages["proxy"]
+        for stages in variants.values()
+        if "proxy" in stages
     }
     return [
         LossCurve(
@@ -85,7 +87,10 @@ def _clusterings(work: Work, variants: dict[str, dict[str, Manifest]]) -> list[C
     found: dict[tuple[str, str], tuple[str, dict[str, Manifest]]] = {}
     for variant, stages in variants.items():
         if "clusters" in stages:
-            key = (stages["clusters"].fingerprint, stages["subset"].fingerprint if "subset" in stages else "")
+            key = (
+                stages["clusters"].fingerprint,
+                stages["subset"].fingerprint if "subset" in stages else "",
+            )
             found.setdefault(key, (variant, stages))
     return [_clustering(work, variant, stages) for variant, stages in found.values()]
 
@@ -117,7 +122,9 @@ def _moved(info: dict[str, Any]) -> Moved | None:
         return None
     moved = dict(info["moved"])
     new = info["k"] - len(moved["base_sizes"])
-    return Moved(**moved | {name: moved[name] + new * [0] for name in ("base_sizes", "before", "shifts")})
+    return Moved(
+        **moved | {name: moved[name] + new * [0] for name in ("base_sizes", "before", "shifts")}
+    )
 
 
 def _members(work: Work, variant: str, stages: dict[str, Manifest]) -> list[ClusterExample]:
@@ -142,7 +149,9 @@ def _members(work: Work, variant: str, stages: dict[str, Manifest]) -> list[Clus
     return sorted(shown, key=lambda example: example.cluster)
 
 
-def _examples(artifact: Artifact, part: Any, assigned: Any, taken: list[int]) -> list[ClusterExample]:
+def _examples(
+    artifact: Artifact, part: Any, assigned: Any, taken: list[int]
+) -> list[ClusterExample]:
     rows = artifact.read_part(part, ["example_id", "source", "messages"]).take(taken).to_pylist()
     near = assigned.take(taken).to_pylist()
     asked = [prompt_and_answer(row["messages"]) for row in rows]
@@ -166,7 +175,8 @@ def _left_out(examples: Manifest, trajectories: Manifest | None) -> list[LeftOut
     ]
     if trajectories is not None:
         rows += [
-            LeftOut(stage="trajectories", reason=r, count=c) for r, c in trajectories.info["left_out"].items()
+            LeftOut(stage="trajectories", reason=r, count=c)
+            for r, c in trajectories.info["left_out"].items()
         ]
     return rows
 

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from s2l_ray.config import FACILITY_LOCATION, Rule, Subset, budget_rows
-from s2l_ray.core import exports, expressions
+from s2l_ray.config import FACILITY_LOCATION, Rule, Subset, expressions
+from s2l_ray.core.data import exports
+from s2l_ray.core.data.files import ID_BITS, original_rows
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.rawfiles import ID_BITS, original_rows
-from s2l_ray.core.selection import (
+from s2l_ray.core.selection.draw import (
     Draw,
     Groups,
     Keys,
@@ -35,10 +35,17 @@ from s2l_ray.core.selection import (
     quotas,
     rule_of,
 )
-from s2l_ray.core.store import Part
-from s2l_ray.core.tables import EXAMPLES_FIXED, parquet_bytes, schema_from_text, vectors
+from s2l_ray.core.selection.quotas import budget_rows
+from s2l_ray.core.storage.store import Part
+from s2l_ray.core.storage.tables import EXAMPLES_FIXED, parquet_bytes, schema_from_text, vectors
 from s2l_ray.errors import UserError
-from s2l_ray.stages.edge import TASK_CPUS, PartContext, make_parts, part_context, reraise_user_errors
+from s2l_ray.stages.edge import (
+    TASK_CPUS,
+    PartContext,
+    make_parts,
+    part_context,
+    reraise_user_errors,
+)
 from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
 # A question takes 1 ms of the driver for each chunk (tests/bench/bench_rules.py), and some 8 are asked: where there are more rows, chunks
@@ -81,7 +88,9 @@ def make(work: Work) -> Outcome:
     parts = make_parts(
         work,
         _file_jobs(work, found.rows_of_part),
-        make=functools.partial(_make_part, reading=reading, choose=found.chosen, schema=schema, names=names),
+        make=functools.partial(
+            _make_part, reading=reading, choose=found.chosen, schema=schema, names=names
+        ),
     )
     stanzas = exports.stanzas(
         [
@@ -104,7 +113,9 @@ def _info(work: Work, reading: Reading, found: "Found", parts: list[Part]) -> di
         clusters.update(part.stats["clusters"])
     of_clusters = None
     if "clusters" in work.manifests:
-        of_clusters = [clusters[str(number)] for number in range(work.manifests["clusters"].info["k"])]
+        of_clusters = [
+            clusters[str(number)] for number in range(work.manifests["clusters"].info["k"])
+        ]
     rule = reading.rule
     return {
         "rule": section.rule
@@ -207,7 +218,9 @@ def _find_by_keys(work: Work, reading: Reading, budget: int) -> _Answer:
     """The draw of a rule with a group and a score; every part is read once."""
     chunks = _chunks(work, reading)
     shared = ray.put((part_context(work), reading))
-    sorted_keys = _sorted_keys.options(num_returns=3, num_cpus=TASK_CPUS, scheduling_strategy="SPREAD")
+    sorted_keys = _sorted_keys.options(
+        num_returns=3, num_cpus=TASK_CPUS, scheduling_strategy="SPREAD"
+    )
     made: list[Any] = [sorted_keys.remote(shared, chunk) for chunk in chunks]
     keys = [own for own, _, _ in made]
 
@@ -215,7 +228,9 @@ def _find_by_keys(work: Work, reading: Reading, budget: int) -> _Answer:
         together = ray.put(args)
         return _few(method, [_ask.options(**NEAR).remote(ref, method, together) for ref in keys])
 
-    sizes = sum(_few("sizes", [own for _, own, _ in made]), np.zeros(len(reading.groups.names), np.int64))
+    sizes = sum(
+        _few("sizes", [own for _, own, _ in made]), np.zeros(len(reading.groups.names), np.int64)
+    )
     for began in ray.get([began for _, _, began in made]):
         work.rows_began(began)
     wanted = quotas(sizes, budget, work.config.subset.small_last, reading.groups.parents)
@@ -270,7 +285,9 @@ def _sorted_keys(
     """Keys of a chunk of parts; how many rows each group has there; and when this began."""
     (context, reading), began = shared, time.time()
     points = [read_rows(context, reading, parts).points for parts in chunk]
-    numbers = np.arange(len(points), dtype=np.min_scalar_type(len(points)))  # one byte a row where it can be
+    numbers = np.arange(
+        len(points), dtype=np.min_scalar_type(len(points))
+    )  # one byte a row where it can be
     numbers = np.repeat(numbers, [len(part.groups) for part in points])
     keys = Keys.of(Points.joined(points), numbers, len(reading.groups.names))
     return keys, keys.sizes(), began
@@ -304,7 +321,9 @@ def read_rows(context: PartContext, reading: Reading, parts: dict[str, Any]) -> 
     eligible = np.ones(0, bool)
     for stage, names in reading.columns.items():
         table = context.inputs[stage].read_part(part_from(parts[stage]), names)
-        marks = table["reason"].is_null() if stage == "trajectories" else table["cluster"].is_valid()
+        marks = (
+            table["reason"].is_null() if stage == "trajectories" else table["cluster"].is_valid()
+        )
         eligible = marks.to_numpy()
         if not eligible.all():
             table = table.filter(marks)
@@ -335,7 +354,9 @@ def _scores(reading: Reading, columns: dict[str, Any], ids: np.ndarray) -> np.nd
     expression = expressions.parse(reading.rule.score)
     stored = {name: columns[expressions.COLUMNS[name]] for name in expression.names}
     per_step = {
-        name: _matrix(column, name) for name, column in stored.items() if name not in expressions.PER_ROW
+        name: _matrix(column, name)
+        for name, column in stored.items()
+        if name not in expressions.PER_ROW
     }
     per_row = {
         name: column.cast(pa.float64()).to_numpy()[:, None]
@@ -347,7 +368,9 @@ def _scores(reading: Reading, columns: dict[str, Any], ids: np.ndarray) -> np.nd
     for member in np.unique(of_member) if per_step else of_member[:1]:
         own = np.flatnonzero(of_member == member)
         steps = [reading.steps[column][1] for column in own]
-        arrays = per_row | {name: values[:, own].astype(np.float64) for name, values in per_step.items()}
+        arrays = per_row | {
+            name: values[:, own].astype(np.float64) for name, values in per_step.items()
+        }
         at = _at(reading.section, steps) if expression.uses_at else 0
         try:
             scores.append(expression(expressions.Columns(arrays, len(ids), len(steps), at)))
@@ -398,14 +421,20 @@ def _file_jobs(work: Work, rows_of_part: list[int]) -> dict[int, dict[str, Any]]
         number: {"parts": [], "rows": min(size, total - number * size)}
         for number in range(math.ceil(total / size))
     }
-    stages = [stage for stage in ("examples", "trajectories", "clusters") if stage in work.manifests]
+    stages = [
+        stage for stage in ("examples", "trajectories", "clusters") if stage in work.manifests
+    ]
     first = 0
-    for rows, *parts in zip(rows_of_part, *(work.manifests[stage].parts for stage in stages), strict=True):
+    for rows, *parts in zip(
+        rows_of_part, *(work.manifests[stage].parts for stage in stages), strict=True
+    ):
         end = first + rows
         for number in range(first // size, math.ceil(end / size)) if rows else ():
             job = jobs[number]
             job.setdefault("skip", number * size - first)
-            job["parts"].append({stage: part_dict(part) for stage, part in zip(stages, parts, strict=True)})
+            job["parts"].append(
+                {stage: part_dict(part) for stage, part in zip(stages, parts, strict=True)}
+            )
         first = end
     return jobs
 
@@ -455,10 +484,14 @@ def _chosen_rows(
     chosen = choose(rows)
     keep = rows.eligible.copy()
     keep[keep] = chosen
-    table = context.inputs["examples"].read_part(part_from(parts["examples"])).filter(pa.array(keep))
+    table = (
+        context.inputs["examples"].read_part(part_from(parts["examples"])).filter(pa.array(keep))
+    )
     original = original_rows(table, schema).combine_chunks()
     table = table.select(EXAMPLES_FIXED.names).append_column("original", original.to_struct_array())
-    clusters = np.zeros(len(chosen), np.int32) if rows.clusters is None else rows.clusters.astype(np.int32)
+    clusters = (
+        np.zeros(len(chosen), np.int32) if rows.clusters is None else rows.clusters.astype(np.int32)
+    )
     none = np.full(int(chosen.sum()), rows.clusters is None)
     table = table.append_column("cluster", pa.array(clusters[chosen], mask=none))
     if rows.scores is not None:
@@ -469,9 +502,14 @@ def _chosen_rows(
 def _data(table: pa.Table) -> pa.Table:
     """example_id, source, cluster, score where the rule has one, then the original columns."""
     original = pa.Table.from_struct_array(table["original"])
-    added = [name for name in ("example_id", "source", "cluster", "score") if name in table.column_names]
+    added = [
+        name for name in ("example_id", "source", "cluster", "score") if name in table.column_names
+    ]
     kept = original.select([name for name in original.column_names if name != "source"])
-    fields = [*(table.schema.field(name) for name in added), *kept.schema]  # which tell columns of JSON text
+    fields = [
+        *(table.schema.field(name) for name in added),
+        *kept.schema,
+    ]  # which tell columns of JSON text
     return pa.table([*(table[name] for name in added), *kept.columns], schema=pa.schema(fields))
 
 

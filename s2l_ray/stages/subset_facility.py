@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from s2l_ray.core.facility import Candidates, blocks, candidates, merge, tree
-from s2l_ray.core.tables import vectors
+from s2l_ray.core.selection.facility import Candidates, blocks, candidates, merge, tree
+from s2l_ray.core.storage.tables import vectors
 from s2l_ray.stages.edge import TASK_CPUS, PartContext, bounded, part_context, reraise_user_errors
 from s2l_ray.stages.work import Work, part_dict, part_from
 
@@ -58,13 +58,19 @@ def find(work: Work, budget: int) -> tuple[Listed, list[int]]:
     with reraise_user_errors():
         ranges = ray.get([_range.options(**options).remote(piece) for piece in pieces])
     listed = Listed(pieces, ranges)
-    counts = dict(bounded(_count, [(shared, part_dict(part), listed) for part in trajectories.parts]))
+    counts = dict(
+        bounded(_count, [(shared, part_dict(part), listed) for part in trajectories.parts])
+    )
     return listed, [counts[part.index] for part in trajectories.parts]
 
 
 @ray.remote
 def _candidates(
-    shared: tuple[PartContext, list[list[int]]], raw: dict[str, Any], start: int, stop: int, count: int
+    shared: tuple[PartContext, list[list[int]]],
+    raw: dict[str, Any],
+    start: int,
+    stop: int,
+    count: int,
 ) -> Candidates:
     """The greedy choice in one block: rows `start` to `stop` of those of a part that were scored."""
     context, steps = shared
@@ -73,7 +79,9 @@ def _candidates(
     valid, losses = vectors(table["losses"], artifact.uri)
     ids = table["example_id"].to_numpy()[valid]
     trained = [column for column, (_, step) in enumerate(steps) if step > 0]
-    return candidates(ids[start:stop], losses[start:stop, trained], count, context.config.subset.seed)
+    return candidates(
+        ids[start:stop], losses[start:stop, trained], count, context.config.subset.seed
+    )
 
 
 @ray.remote
@@ -90,5 +98,10 @@ def _range(piece: Candidates) -> tuple[int, int]:
 def _count(
     shared: tuple[PartContext, list[list[int]]], raw: dict[str, Any], listed: Listed
 ) -> tuple[int, int]:
-    ids = shared[0].inputs["trajectories"].read_part(part_from(raw), ["example_id"])["example_id"].to_numpy()
+    ids = (
+        shared[0]
+        .inputs["trajectories"]
+        .read_part(part_from(raw), ["example_id"])["example_id"]
+        .to_numpy()
+    )
     return raw["index"], int(listed.chosen(ids).sum())

@@ -25,12 +25,18 @@ import torch
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from s2l_ray.config import Training
-from s2l_ray.core import order
-from s2l_ray.core.encoding import check_some_learned
-from s2l_ray.core.models import build, load_config, load_encoder, load_tokenizer, tensor_reader
-from s2l_ray.core.store import Artifact, FileEntry
-from s2l_ray.core.training import TrainingPlan, checkpoint_steps, train
-from s2l_ray.core.training_state import checkpoint_files, checkpoint_folder
+from s2l_ray.core.model import order
+from s2l_ray.core.model.loading import (
+    build,
+    load_config,
+    load_encoder,
+    load_tokenizer,
+    tensor_reader,
+)
+from s2l_ray.core.model.state import checkpoint_files, checkpoint_folder
+from s2l_ray.core.model.training import TrainingPlan, checkpoint_steps, train
+from s2l_ray.core.storage.store import Artifact, FileEntry
+from s2l_ray.core.text.encoding import check_some_learned
 from s2l_ray.errors import UserError
 from s2l_ray.progress import track
 from s2l_ray.stages import groups
@@ -68,9 +74,13 @@ def make(work: Work) -> Outcome:
         _run(work, section, plan, steps, place, more=len(sections) - 1 - number)
         folders = [f"{place.prefix}{checkpoint_folder(step)}" for step in steps]
         files += [entry for step in steps for entry in place.checkpoint(step)]
-        members.append({"steps": list(steps), "folders": folders, **_told(work, place, section, plan)})
+        members.append(
+            {"steps": list(steps), "folders": folders, **_told(work, place, section, plan)}
+        )
     flops = [member["flops"] for member in members]
-    return Outcome(files=files, info={"members": members, "flops": sum(flops) if all(flops) else None})
+    return Outcome(
+        files=files, info={"members": members, "flops": sum(flops) if all(flops) else None}
+    )
 
 
 def _try_rows(work: Work) -> None:
@@ -98,7 +108,12 @@ def _make_target(work: Work) -> Outcome:
 def _stream(work: Work, data: str, section: Training) -> order.Stream:
     rows = [part.rows for part in work.manifests[data].parts]
     return order.stream(
-        rows, section.shuffle_window, section.seed, section.global_batch, section.epochs, section.steps
+        rows,
+        section.shuffle_window,
+        section.seed,
+        section.global_batch,
+        section.epochs,
+        section.steps,
     )
 
 
@@ -143,13 +158,18 @@ class _Place:
                 f"training: the checkpoint of step {step} is not complete in {self.artifact.uri}. Run the same command again."
             )
         folder = f"{self.prefix}{checkpoint_folder(step)}"
-        return [FileEntry(f"{folder}/{entry['name']}", entry["bytes"], entry["sha256"]) for entry in found]
+        return [
+            FileEntry(f"{folder}/{entry['name']}", entry["bytes"], entry["sha256"])
+            for entry in found
+        ]
 
     def metrics(self) -> Sequence[dict[str, float]]:
         """One entry a step; where two lives of the run did a step, the later one counts."""
         by_step: dict[int, dict[str, float]] = {}
         for name in self.list("metrics"):
-            by_step.update({int(entry["step"]): entry for entry in json.loads(self.read(f"metrics/{name}"))})
+            by_step.update(
+                {int(entry["step"]): entry for entry in json.loads(self.read(f"metrics/{name}"))}
+            )
         return [by_step[step] for step in sorted(by_step)]
 
     def latest(self) -> dict[str, float]:
@@ -174,7 +194,8 @@ def _told(work: Work, place: _Place, section: Training, plan: order.Stream) -> d
         "train_seconds": round(sum(entry["seconds"] for entry in metrics), 3),
         "wait_seconds": round(sum(entry["wait_seconds"] for entry in metrics), 3),
         "curve": {
-            name: [round(entry[name], 6) for entry in thin] for name in ("step", "loss", "learning_rate")
+            name: [round(entry[name], 6) for entry in thin]
+            for name in ("step", "loss", "learning_rate")
         },
     }
 
@@ -190,7 +211,12 @@ class _Job:
 
 
 def _run(
-    work: Work, section: Training, stream: order.Stream, steps: tuple[int, ...], place: _Place, more: int = 0
+    work: Work,
+    section: Training,
+    stream: order.Stream,
+    steps: tuple[int, ...],
+    place: _Place,
+    more: int = 0,
 ) -> None:
     """Train until every checkpoint is there; a lost worker or node starts a new attempt from the last state.
 
@@ -246,7 +272,9 @@ def _run(
             )
 
 
-def _plan(section: Training, stream: order.Stream, steps: tuple[int, ...], micro_batch: int) -> TrainingPlan:
+def _plan(
+    section: Training, stream: order.Stream, steps: tuple[int, ...], micro_batch: int
+) -> TrainingPlan:
     return TrainingPlan(
         total_steps=stream.steps,
         checkpoint_steps=steps,
@@ -312,7 +340,8 @@ class _Metrics:
         if self.entries:
             self.stored = time.monotonic()
             self.place.write(
-                f"metrics/from-{int(self.entries[0]['step']):08d}.json", json.dumps(self.entries).encode()
+                f"metrics/from-{int(self.entries[0]['step']):08d}.json",
+                json.dumps(self.entries).encode(),
             )
         if (
             len(self.entries) >= STEPS_PER_FILE
@@ -331,7 +360,9 @@ def _watched(job: _Job, label: str) -> Iterator[None]:
             while not ended.wait(SECONDS_BETWEEN_METRICS):
                 latest = job.place.latest()
                 if latest["step"]:
-                    tracker.advance(int(latest["step"]) - tracker.done, f"loss {latest['loss']:.4f}")
+                    tracker.advance(
+                        int(latest["step"]) - tracker.done, f"loss {latest['loss']:.4f}"
+                    )
 
     watcher = threading.Thread(target=watch, name="progress", daemon=True)
     watcher.start()

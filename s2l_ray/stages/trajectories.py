@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from s2l_ray.core.encoding import Encoded, Encoder
+from s2l_ray.core.data.incremental import scored_parts
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.lineage import scored_parts
-from s2l_ray.core.models import load_encoder
-from s2l_ray.core.scoring import (
+from s2l_ray.core.model.loading import load_encoder
+from s2l_ray.core.model.scoring import (
     checkpoint_labels,
     device_of,
     files_of,
@@ -25,8 +24,9 @@ from s2l_ray.core.scoring import (
     reason_of,
     score_statistics,
 )
-from s2l_ray.core.store import Part
-from s2l_ray.core.tables import parquet_bytes, trajectories_schema, vector_column
+from s2l_ray.core.storage.store import Part
+from s2l_ray.core.storage.tables import parquet_bytes, trajectories_schema, vector_column
+from s2l_ray.core.text.encoding import Encoded, Encoder
 from s2l_ray.errors import UserError
 from s2l_ray.stages.edge import PartContext, adopt_parts, make_parts
 from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
@@ -54,7 +54,9 @@ def make(work: Work) -> Outcome:
 
     digests = [(part.index, part.files["data"].sha256) for part in examples.parts]
     proxy_name = work.inputs["proxy"].fingerprint
-    scored_before = scored_parts(work.artifact.store, work.version, work.section, proxy_name, digests)
+    scored_before = scored_parts(
+        work.artifact.store, work.version, work.section, proxy_name, digests
+    )
     adopt_parts(work, scored_before)
     parts = make_parts(work, jobs, load=load, actors=work.config.scaling.scorers)
     sums: dict[str, Counter[str]] = {"reasons": Counter(), "sources": Counter()}
@@ -68,7 +70,9 @@ def make(work: Work) -> Outcome:
             "trajectories.sample."
         )
     info = {
-        "steps": [[number, step] for number, member in enumerate(members) for step in member["steps"]],
+        "steps": [
+            [number, step] for number, member in enumerate(members) for step in member["steps"]
+        ],
         "statistics": list(work.config.trajectories.statistics),
         "scored": scored,
         "sources": dict(sorted(sums["sources"].items())),
@@ -102,13 +106,17 @@ class Scorer:
             Member(
                 load_encoder(proxy),
                 [
-                    load_checkpoint(context.inputs["proxy"], f, files, self.section.dtype, self.device)
+                    load_checkpoint(
+                        context.inputs["proxy"], f, files, self.section.dtype, self.device
+                    )
                     for f in member["folders"]
                 ],
                 names,
                 member["parameters"],
             )
-            for proxy, member, names in zip(context.config.proxy.each(), members, labels, strict=True)
+            for proxy, member, names in zip(
+                context.config.proxy.each(), members, labels, strict=True
+            )
         ]
 
     def make_part(self, job: dict[str, Any]) -> Part:
@@ -119,8 +127,12 @@ class Scorer:
         reasons = np.full(len(ids), NOT_SAMPLED, object)
         sampled_N = np.ones(len(ids), bool)
         if self.section.sample < 1:
-            sampled_N = keyed_hash(self.section.seed, ids) < np.uint64(self.section.sample * 2.0**64)
-        encoded = [member.encoder.examples(rows.filter(pa.array(sampled_N))) for member in self.members]
+            sampled_N = keyed_hash(self.section.seed, ids) < np.uint64(
+                self.section.sample * 2.0**64
+            )
+        encoded = [
+            member.encoder.examples(rows.filter(pa.array(sampled_N))) for member in self.members
+        ]
         reasons[sampled_N] = [reason_of(versions) for versions in zip(*encoded, strict=True)]
         scored_N = np.array([reason is None for reason in reasons], bool)
         possible = scored_N[sampled_N]

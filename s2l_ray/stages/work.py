@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s2l_ray.config import Config
-from s2l_ray.core.rawfiles import PartRange
-from s2l_ray.core.store import Artifact, FileEntry, Manifest, Part
+from s2l_ray.core.data.files import PartRange
+from s2l_ray.core.storage.store import Artifact, FileEntry, Manifest, Part
 
 
 @dataclass
@@ -61,4 +61,6 @@ def part_dict(part: Part) -> dict[str, Any]:
 
 def part_from(raw: dict[str, Any]) -> Part:
     """The inverse of `part_dict`."""
-    return Part(raw["index"], raw["rows"], {role: FileEntry(*entry) for role, entry in raw["files"].items()})
+    return Part(
+        raw["index"], raw["rows"], {role: FileEntry(*entry) for role, entry in raw["files"].items()}
+    )

@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import load  # noqa: E402
-from s2l_ray.core.scoring import files_of  # noqa: E402
-from s2l_ray.core.store import Artifact, Manifest, Part, Store  # noqa: E402
+from s2l_ray.core.model.scoring import files_of  # noqa: E402
+from s2l_ray.core.storage.store import Artifact, Manifest, Part, Store  # noqa: E402
 from s2l_ray.stages.training import _Place  # noqa: E402
 from s2l_ray.stages.work import Work, part_dict  # noqa: E402
 from tests.bench.frame import finish, show  # noqa: E402
@@ -50,11 +50,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = job(Path(folder), args)
         command = [sys.executable, "-m", "s2l_ray.run", "--config", path, "--until", "proxy"]
-        subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, stdout=sys.stderr)
+        subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, stdout=sys.stderr
+        )
         result = waiting(folder)
         if not args.training_only:
             result |= scoring(path, folder)
-    show("what Ray costs", ["figure", "value"], [[name, float(value)] for name, value in result.items()])
+    show(
+        "what Ray costs",
+        ["figure", "value"],
+        [[name, float(value)] for name, value in result.items()],
+    )
     finish("feed", **vars(args), result=result)
 
 
@@ -108,7 +114,12 @@ def job(folder: Path, args: argparse.Namespace) -> str:
         "trajectories": {"dtype": "fp32"},
         "subset": {"budget": args.rows // 4},
         "clusters": {"k": 2},
-        "scaling": {"proxy_workers": args.workers, "proxy_micro_batch": 4, "scorers": 1, "local_cpus": 2},
+        "scaling": {
+            "proxy_workers": args.workers,
+            "proxy_micro_batch": 4,
+            "scorers": 1,
+            "local_cpus": 2,
+        },
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(content))
     return str(folder / "job.yaml")
@@ -117,7 +128,9 @@ def job(folder: Path, args: argparse.Namespace) -> str:
 def only(folder: str, stage: str) -> Artifact:
     """The one artifact of a stage in the storage."""
     store = Store(f"{folder}/storage")
-    (name,) = [name for name in store.folders(stage) if store.exists(f"{stage}/{name}/manifest.json")]
+    (name,) = [
+        name for name in store.folders(stage) if store.exists(f"{stage}/{name}/manifest.json")
+    ]
     return Artifact(store, stage, name)
 
 

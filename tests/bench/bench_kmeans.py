@@ -37,13 +37,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import faiss  # noqa: E402
 import numpy as np  # noqa: E402
 
-from s2l_ray.core.kmeans import fit  # noqa: E402
-from s2l_ray.core.nearest import Nearest  # noqa: E402
-from s2l_ray.core.shard import Shard, squared_distances  # noqa: E402
+from s2l_ray.core.kmeans.bounds import Nearest  # noqa: E402
+from s2l_ray.core.kmeans.lloyd import fit  # noqa: E402
+from s2l_ray.core.kmeans.shard import Shard, squared_distances  # noqa: E402
 from tests.bench import frame  # noqa: E402
 
 Fit = Callable[[], np.ndarray]  # the centroids
-MAKING: dict[str, list[float]] = {}  # seconds, by side; of ours one for each fit, the one to warm up included
+MAKING: dict[
+    str, list[float]
+] = {}  # seconds, by side; of ours one for each fit, the one to warm up included
 FAISS_DEFAULTS = (
     faiss.cvar.distance_compute_blas_threshold,
     faiss.cvar.distance_compute_blas_query_bs,
@@ -58,7 +60,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="number of trajectories")
     parser.add_argument("--steps", type=int, default=12, help="T, losses of a row")
     parser.add_argument(
-        "--noise", type=float, default=0.05, help="standard deviation of every loss around its curve"
+        "--noise",
+        type=float,
+        default=0.05,
+        help="standard deviation of every loss around its curve",
     )
     parser.add_argument("--k", type=int, nargs="+", default=[100, 1000], help="numbers of clusters")
     parser.add_argument("--rounds", type=int, default=20, help="rounds of every fit")
@@ -69,9 +74,15 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=int, default=3, help="measured runs of every side, after one to warm up"
     )
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES), help="who takes part")
-    parser.add_argument("--rivals", metavar="FOLDER", help="a folder with further packages, looked at last")
-    parser.add_argument("--memory", action="store_true", help="measure memory of ours instead of time")
+    parser.add_argument(
+        "--sides", nargs="+", default=list(SIDES), choices=list(SIDES), help="who takes part"
+    )
+    parser.add_argument(
+        "--rivals", metavar="FOLDER", help="a folder with further packages, looked at last"
+    )
+    parser.add_argument(
+        "--memory", action="store_true", help="measure memory of ours instead of time"
+    )
     args = parser.parse_args()
     if args.memory:
         memory(args)
@@ -177,7 +188,9 @@ def held_by_a_shard(k: int, args: argparse.Namespace) -> tuple[int, int]:
         shard = Shard(
             (
                 np.arange(first, min(first + args.rows_per_part, num_rows)),
-                trajectories(min(args.rows_per_part, num_rows - first), args.steps, args.noise, first),
+                trajectories(
+                    min(args.rows_per_part, num_rows - first), args.steps, args.noise, first
+                ),
             )
             for first in sizes
         )
@@ -219,7 +232,9 @@ def making(side: str) -> Iterator[None]:
 
 def ours(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
     shards = (
-        [Apart(args, number) for number in range(args.threads)] if args.threads > 1 else [Here(args, rows)]
+        [Apart(args, number) for number in range(args.threads)]
+        if args.threads > 1
+        else [Here(args, rows)]
     )
 
     def ask(method: str, given: tuple[Any, ...]) -> list[Any]:
@@ -230,7 +245,13 @@ def ours(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
     def run() -> np.ndarray:
         with making("ours"):
             ask("begin", ())
-        options = {"k": len(start), "seed": 0, "max_rounds": args.rounds, "tolerance": -1.0, "start": start}
+        options = {
+            "k": len(start),
+            "seed": 0,
+            "max_rounds": args.rounds,
+            "tolerance": -1.0,
+            "start": start,
+        }
         return fit(ask, **options).centroids
 
     return run
@@ -288,8 +309,12 @@ def faiss_kmeans(
 ) -> Fit:
     def run() -> np.ndarray:
         faiss.omp_set_num_threads(args.threads)
-        faiss.cvar.distance_compute_blas_threshold, faiss.cvar.distance_compute_blas_query_bs = FAISS_DEFAULTS
-        model = faiss.Kmeans(rows.shape[1], len(start), niter=args.rounds, max_points_per_centroid=len(rows))
+        faiss.cvar.distance_compute_blas_threshold, faiss.cvar.distance_compute_blas_query_bs = (
+            FAISS_DEFAULTS
+        )
+        model = faiss.Kmeans(
+            rows.shape[1], len(start), niter=args.rounds, max_points_per_centroid=len(rows)
+        )
         model.train(rows, init_centroids=start)
         if last_labels:
             model.assign(rows)
@@ -305,7 +330,9 @@ def scikit_learn(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) 
     def run() -> np.ndarray:
         with threadpool_limits(args.threads):
             return (
-                KMeans(len(start), init=start, n_init=1, max_iter=args.rounds, tol=0, algorithm="lloyd")
+                KMeans(
+                    len(start), init=start, n_init=1, max_iter=args.rounds, tol=0, algorithm="lloyd"
+                )
                 .fit(rows)
                 .cluster_centers_
             )
@@ -344,20 +371,26 @@ def spark(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
         "spark.driver.maxResultSize": "2g",
     }
     os.environ["PYSPARK_PYTHON"] = sys.executable
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), args.rivals]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [os.environ.get("PYTHONPATH"), args.rivals])
+    )
     context = SparkContext.getOrCreate(
         SparkConf().setMaster(f"local[{args.threads}]").setAll(list(settings.items()))
     )
     context.setLogLevel("ERROR")
     step = max(1, len(rows) // 64)
     with making("spark"):
-        pieces = [rows[first : first + step].astype(np.float64) for first in range(0, len(rows), step)]
+        pieces = [
+            rows[first : first + step].astype(np.float64) for first in range(0, len(rows), step)
+        ]
         vectors = context.parallelize(pieces, len(pieces)).flatMap(list).cache()
         assert vectors.count() == len(rows)
     model = KMeansModel(list(start.astype(np.float64)))
 
     def run() -> np.ndarray:
-        found = KMeans.train(vectors, len(start), maxIterations=args.rounds, epsilon=0.0, initialModel=model)
+        found = KMeans.train(
+            vectors, len(start), maxIterations=args.rounds, epsilon=0.0, initialModel=model
+        )
         return np.array(found.clusterCenters)
 
     return run

@@ -53,7 +53,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import Config  # noqa: E402
-from s2l_ray.core.store import Artifact, Manifest, Part, Store  # noqa: E402
+from s2l_ray.core.storage.store import Artifact, Manifest, Part, Store  # noqa: E402
 from s2l_ray.stages.work import Outcome, Work, part_dict  # noqa: E402
 from tests import synthetic, tiny  # noqa: E402
 from tests.bench import frame  # noqa: E402
@@ -91,13 +91,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hosts", type=int, nargs="*", default=[1, 2, 4, 8], help="numbers of hosts")
+    parser.add_argument(
+        "--hosts", type=int, nargs="*", default=[1, 2, 4, 8], help="numbers of hosts"
+    )
     parser.add_argument(
         "--rows", type=int, nargs=2, default=[500_000, 3_000_000], help="few and many, of clusters"
     )
     parser.add_argument("--scored", type=int, default=8_192, help="rows of trajectories")
     parser.add_argument("--stages", nargs="+", default=["clusters", "subset", "trajectories"])
-    parser.add_argument("--idle", type=float, default=15.0, help="seconds for which idle hosts are watched")
+    parser.add_argument(
+        "--idle", type=float, default=15.0, help="seconds for which idle hosts are watched"
+    )
     parser.add_argument(
         "--slice", type=float, default=30.0, help="milliseconds; see above; 0: the kernel's own"
     )
@@ -109,8 +113,12 @@ def main() -> None:
     parser.add_argument(
         "--k", type=int, nargs="+", default=[100, 1000, 10_000], help="clusters, for messages"
     )
-    parser.add_argument("--fan-in", type=int, help="of the counted tree; default: that of the product")
-    parser.add_argument("--parts", type=int, nargs="+", default=[36, 360], help="parts, for messages")
+    parser.add_argument(
+        "--fan-in", type=int, help="of the counted tree; default: that of the product"
+    )
+    parser.add_argument(
+        "--parts", type=int, nargs="+", default=[36, 360], help="parts, for messages"
+    )
     parser.add_argument(
         "--listed",
         type=int,
@@ -155,7 +163,9 @@ def main() -> None:
     driver = [driver_costs(count) for count in args.listed]
     if driver:
         frame.show(
-            "seconds of the driver by parts", list(driver[0]), [list(cost.values()) for cost in driver]
+            "seconds of the driver by parts",
+            list(driver[0]),
+            [list(cost.values()) for cost in driver],
         )
     figures = {"results": hosts, "plain": without, "messages": messages, "driver": driver}
     frame.finish("nodes", **{**vars(args), **figures})
@@ -231,7 +241,9 @@ class Cluster:
         title = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         fields = (process / "stat").read_text().rpartition(")")[2].split()
         if self._kinds.get(pid) != "workers":
-            self._kinds[pid] = next((kind for kind, mark in TITLES.items() if mark in title), "others")
+            self._kinds[pid] = next(
+                (kind for kind, mark in TITLES.items() if mark in title), "others"
+            )
         now = np.array([int(fields[11]) / TICKS, int(fields[12]) / TICKS, float(fields[7])])
         user, system, pages = now - self._seen.get(pid, 0.0)
         self._seen[pid] = now
@@ -255,7 +267,9 @@ class Cluster:
         own = f"--node-ip-address={self.hosts.address(number)}"
         argv = [sys.executable, "-m", "ray.scripts.scripts", "start", *place, own, *size, "--block"]
         with (self.hosts.disk(number) / "ray.log").open("w") as log:
-            return self.popen(number, argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+            return self.popen(
+                number, argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
 
     def watch(self, until: threading.Event) -> None:
         """Note at many times."""
@@ -264,7 +278,10 @@ class Cluster:
 
     def spent_at(self, moment: float) -> np.ndarray:
         """What had been spent at a moment (time.time), between two notes."""
-        moments, spent = np.array([at for at, _ in self.noted]), np.array([own for _, own in self.noted])
+        moments, spent = (
+            np.array([at for at, _ in self.noted]),
+            np.array([own for _, own in self.noted]),
+        )
         return np.array([np.interp(moment, moments, column) for column in spent.T])
 
 
@@ -298,8 +315,12 @@ def on_hosts(count: int, folder: Path, args: argparse.Namespace) -> dict[str, An
                 ended.set()
                 watcher.join()
         if driver.returncode:
-            logs = "\n".join((hosts.disk(number) / "ray.log").read_text() for number in hosts.numbers)
-            raise RuntimeError(f"the driver ended with status {driver.returncode}; Ray said:\n{logs}")
+            logs = "\n".join(
+                (hosts.disk(number) / "ray.log").read_text() for number in hosts.numbers
+            )
+            raise RuntimeError(
+                f"the driver ended with status {driver.returncode}; Ray said:\n{logs}"
+            )
         os.rename(hosts.shared / "data", folder / "data")
     return {"hosts": count, **figures(count, marks, cluster)}
 
@@ -326,7 +347,10 @@ class Span:
 
     def __sub__(self, other: "Span") -> "Span":
         return Span(
-            self.spent - other.spent, self.seconds - other.seconds, self.rows - other.rows, self.start
+            self.spent - other.spent,
+            self.seconds - other.seconds,
+            self.rows - other.rows,
+            self.start,
         )
 
 
@@ -336,9 +360,13 @@ def figures(count: int, marks: list[dict[str, Any]], cluster: Cluster) -> dict[s
     def span(after: dict[str, Any], before: float) -> Span:
         began, ended = after["between"]
         start, end = cluster.spent_at(began), cluster.spent_at(ended)
-        return Span(end - start, ended - began, after["rows"], (start - cluster.spent_at(before))[0])
+        return Span(
+            end - start, ended - began, after["rows"], (start - cluster.spent_at(before))[0]
+        )
 
-    spans = {after["mark"]: span(after, before["at"]) for before, after in itertools.pairwise(marks)}
+    spans = {
+        after["mark"]: span(after, before["at"]) for before, after in itertools.pairwise(marks)
+    }
     idle = spans["idle"].spent / spans["idle"].seconds
     result: dict[str, Any] = {
         "start of a host": cluster.spent_at(marks[0]["at"])[0] / count,
@@ -390,7 +418,9 @@ def mark(name: str, rows: float = 0, between: tuple[float, float] = (0, 0)) -> N
     sys.stdin.readline()
 
 
-def make(stage: str, places: str, size: str, count: int, rounds: int) -> tuple[int, tuple[float, float]]:
+def make(
+    stage: str, places: str, size: str, count: int, rounds: int
+) -> tuple[int, tuple[float, float]]:
     """Run a stage; returns its rows, and from when until when it worked on them."""
     from s2l_ray.stages import clusters, edge, subset
 
@@ -405,11 +435,15 @@ def make(stage: str, places: str, size: str, count: int, rounds: int) -> tuple[i
 
 
 def work_of(stage: str, place: str, count: int, name: str, rounds: int) -> Work:
-    wanted = {"clusters": ["trajectories"], "subset": ["examples", "trajectories", "clusters"]}[stage]
+    wanted = {"clusters": ["trajectories"], "subset": ["examples", "trajectories", "clusters"]}[
+        stage
+    ]
     inputs = {name: Artifact(Store(place), name, synthetic.NAME) for name in wanted}
     manifests = {name: artifact.manifest() for name, artifact in inputs.items()}
     config = config_of(place, k=100, rounds=rounds, shards=count)
-    return Work(config, Artifact(Store(place), stage, f"{count}-{name}"), inputs, manifests, "bench")
+    return Work(
+        config, Artifact(Store(place), stage, f"{count}-{name}"), inputs, manifests, "bench"
+    )
 
 
 def score(place: str, count: int) -> tuple[float, tuple[float, float]]:
@@ -421,7 +455,9 @@ def score(place: str, count: int) -> tuple[float, tuple[float, float]]:
     store = Store(place)
     inputs = {name: Artifact(store, name, synthetic.NAME) for name in ("examples", "proxy")}
     manifests = {name: artifact.manifest() for name, artifact in inputs.items()}
-    work = Work(config, Artifact(store, "trajectories", f"scored-{count}"), inputs, manifests, "bench")
+    work = Work(
+        config, Artifact(store, "trajectories", f"scored-{count}"), inputs, manifests, "bench"
+    )
     jobs = {part.index: {"part": part_dict(part)} for part in manifests["examples"].parts}
     parts = edge.make_parts(work, jobs, load=timed(manifests["proxy"]), actors=count)
     nodes = {part.node for part in parts}
@@ -459,7 +495,9 @@ def config_of(place: str, k: int, rounds: int, shards: int) -> Config:
 
 
 def show_hosts(results: list[dict[str, Any]]) -> None:
-    for stage in [name for name, own in results[0].items() if isinstance(own, dict) and "row" in own]:
+    for stage in [
+        name for name, own in results[0].items() if isinstance(own, dict) and "row" in own
+    ]:
         columns, rows = ["hosts", *(str(result["hosts"]) for result in results)], []
         for what in ("row", "row less idle"):
             all_own = [result[stage][what] for result in results]
@@ -467,7 +505,9 @@ def show_hosts(results: list[dict[str, Any]]) -> None:
                 rows.append([f"{what}: {kind}", *(own[kind] for own in all_own)])
             for kind in ("all", "workers"):
                 first = all_own[0][kind]
-                rows.append([f"{what}: {kind}, beside the first", *(own[kind] / first for own in all_own)])
+                rows.append(
+                    [f"{what}: {kind}, beside the first", *(own[kind] / first for own in all_own)]
+                )
         for name in ("start", "seconds"):
             rows.append([f"{name}, s", *(result[stage][name] for result in results)])
         frame.show(f"{stage}: processor us of a row, of all hosts together", columns, rows)
@@ -526,7 +566,9 @@ def counted(args: argparse.Namespace) -> list[dict[str, Any]]:
         {**result, "fan_in": "none" if result["fan_in"] == NO_TREE else str(result["fan_in"])}
         for result in results
     ]
-    frame.show("a round, seen by the driver", names, [[result[name] for name in names] for result in shown])
+    frame.show(
+        "a round, seen by the driver", names, [[result[name] for name in names] for result in shown]
+    )
     return results
 
 
@@ -609,7 +651,9 @@ class Plain:
             pipe, other = context.Pipe()
             self.pipes.append(pipe)
             self.processes.append(
-                context.Process(target=plain_actor, args=(other, part_context(work), mine, [None], steps, []))
+                context.Process(
+                    target=plain_actor, args=(other, part_context(work), mine, [None], steps, [])
+                )
             )
             self.processes[-1].start()
 
@@ -646,14 +690,16 @@ def plain_actor(pipe: Any, *args: Any) -> None:
 
 def plain(count: int, folder: Path, args: argparse.Namespace) -> dict[str, float]:
     """Processor microseconds of a row of clusters in so many processes, by what they do."""
-    few, many = (plain_seconds(count, f"{folder}/data/rows-{size}", args.rounds) for size in ("few", "many"))
+    few, many = (
+        plain_seconds(count, f"{folder}/data/rows-{size}", args.rounds) for size in ("few", "many")
+    )
     of_row = {name: 1e6 * (many[name] - few[name]) / (args.rows[1] - args.rows[0]) for name in many}
     return {"processes": count, "all": sum(of_row.values()), **of_row}
 
 
 def plain_seconds(count: int, place: str, rounds: int) -> Counter[str]:
     """What clusters.make has its actors do; they read when first asked, for the summary."""
-    from s2l_ray.core.grouped import View, fit_group
+    from s2l_ray.core.kmeans.grouped import View, fit_group
 
     work = work_of("clusters", place, count, "plain", rounds)
     shards = Plain(work, count)
@@ -677,14 +723,19 @@ def driver_costs(count: int) -> dict[str, float]:
     def watch(name: str, act: Callable[[], Any]) -> Any:
         began, cpu = time.perf_counter(), time.process_time()
         result = act()
-        costs[name], costs[f"{name}, processor"] = time.perf_counter() - began, time.process_time() - cpu
+        costs[name], costs[f"{name}, processor"] = (
+            time.perf_counter() - began,
+            time.process_time() - cpu,
+        )
         return result
 
     with tempfile.TemporaryDirectory() as place:
         artifact = Artifact(Store(place), "trajectories", "f")
         work = Work(config_of(place, 2, 1, 1), artifact, {}, {}, "bench")
         edge.connect(work.config)
-        jobs: dict[int, dict[str, Any]] = {number: {"part": {"rows": 16_384}} for number in range(count)}
+        jobs: dict[int, dict[str, Any]] = {
+            number: {"part": {"rows": 16_384}} for number in range(count)
+        }
         most, edge.MOST_TASKS = edge.MOST_TASKS, count // 8
         watch("make_parts, 8 a task", lambda: edge.make_parts(work, jobs, make=write_nothing))
         edge.MOST_TASKS = most
@@ -695,7 +746,10 @@ def driver_costs(count: int) -> dict[str, float]:
         data = watch("to JSON", manifest.to_bytes)
         watch("from JSON", lambda: Manifest.from_bytes(data, "the manifest"))
         costs["MB of JSON"] = len(data) / 1e6
-    watch("tasks", lambda: sum(1 for _ in edge.bounded(nothing(), [(number,) for number in range(count)])))
+    watch(
+        "tasks",
+        lambda: sum(1 for _ in edge.bounded(nothing(), [(number,) for number in range(count)])),
+    )
     return costs
 
 

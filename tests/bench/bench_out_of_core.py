@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import Config  # noqa: E402
-from s2l_ray.core.store import Artifact, Store  # noqa: E402
+from s2l_ray.core.storage.store import Artifact, Store  # noqa: E402
 from s2l_ray.stages.work import Work  # noqa: E402
 from tests import synthetic  # noqa: E402
 from tests.bench import frame  # noqa: E402
@@ -59,7 +59,9 @@ def main() -> None:
         metavar="FOLDER",
         help="keep what is built there for another run; default: a temporary one",
     )
-    parser.add_argument("--stages", nargs="+", default=["clusters", "subset"], choices=["clusters", "subset"])
+    parser.add_argument(
+        "--stages", nargs="+", default=["clusters", "subset"], choices=["clusters", "subset"]
+    )
     parser.add_argument("--measure", metavar="STORAGE", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -86,11 +88,17 @@ def main() -> None:
         "subset s",
         "subset driver MB",
     )
-    frame.show("out of core", columns, [[result.get(column, "") for column in columns] for result in results])
+    frame.show(
+        "out of core",
+        columns,
+        [[result.get(column, "") for column in columns] for result in results],
+    )
     first, last = results[0], results[-1]
     exponent = None
     if len(results) > 1 and "clusters" in args.stages:
-        exponent = math.log(last["round s"] / first["round s"]) / math.log(last["rows"] / first["rows"])
+        exponent = math.log(last["round s"] / first["round s"]) / math.log(
+            last["rows"] / first["rows"]
+        )
         print(f"seconds of a round grow as N^{exponent:.3f}")
     frame.finish("out_of_core", **{**vars(args), "exponent": exponent, "results": results})
 
@@ -100,7 +108,12 @@ def measured_apart(storage: str, rows: int, args: argparse.Namespace) -> dict[st
     command = [sys.executable, __file__, "--measure", storage, f"--rows={rows}"]
     command += [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
     command += ["--stages", *args.stages]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT)}
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        **os.environ,
+        "RAY_ADDRESS": "local",
+        "PYTHONPATH": str(ROOT),
+    }
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
@@ -117,7 +130,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         {
             "run": {"storage": args.measure},
             "examples": {"files": ["none"]},
-            "proxy": {"model": {"config": {"model_type": "llama"}}, "tokenizer": "bytes", "epochs": 1},
+            "proxy": {
+                "model": {"config": {"model_type": "llama"}},
+                "tokenizer": "bytes",
+                "epochs": 1,
+            },
             "clusters": {"k": args.k, "max_rounds": args.rounds, "tolerance": 0.0},
             "scaling": {"shards": args.shards, "local_cpus": 2, "shard_memory": args.shard_memory},
         }
@@ -128,7 +145,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if "clusters" in args.stages:
         names["clusters"] = "bench"
     inputs = {stage: Artifact(store, stage, name) for stage, name in names.items()}
-    manifests = {stage: inputs[stage].manifest() for stage in names if names[stage] == synthetic.NAME}
+    manifests = {
+        stage: inputs[stage].manifest() for stage in names if names[stage] == synthetic.NAME
+    }
     watched = Watched(args.limit)
     clusters._Shards = watched.shards(clusters._Shards)
     answer: dict[str, Any] = {}
@@ -167,7 +186,9 @@ class Watched:
             def ask(self, function: Any, *args: Any) -> list[Any]:
                 import ray
 
-                return ray.get([actor.__ray_call__.remote(function, *args) for actor in self.actors])
+                return ray.get(
+                    [actor.__ray_call__.remote(function, *args) for actor in self.actors]
+                )
 
             def call(self, view: Any, method: str, args: Any) -> Iterator[Any]:
                 read, began = sum(self.ask(bytes_read)), time.monotonic()
@@ -179,7 +200,9 @@ class Watched:
             def __exit__(self, *error: object) -> None:
                 if error[0] is None:
                     watched.actors = self.ask(memory)
-                    now, before = ([own["pid"] for own in some] for some in (watched.actors, self.before))
+                    now, before = (
+                        [own["pid"] for own in some] for some in (watched.actors, self.before)
+                    )
                     assert now == before, (
                         "a shard actor was restarted, and its memory not limited from then on"
                     )

@@ -36,9 +36,9 @@ import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 
 from s2l_ray.config import Columns  # noqa: E402
-from s2l_ray.core.encoding import Encoded, Encoder  # noqa: E402
-from s2l_ray.core.rawfiles import PartRange, find_files, index_file, part_ranges, read_part  # noqa: E402
-from s2l_ray.core.templates import STYLES  # noqa: E402
+from s2l_ray.core.data.files import PartRange, find_files, index_file, part_ranges, read_part  # noqa: E402
+from s2l_ray.core.text.encoding import Encoded, Encoder  # noqa: E402
+from s2l_ray.core.text.templates import STYLES  # noqa: E402
 from tests.bench.frame import finish  # noqa: E402
 
 PROCESSES = 2
@@ -50,7 +50,10 @@ def texts(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
     """Instructions of 5 to 25 words, for a third of them an input, outputs of 1 to 60 words; words as frequent as in English."""
     draw = random.Random(seed)
     letters = "etaoinshrdlucmfwypvbgk"
-    words = ["".join(draw.choices(letters, k=draw.randint(1, 3) + draw.randint(0, 7))) for _ in range(20_000)]
+    words = [
+        "".join(draw.choices(letters, k=draw.randint(1, 3) + draw.randint(0, 7)))
+        for _ in range(20_000)
+    ]
     weights = list(itertools.accumulate(1 / (rank + 3) for rank in range(len(words))))
 
     def text(low: int, high: int) -> str:
@@ -123,7 +126,8 @@ def _encode_part(part: PartRange) -> Path:
 def _columns(encoded: list[Encoded]) -> pa.Table:
     ends = pa.array(np.cumsum([0, *(len(example.input_ids) for example in encoded)]), pa.int32())
     ids, learned = (
-        np.concatenate([getattr(example, name) for example in encoded]) for name in ("input_ids", "learned")
+        np.concatenate([getattr(example, name) for example in encoded])
+        for name in ("input_ids", "learned")
     )
     return pa.table(
         {
@@ -141,10 +145,16 @@ def theirs(raw: Path, tokenizer: Any, encode: Callable[..., Any], cache: Path) -
     from datasets import load_dataset
 
     files = [str(path) for path in sorted(raw.iterdir())]
-    rows = load_dataset("json", data_files=files, split="train", cache_dir=str(cache), num_proc=PROCESSES)
+    rows = load_dataset(
+        "json", data_files=files, split="train", cache_dir=str(cache), num_proc=PROCESSES
+    )
     options = {"tokenizer": tokenizer}
     return rows.map(
-        encode, batched=True, num_proc=PROCESSES, remove_columns=rows.column_names, fn_kwargs=options
+        encode,
+        batched=True,
+        num_proc=PROCESSES,
+        remove_columns=rows.column_names,
+        fn_kwargs=options,
     )
 
 
@@ -173,10 +183,15 @@ def by_offsets(rows: dict[str, list[str]], tokenizer: Any) -> dict[str, list[lis
     ids = [[*row, tokenizer.eos_token_id] for row in made["input_ids"]]
     labels = [
         [
-            *(token if end > len(prompt) else IGNORED for token, (_, end) in zip(row, offsets, strict=True)),
+            *(
+                token if end > len(prompt) else IGNORED
+                for token, (_, end) in zip(row, offsets, strict=True)
+            ),
             tokenizer.eos_token_id,
         ]
-        for row, offsets, prompt in zip(made["input_ids"], made["offset_mapping"], asked, strict=True)
+        for row, offsets, prompt in zip(
+            made["input_ids"], made["offset_mapping"], asked, strict=True
+        )
     ]
     return {"input_ids": ids, "labels": labels}
 
@@ -185,14 +200,16 @@ def by_prompts(rows: dict[str, list[str]], tokenizer: Any) -> dict[str, list[lis
     """Labels from the length of the prompt tokenised alone."""
     asked = prompts(rows)
     whole = [prompt + output for prompt, output in zip(asked, rows["output"], strict=True)]
-    alone = tokenizer(asked, truncation=True, max_length=MAX_LENGTH - 1, return_attention_mask=False)[
-        "input_ids"
-    ]
-    made = tokenizer(whole, truncation=True, max_length=MAX_LENGTH - 1, return_attention_mask=False)[
-        "input_ids"
-    ]
+    alone = tokenizer(
+        asked, truncation=True, max_length=MAX_LENGTH - 1, return_attention_mask=False
+    )["input_ids"]
+    made = tokenizer(
+        whole, truncation=True, max_length=MAX_LENGTH - 1, return_attention_mask=False
+    )["input_ids"]
     ids = [[*row, tokenizer.eos_token_id] for row in made]
-    labels = [[IGNORED] * len(prompt) + row[len(prompt) :] for prompt, row in zip(alone, ids, strict=True)]
+    labels = [
+        [IGNORED] * len(prompt) + row[len(prompt) :] for prompt, row in zip(alone, ids, strict=True)
+    ]
     return {"input_ids": ids, "labels": labels}
 
 
@@ -225,7 +242,9 @@ def main() -> None:
         encode = min(tried, key=lambda way: tried[way].wall)
         took: dict[str, list[Seconds]] = {"ours": [], "theirs": []}
         for _ in range(args.repeats):
-            mine, parts = seconds(partial(ours, scratch / "raw", tokenizer, args.rows_per_part), scratch)
+            mine, parts = seconds(
+                partial(ours, scratch / "raw", tokenizer, args.rows_per_part), scratch
+            )
             other, rows = seconds(partial(theirs, scratch / "raw", tokenizer, encode), scratch)
             took["ours"].append(mine)
             took["theirs"].append(other)
@@ -272,7 +291,9 @@ def report(
     """A table for people and one line for machines."""
     for name, runs in took.items():
         wall, processor = (statistics.median(times) for times in zip(*runs, strict=True))
-        print(f"{name:8} {rows / wall:10,.0f} rows/s {wall:8.1f} s {processor:8.1f} s of processors' time")
+        print(
+            f"{name:8} {rows / wall:10,.0f} rows/s {wall:8.1f} s {processor:8.1f} s of processors' time"
+        )
     pairs = list(zip(took["theirs"], took["ours"], strict=True))
     ratios = {
         field: round(statistics.median(getattr(a, field) / getattr(b, field) for a, b in pairs), 3)
@@ -286,13 +307,16 @@ def report(
         "rows": rows,
         "processes": PROCESSES,
         "rows_per_second": {
-            name: round(rows / statistics.median(run.wall for run in runs)) for name, runs in took.items()
+            name: round(rows / statistics.median(run.wall for run in runs))
+            for name, runs in took.items()
         },
         "ours_to_theirs": ratios,
         "labels": way,
         "tried": {name: round(one.wall, 2) for name, one in tried.items()},
         "different": different,
-        "runs": {name: [[round(one, 2) for one in run] for run in runs] for name, runs in took.items()},
+        "runs": {
+            name: [[round(one, 2) for one in run] for run in runs] for name, runs in took.items()
+        },
     }
     finish("prepare", **result)
 

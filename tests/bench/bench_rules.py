@@ -28,7 +28,7 @@ os.environ.update({"RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT)})
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from s2l_ray.config import RULES, Config  # noqa: E402
-from s2l_ray.core.store import Artifact, Store  # noqa: E402
+from s2l_ray.core.storage.store import Artifact, Store  # noqa: E402
 from s2l_ray.stages.work import Work  # noqa: E402
 from tests import synthetic  # noqa: E402
 from tests.bench.frame import finish, show  # noqa: E402
@@ -40,13 +40,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=1_000_000, help="number of stored trajectories")
-    parser.add_argument("--steps", type=int, default=12, help="stored steps of a row, step 0 included")
+    parser.add_argument(
+        "--steps", type=int, default=12, help="stored steps of a row, step 0 included"
+    )
     parser.add_argument("--k", type=int, default=100, help="number of clusters")
     parser.add_argument("--sources", type=int, default=14, help="number of sources")
     parser.add_argument("--rules", nargs="+", default=list(RULES), help="names of rules")
     parser.add_argument("--repeats", type=int, default=1, help="draws with each rule and fan-in")
-    parser.add_argument("--rows-per-task", type=int, help="of a chunk, exactly; default: as the stage does")
-    parser.add_argument("--fan-in", type=int, nargs="+", help="answers that are merged; default: the stage's")
+    parser.add_argument(
+        "--rows-per-task", type=int, help="of a chunk, exactly; default: as the stage does"
+    )
+    parser.add_argument(
+        "--fan-in", type=int, nargs="+", help="answers that are merged; default: the stage's"
+    )
     args = parser.parse_args()
     from s2l_ray.stages import edge, subset
 
@@ -76,7 +82,11 @@ def config_of(storage: str, rule: str) -> Config:
         {
             "run": {"storage": storage},
             "examples": {"files": ["none"]},
-            "proxy": {"model": {"config": {"model_type": "llama"}}, "tokenizer": "bytes", "epochs": 1},
+            "proxy": {
+                "model": {"config": {"model_type": "llama"}},
+                "tokenizer": "bytes",
+                "epochs": 1,
+            },
             "trajectories": {"statistics": synthetic.STATISTICS},
             "subset": {"rule": rule},
             "scaling": {"local_cpus": 2},
@@ -86,7 +96,7 @@ def config_of(storage: str, rule: str) -> Config:
 
 def draw_seconds(storage: str, rule: str) -> dict[str, Any]:
     """Find the draw of one rule, and time it."""
-    from s2l_ray.core.selection import needs
+    from s2l_ray.core.selection.draw import needs
     from s2l_ray.stages import subset
 
     config, store = config_of(storage, rule), Store(storage)
@@ -119,7 +129,10 @@ def answers() -> Iterator[list[int]]:
 
     def watched(method: str, answers: list[Any]) -> list[Any]:
         got = few(method, answers)
-        came.extend(np.concatenate(answer).nbytes if method == "between" else answer.nbytes for answer in got)
+        came.extend(
+            np.concatenate(answer).nbytes if method == "between" else answer.nbytes
+            for answer in got
+        )
         return got
 
     subset._few = watched

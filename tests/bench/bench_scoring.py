@@ -36,10 +36,10 @@ from torch import nn
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from s2l_ray.core.allocation import keep_freed_memory  # noqa: E402
-from s2l_ray.core.encoding import Encoded, pad  # noqa: E402
-from s2l_ray.core.models import build  # noqa: E402
-from s2l_ray.core.scoring import score, scoring_batches  # noqa: E402
+from s2l_ray.core.model.allocation import keep_freed_memory  # noqa: E402
+from s2l_ray.core.model.loading import build  # noqa: E402
+from s2l_ray.core.model.scoring import score, scoring_batches  # noqa: E402
+from s2l_ray.core.text.encoding import Encoded, pad  # noqa: E402
 from tests.bench.frame import finish, in_turn, ratio, show  # noqa: E402
 
 SHORTEST, LONGEST = 40, 512
@@ -87,18 +87,26 @@ def main() -> None:
         help="one side for each; the first one's rows are those of the other sides",
     )
     parser.add_argument("--part", type=int, default=1_024, help="rows of the part")
-    parser.add_argument("--tokens", type=int, default=16_384, help="about how many of them to score")
+    parser.add_argument(
+        "--tokens", type=int, default=16_384, help="about how many of them to score"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--scorers", nargs="+", default=[], help="only compare these, such as 1x2 2x1")
+    parser.add_argument(
+        "--scorers", nargs="+", default=[], help="only compare these, such as 1x2 2x1"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
-        "--authors-tokens", type=int, help="about how many the authors' way scores; default: as many"
+        "--authors-tokens",
+        type=int,
+        help="about how many the authors' way scores; default: as many",
     )
     parser.add_argument(
         "--checkpoints", type=int, default=1, help="score so many models in one pass and in as many"
     )
-    parser.add_argument("--profile", metavar="FOLDER", help="where to leave what takes the time of ours")
+    parser.add_argument(
+        "--profile", metavar="FOLDER", help="where to leave what takes the time of ours"
+    )
     args = parser.parse_args()
     how = scorers if args.scorers else measured
     results = [how(args, dtype) for dtype in args.dtypes]
@@ -114,7 +122,11 @@ def measured(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
         "authors": replace(first, side="authors", tokens=args.authors_tokens or args.tokens),
         **{f"ours, {size:,}": replace(first, tokens_per_batch=size) for size in sizes},
         **({f"{args.checkpoints} in one pass": several} if args.checkpoints > 1 else {}),
-        **({f"{args.checkpoints} passes": replace(several, side="passes")} if args.checkpoints > 1 else {}),
+        **(
+            {f"{args.checkpoints} passes": replace(several, side="passes")}
+            if args.checkpoints > 1
+            else {}
+        ),
         "family": replace(first, side="family"),
         "kernels": replace(first, side="kernels"),
         "floor": replace(first, side="floor"),
@@ -131,7 +143,9 @@ def measured(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
             "times_authors": ratio(each["authors"], times),
             "share_of_family": ratio(each["family"], times),
             "share_of_floor": ratio(each["floor"], times),
-            "padding": padding(jobs[name]) if jobs[name].side in ("ours", "passes", "family") else 0.0,
+            "padding": padding(jobs[name])
+            if jobs[name].side in ("ours", "passes", "family")
+            else 0.0,
         }
         for name, times in each.items()
     }
@@ -162,12 +176,18 @@ def scorers(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
     sides, rows = {}, {}
     for name in args.scorers:
         count, threads = map(int, name.split("x"))
-        job = Job("ours", dtype, args.tokens_per_batch[0], args.part, args.tokens, threads, args.device)
+        job = Job(
+            "ours", dtype, args.tokens_per_batch[0], args.part, args.tokens, threads, args.device
+        )
         sides[name] = Apart([job] * count)
         rows[name] = count * sum(len(batch) for batch in job.batches())
     seconds = timed(sides, args.repeats, by_clock=True)
     rates = {name: rows[name] / statistics.median(times) for name, times in seconds.items()}
-    show(f"{dtype}, scorers x threads", ["side", "rows/s"], [[name, rate] for name, rate in rates.items()])
+    show(
+        f"{dtype}, scorers x threads",
+        ["side", "rows/s"],
+        [[name, rate] for name, rate in rates.items()],
+    )
     return {"dtype": dtype, "rows_per_second": rates, "seconds": seconds}
 
 
@@ -203,7 +223,9 @@ class Apart:
 def timed(sides: dict[str, Apart], repeats: int, by_clock: bool) -> dict[str, list[float]]:
     """in_turn, after which the processes end; seconds of the clock, or of their processors."""
     try:
-        clock = time.perf_counter if by_clock else lambda: sum(side.spent for side in sides.values())
+        clock = (
+            time.perf_counter if by_clock else lambda: sum(side.spent for side in sides.values())
+        )
         return in_turn(sides, repeats, clock=clock)
     finally:
         for side in sides.values():
@@ -275,7 +297,8 @@ def sampled(part: Sequence[Encoded], tokens_per_batch: int, tokens: int) -> list
     share = tokens / sum(len(row.input_ids) for row in part)
     count = max(1, min(len(batches), round(share * len(batches))))
     return [
-        [part[row] for row in batches[round((n + 0.5) * len(batches) / count - 0.5)]] for n in range(count)
+        [part[row] for row in batches[round((n + 0.5) * len(batches) / count - 0.5)]]
+        for n in range(count)
     ]
 
 
@@ -306,7 +329,9 @@ def ours(models: Sequence[Any], batches: Sequence[Sequence[Encoded]], job: Job) 
 def family(model: Any, batches: Sequence[Sequence[Encoded]], floor: "Floor") -> None:
     """The base model, as transformers has it, over padded batches, and the output layer's product."""
     for batch in batches:
-        model.base_model(input_ids=torch.from_numpy(pad(batch, 0)[0]).to(model.device), use_cache=False)
+        model.base_model(
+            input_ids=torch.from_numpy(pad(batch, 0)[0]).to(model.device), use_cache=False
+        )
     floor.output_layer()
 
 
@@ -320,13 +345,22 @@ class Floor:
     def __init__(self, model: Any, rows: Sequence[Encoded], job: Job) -> None:
         self.job, at_once = job, 1_024 if job.device == "cpu" else job.tokens_per_batch
         head, width = model.get_output_embeddings(), model.config.hidden_size
-        lengths, learned = [len(row.input_ids) for row in rows], [int(row.learned.sum()) for row in rows]
+        lengths, learned = (
+            [len(row.input_ids) for row in rows],
+            [int(row.learned.sum()) for row in rows],
+        )
         self.body = [
-            module for module in model.modules() if isinstance(module, nn.Linear) and module is not head
+            module
+            for module in model.modules()
+            if isinstance(module, nn.Linear) and module is not head
         ]
-        self.blocks, self.learned_blocks = _blocks(sum(lengths), at_once), _blocks(sum(learned), at_once)
+        self.blocks, self.learned_blocks = (
+            _blocks(sum(lengths), at_once),
+            _blocks(sum(learned), at_once),
+        )
         self.inputs = {
-            size: torch.randn(at_once, size).to(head.weight) for size in {m.in_features for m in self.body}
+            size: torch.randn(at_once, size).to(head.weight)
+            for size in {m.in_features for m in self.body}
         }
         # scores and their use, of the lower triangle only: 2 products of n^2 / 2 pairs, 2 FLOPs each, in every layer
         attention = sum(2.0 * n * n * width for n in lengths) * model.config.num_hidden_layers
@@ -369,7 +403,12 @@ class Kernels(Floor):
         config = model.config
         self.layers = config.num_hidden_layers
         self.lengths = [len(row.input_ids) for row in rows]
-        shape = (1, config.num_attention_heads, max(self.lengths), self.width // config.num_attention_heads)
+        shape = (
+            1,
+            config.num_attention_heads,
+            max(self.lengths),
+            self.width // config.num_attention_heads,
+        )
         self.heads = [torch.randn(shape).to(self.parts[0]) for _ in range(3)]
         self.wide = self.inputs[config.intermediate_size]
         self.norm = torch.ones(self.width).to(self.parts[0])

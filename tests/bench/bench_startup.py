@@ -20,10 +20,19 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from s2l_ray.core.store import Artifact, Store  # noqa: E402
+from s2l_ray.core.storage.store import Artifact, Store  # noqa: E402
 from tests.bench import frame  # noqa: E402
 
-STAGES = ("examples", "proxy", "trajectories", "clusters", "subset", "target", "evaluation", "report")
+STAGES = (
+    "examples",
+    "proxy",
+    "trajectories",
+    "clusters",
+    "subset",
+    "target",
+    "evaluation",
+    "report",
+)
 
 
 def main() -> None:
@@ -32,7 +41,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=1, help="runs of each checkout")
-    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout to run in turn")
+    parser.add_argument(
+        "--beside", type=Path, metavar="CHECKOUT", help="another checkout to run in turn"
+    )
     args, options = parser.parse_known_args()
     checkouts = {"here": ROOT} | ({"beside": args.beside.resolve()} if args.beside else {})
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
@@ -43,12 +54,17 @@ def main() -> None:
         [
             name,
             stage,
-            *(statistics.median(run[stage][what] for run in own) for what in ("made", "seconds", "start-up")),
+            *(
+                statistics.median(run[stage][what] for run in own)
+                for what in ("made", "seconds", "start-up")
+            ),
         ]
         for name, own in runs.items()
         for stage in STAGES
     ]
-    frame.show("the demo by stage", ("checkout", "stage", "artifacts", "seconds", "of it start-up"), rows)
+    frame.show(
+        "the demo by stage", ("checkout", "stage", "artifacts", "seconds", "of it start-up"), rows
+    )
     totals = {name: [run["total"] for run in own] for name, own in runs.items()}
     for name, seconds in totals.items():
         print(f"{name}: {statistics.median(seconds):.1f} s from the command to its end")
@@ -63,7 +79,9 @@ def demo(checkout: Path, options: list[str]) -> dict[str, Any]:
         command = [sys.executable, "-m", "s2l_ray.run", f"--run.storage={storage}", *options]
         environment = {**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(checkout)}
         began = time.monotonic()
-        subprocess.run(command, cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command, cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL
+        )
         total = time.monotonic() - began
         store = Store(storage)
         result: dict[str, Any] = {"total": round(total, 1)}

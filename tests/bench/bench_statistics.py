@@ -18,9 +18,9 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from s2l_ray.core.encoding import Encoded  # noqa: E402
-from s2l_ray.core.models import build  # noqa: E402
-from s2l_ray.core.scoring import flops, score_statistics  # noqa: E402
+from s2l_ray.core.model.loading import build  # noqa: E402
+from s2l_ray.core.model.scoring import flops, score_statistics  # noqa: E402
+from s2l_ray.core.text.encoding import Encoded  # noqa: E402
 from tests.bench.frame import finish  # noqa: E402
 
 CHOICES: list[tuple[str, ...]] = [
@@ -51,8 +51,12 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=50_304, help="V")
     parser.add_argument("--width", type=int, default=256, help="H")
     parser.add_argument("--layers", type=int, default=6, help="layers of the body")
-    parser.add_argument("--tokens-per-batch", type=int, default=4_096, help="padded tokens of a pass")
-    parser.add_argument("--repeats", type=int, default=3, help="passes of each choice; the best counts")
+    parser.add_argument(
+        "--tokens-per-batch", type=int, default=4_096, help="padded tokens of a pass"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="passes of each choice; the best counts"
+    )
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), default="fp32", help="precision of the forward pass"
     )
@@ -64,7 +68,9 @@ def main() -> None:
     for _ in range(args.repeats):
         for names in CHOICES:
             began = time.process_time()
-            score_statistics([model], rows, names, Marks(), args.tokens_per_batch, torch.device("cpu"))  # type: ignore[arg-type]
+            score_statistics(
+                [model], rows, names, Marks(), args.tokens_per_batch, torch.device("cpu")
+            )  # type: ignore[arg-type]
             best[names] = min(best[names], time.process_time() - began)
     results = [result(names, seconds, best[()], model, rows) for names, seconds in best.items()]
     print(f"{'statistics':58}  seconds  rows/s  time  FLOPs (relative to losses alone)")
@@ -81,14 +87,18 @@ def result(
 ) -> dict[str, Any]:
     size = sum(parameter.numel() for parameter in model.parameters())
     shape = tuple(model.get_output_embeddings().weight.shape)
-    lengths, learned = [len(row.input_ids) for row in rows], [int(row.learned.sum()) for row in rows]
+    lengths, learned = (
+        [len(row.input_ids) for row in rows],
+        [int(row.learned.sum()) for row in rows],
+    )
     return {
         "statistics": names,
         "seconds": round(seconds, 3),
         "rows_per_second": round(len(rows) / seconds, 1),
         "time": round(seconds / plain, 3),
         "flops": round(
-            flops(size, shape, lengths, learned, names) / flops(size, shape, lengths, learned, ()), 3
+            flops(size, shape, lengths, learned, names) / flops(size, shape, lengths, learned, ()),
+            3,
         ),
     }
 

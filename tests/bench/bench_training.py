@@ -26,11 +26,11 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from s2l_ray.core.allocation import keep_freed_memory  # noqa: E402
-from s2l_ray.core.encoding import Encoded, pad  # noqa: E402
-from s2l_ray.core.losses import token_losses  # noqa: E402
-from s2l_ray.core.models import build  # noqa: E402
-from s2l_ray.core.training import TrainingPlan, train  # noqa: E402
+from s2l_ray.core.model.allocation import keep_freed_memory  # noqa: E402
+from s2l_ray.core.model.loading import build  # noqa: E402
+from s2l_ray.core.model.losses import token_losses  # noqa: E402
+from s2l_ray.core.model.training import TrainingPlan, train  # noqa: E402
+from s2l_ray.core.text.encoding import Encoded, pad  # noqa: E402
 from tests.bench.bench_scoring import DTYPES, examples, pythia  # noqa: E402
 from tests.bench.frame import finish, ratio, show  # noqa: E402
 
@@ -50,7 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=3, help="of each side, after one that is not measured")
+    parser.add_argument(
+        "--steps", type=int, default=3, help="of each side, after one that is not measured"
+    )
     parser.add_argument("--global-batch", type=int, default=16)
     parser.add_argument("--micro-batch", type=int, default=4)
     parser.add_argument(
@@ -60,7 +62,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
     args = parser.parse_args()
-    tokens = [sum(len(row.input_ids) for row in share) for share in shares(args)[1 : args.steps + 1]]
+    tokens = [
+        sum(len(row.input_ids) for row in share) for share in shares(args)[1 : args.steps + 1]
+    ]
     with tempfile.TemporaryDirectory() as folder:
         sides = {"bare": Side(args, "bare", 1, folder), "labels": Side(args, "labels", 1, folder)}
         sides |= {f"ours, {count}": Side(args, "ours", count, folder) for count in args.workers}
@@ -75,7 +79,12 @@ def main() -> None:
         f"{args.model}, {args.dtype}, {args.global_batch} rows a step, {sum(tokens)} tokens",
         ["side", "tokens/s", "processor s a step", "x processor s of bare"],
         [
-            [name, sum(tokens) / sum(clock[name]), sum(times) / args.steps, ratio(times, spent["bare"])]
+            [
+                name,
+                sum(tokens) / sum(clock[name]),
+                sum(times) / args.steps,
+                ratio(times, spent["bare"]),
+            ]
             for name, times in spent.items()
         ],
     )
@@ -132,7 +141,9 @@ class Side:
             process.join()
 
 
-def serve(pipe: Any, args: argparse.Namespace, way: str, rank: int, workers: int, folder: str) -> None:
+def serve(
+    pipe: Any, args: argparse.Namespace, way: str, rank: int, workers: int, folder: str
+) -> None:
     """Say that all is ready, then take a step whenever told to and say how many processor seconds it took."""
     torch.set_num_threads(args.threads)
 
@@ -200,7 +211,9 @@ class Bare:
             loss,
             args.micro_batch,
         )
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=1e-4, weight_decay=0.0, fused=True
+        )
 
     def step(self, share: Sequence[Encoded]) -> None:
         by_length = sorted(share, key=lambda row: len(row.input_ids))

@@ -46,7 +46,11 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> float:
 def machine() -> dict[str, Any]:
     """The machine, as far as it matters to figures."""
     name = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        (
+            line.split(":")[1].strip()
+            for line in _lines("/proc/cpuinfo")
+            if line.startswith("model name")
+        ),
         platform.processor() or platform.machine(),
     )
     memory = next(
@@ -73,7 +77,9 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
         texts = all(isinstance(row[number], str) for row in rows)
         table.add_column(column, justify="left" if texts else "right")
     for row in rows:
-        table.add_row(*(f"{value:,.4g}" if isinstance(value, float) else str(value) for value in row))
+        table.add_row(
+            *(f"{value:,.4g}" if isinstance(value, float) else str(value) for value in row)
+        )
     Console(width=max(118, Console().width)).print(table)
 
 

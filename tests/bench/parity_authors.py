@@ -22,15 +22,32 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import RULES, Clusters  # noqa: E402
-from s2l_ray.core.grouped import GroupedShard, fit_group  # noqa: E402
-from s2l_ray.core.selection import quotas  # noqa: E402
+from s2l_ray.core.kmeans.grouped import GroupedShard, fit_group  # noqa: E402
+from s2l_ray.core.selection.draw import quotas  # noqa: E402
 from tests.bench.frame import finish  # noqa: E402
 
 K, SMALL, STEPS = 100, 2, 12
-PUBLISHED = Clusters(within="source", k=K, max_rounds=20, tolerance=0.0, points_per_centroid=256, seed=0)
+PUBLISHED = Clusters(
+    within="source", k=K, max_rounds=20, tolerance=0.0, points_per_centroid=256, seed=0
+)
 # rows of each source, in the proportions of a mixture such as MathInstruct; two are smaller than their share, and one is only a
 # little larger than it, so that its small clusters are needed too
-SHARES = (0.36, 0.22, 0.12, 0.08, 0.0405, 0.05, 0.033, 0.03, 0.025, 0.02, 0.012, 0.008, 0.003, 0.0005)
+SHARES = (
+    0.36,
+    0.22,
+    0.12,
+    0.08,
+    0.0405,
+    0.05,
+    0.033,
+    0.03,
+    0.025,
+    0.02,
+    0.012,
+    0.008,
+    0.003,
+    0.0005,
+)
 
 
 def main() -> None:
@@ -42,7 +59,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=262_039, help="rows in all")
     args = parser.parse_args()
     sources, losses = made_up(args.rows)
-    one = sources == "source 10"  # some of its clusters have one or two rows, all but one of which are needed
+    one = (
+        sources == "source 10"
+    )  # some of its clusters have one or two rows, all but one of which are needed
     tasks = {
         "half of all, as shipped": (sources, losses, (args.rows + 1) // 2),
         "11 % of all": (sources, losses, int(0.11 * args.rows)),
@@ -62,7 +81,9 @@ def main() -> None:
     sys.exit(0 if same else 1)
 
 
-def run_task(checkout: Path, sources: np.ndarray, losses: np.ndarray, budget: int) -> dict[str, Any]:
+def run_task(
+    checkout: Path, sources: np.ndarray, losses: np.ndarray, budget: int
+) -> dict[str, Any]:
     """Both on the same rows: what they take of every source and cluster, and how good the clusters are."""
     began = time.monotonic()
     theirs = run_theirs(checkout, sources, losses, budget)
@@ -71,7 +92,10 @@ def run_task(checkout: Path, sources: np.ndarray, losses: np.ndarray, budget: in
     taken = our_quotas(sources, theirs, budget)
     objectives = our_objectives(sources, losses, theirs)
     our_seconds = time.monotonic() - began
-    rows = [compared(source, sources, theirs, taken, objectives) for source in sorted(set(sources.tolist()))]
+    rows = [
+        compared(source, sources, theirs, taken, objectives)
+        for source in sorted(set(sources.tolist()))
+    ]
     return {
         "budget": budget,
         "theirs": int(theirs.chosen.sum()),
@@ -97,7 +121,9 @@ def made_up(rows: int) -> tuple[np.ndarray, np.ndarray]:
         losses = floor + (start - floor) * np.exp(-rate * np.arange(STEPS))
         losses += 0.03 * numbers.standard_t(3, (size, STEPS))
         far = numbers.choice(size, max(3, size // 2000), replace=False)
-        losses[far] += numbers.lognormal(2, 0.7, (len(far), 1)) * numbers.uniform(0, 1, (len(far), STEPS))
+        losses[far] += numbers.lognormal(2, 0.7, (len(far), 1)) * numbers.uniform(
+            0, 1, (len(far), STEPS)
+        )
         of_source.append(np.abs(losses).astype(np.float32))
     names = np.repeat([f"source {number:02}" for number in range(len(sizes))], sizes)
     order = numbers.permutation(rows)
@@ -162,7 +188,9 @@ def run_theirs(checkout: Path, sources: np.ndarray, losses: np.ndarray, budget: 
     theirs = Theirs(schedule.labeled_idx.numpy())
     for labels, objective in fitted:
         # a fit belongs to the source of its size; sizes differ
-        (source,) = (name for name in set(sources.tolist()) if (sources == name).sum() == len(labels))
+        (source,) = (
+            name for name in set(sources.tolist()) if (sources == name).sum() == len(labels)
+        )
         theirs.labels[source], theirs.objectives[source] = labels, objective
     return theirs
 
@@ -176,7 +204,9 @@ def fewer_rows_than_clusters(checkout: Path, losses: np.ndarray) -> dict[str, st
     except RuntimeError as error:
         theirs = f"raises {str(error).splitlines()[0][-80:]}"
     shard = GroupedShard([(np.arange(60), losses[:60], np.zeros(60, np.int64))])
-    sizes = fit_group(lambda view, method, args: [shard.call(view, method, args)], 0, PUBLISHED).sizes
+    sizes = fit_group(
+        lambda view, method, args: [shard.call(view, method, args)], 0, PUBLISHED
+    ).sizes
     return {"theirs": theirs, "ours": f"takes {quotas(sizes, 40, SMALL).sum()} of 40"}
 
 
@@ -227,7 +257,8 @@ def compared(
     # equally large clusters are visited in another order by their unstable sort, which may hand the odd row to another of them;
     # of the small ones they draw from all together
     pairs = [
-        sorted(zip(sizes[~small].tolist(), side[~small].tolist(), strict=True)) for side in (of_theirs, ours)
+        sorted(zip(sizes[~small].tolist(), side[~small].tolist(), strict=True))
+        for side in (of_theirs, ours)
     ]
     same = pairs[0] == pairs[1] and of_theirs[small].sum() == ours[small].sum()
     return {
@@ -253,7 +284,11 @@ def print_table(result: dict[str, Any]) -> None:
         "source           rows   theirs     ours  clusters  small  from small  same quotas  objective ours / theirs"
     )
     for row in result["sources"]:
-        ratio = f"{row['our_objective'] / row['their_objective']:.4f}" if row["their_objective"] else "whole"
+        ratio = (
+            f"{row['our_objective'] / row['their_objective']:.4f}"
+            if row["their_objective"]
+            else "whole"
+        )
         print(
             f"{row['source']:10} {row['rows']:>10,} {row['theirs']:>8,} {row['ours']:>8,} {row['clusters']:>9} "
             f"{row['small_clusters']:>6} {row['from_small']:>11}  {row['same_quotas']!s:>11}  {ratio:>10}"

@@ -44,9 +44,9 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from s2l_ray.core.kmeans import START_ROWS  # noqa: E402
-from s2l_ray.core.selection import GATHERED, SAMPLE  # noqa: E402
-from s2l_ray.core.store import FileEntry, Manifest, Part  # noqa: E402
+from s2l_ray.core.kmeans.lloyd import START_ROWS  # noqa: E402
+from s2l_ray.core.selection.draw import GATHERED, SAMPLE  # noqa: E402
+from s2l_ray.core.storage.store import FileEntry, Manifest, Part  # noqa: E402
 from s2l_ray.stages.clusters import FAN_IN  # noqa: E402
 from s2l_ray.stages.edge import MOST_TASKS  # noqa: E402
 from s2l_ray.stages.subset import ROWS_PER_TASK, rows_per_task  # noqa: E402
@@ -182,7 +182,10 @@ def calibrated(small: dict[str, Any]) -> Rows:
     busiest = [_busiest(rows, small["rows_per_part"], small["cores"]) for rows in small["rows"]]
     steps = small["rounds"] + 1  # with the assignment after the last round
     more = busiest[1] - busiest[0]
-    slope = {name: (small[name][1] - small[name][0]) / more for name in ("clusters s", "round s", "subset s")}
+    slope = {
+        name: (small[name][1] - small[name][0]) / more
+        for name in ("clusters s", "round s", "subset s")
+    }
     start = {name: small[name][0] - slope[name] * busiest[0] for name in slope}
     return Rows(
         step=slope["round s"],
@@ -231,8 +234,12 @@ def _stage(
     together = together | nodes.storage_seconds(
         amounts["read"] + amounts["written"], files["read"] + files["written"]
     )
-    together["network"] = amounts["sent"] / nodes.count / nodes.network + amounts["received"] / nodes.network
-    held = (manifests + 1) * measured["bytes of a part"]["held"] + measured["bytes of a part"]["written"]
+    together["network"] = (
+        amounts["sent"] / nodes.count / nodes.network + amounts["received"] / nodes.network
+    )
+    held = (manifests + 1) * measured["bytes of a part"]["held"] + measured["bytes of a part"][
+        "written"
+    ]
     memory = costs["base bytes"] + job.parts * held + amounts.pop("held", 0.0)
     return Stage(start + max(together.values()) + alone, together, alone, memory=memory, **amounts)
 
@@ -256,8 +263,13 @@ def _proxy(job: Job, nodes: Nodes, measured: dict[str, Any]) -> Stage:
     else:
         work = tokens * measured["training of a token"] / nodes.cores / nodes.count
     gradients = 2 * 4 * measured["parameters"] * (nodes.count - 1)  # of a step, all nodes together
-    reduce = steps * gradients / nodes.count / nodes.network  # one after the other with the work of a step
-    amounts = {"read": rows * job.bytes_of_row / 2, "written": 4.0 * measured["parameters"] * job.checkpoints}
+    reduce = (
+        steps * gradients / nodes.count / nodes.network
+    )  # one after the other with the work of a step
+    amounts = {
+        "read": rows * job.bytes_of_row / 2,
+        "written": 4.0 * measured["parameters"] * job.checkpoints,
+    }
     return _stage(
         job, nodes, measured, measured["start"]["proxy"], {"cores and gradients": work + reduce},
         1, sent=0.0, received=0.0, **amounts,
@@ -286,7 +298,9 @@ def _clusters(job: Job, nodes: Nodes, measured: dict[str, Any]) -> Stage:
     shards = min(nodes.count * nodes.cores, job.parts)
     own = _busiest(job.rows, job.rows_per_part, shards)
     values = job.checkpoints - 1
-    streamed = job.streamed if job.streamed is not None else own * 62 * nodes.cores > nodes.memory / 2
+    streamed = (
+        job.streamed if job.streamed is not None else own * 62 * nodes.cores > nodes.memory / 2
+    )
     steps = job.rounds + 1
     round_ = own * (rows.step if streamed else _of_k(measured["round of a held row"], job.k))
     answer, sample = job.k * (values + 1) * 8, min(START_ROWS, own) * (16 + 4 * values)
@@ -421,35 +435,55 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=10**9, help="examples")
-    parser.add_argument("--nodes", type=int, nargs="+", default=[16, 64, 256], help="numbers of nodes")
+    parser.add_argument(
+        "--nodes", type=int, nargs="+", default=[16, 64, 256], help="numbers of nodes"
+    )
     parser.add_argument("--cores", type=int, default=16, help="cores of a node")
     parser.add_argument("--memory", type=float, default=64e9, help="bytes of a node")
     parser.add_argument(
         "--network", type=float, default=1.25e9, help="bytes a second of a node, to other nodes"
     )
     parser.add_argument(
-        "--node-storage", type=float, default=0.5e9, help="bytes a second between a node and the storage"
+        "--node-storage",
+        type=float,
+        default=0.5e9,
+        help="bytes a second between a node and the storage",
     )
-    parser.add_argument("--all-storage", type=float, default=20e9, help="bytes a second of the storage")
-    parser.add_argument("--latency", type=float, default=0.03, help="seconds of a request to the storage")
+    parser.add_argument(
+        "--all-storage", type=float, default=20e9, help="bytes a second of the storage"
+    )
+    parser.add_argument(
+        "--latency", type=float, default=0.03, help="seconds of a request to the storage"
+    )
     parser.add_argument(
         "--accelerator-flops", type=float, default=1.5e14, help="that one accelerator does a second"
     )
     parser.add_argument(
-        "--accelerators", type=int, default=0, help="of a node; 0: training and scoring on its cores"
+        "--accelerators",
+        type=int,
+        default=0,
+        help="of a node; 0: training and scoring on its cores",
     )
     parser.add_argument("--rows-per-part", type=int, default=16_384)
     parser.add_argument("--bytes-of-row", type=float, default=1_500, help="of a raw row")
     parser.add_argument("--k", type=int, default=1000, help="clusters")
     parser.add_argument("--rounds", type=int, default=20, help="rounds of k-means")
     parser.add_argument("--checkpoints", type=int, default=13, help="T + 1")
-    parser.add_argument("--proxy-rows", type=float, default=262_000, help="that the proxy is trained on")
     parser.add_argument(
-        "--manifest", type=int, metavar="PARTS", help="measure what a part takes of the driver's memory"
+        "--proxy-rows", type=float, default=262_000, help="that the proxy is trained on"
+    )
+    parser.add_argument(
+        "--manifest",
+        type=int,
+        metavar="PARTS",
+        help="measure what a part takes of the driver's memory",
     )
     parser.add_argument("--measured", type=Path, help="JSON that replaces parts of MEASURED")
     parser.add_argument(
-        "--check", type=Path, metavar="LOG", help="of bench_out_of_core, of which the last line is read"
+        "--check",
+        type=Path,
+        metavar="LOG",
+        help="of bench_out_of_core, of which the last line is read",
     )
     args = parser.parse_args()
     measured = merged(MEASURED, json.loads(args.measured.read_text()) if args.measured else {})
@@ -457,7 +491,9 @@ def main() -> None:
         return check(json.loads(args.check.read_text().splitlines()[-1]), measured)
     if args.manifest:
         return frame.finish(
-            "simulate_nodes_manifest", parts=args.manifest, bytes_of_a_part=manifest_bytes(args.manifest)
+            "simulate_nodes_manifest",
+            parts=args.manifest,
+            bytes_of_a_part=manifest_bytes(args.manifest),
         )
     results = [tables(args, count, measured) for count in args.nodes]
     frame.finish("simulate_nodes", **{**vars(args), "measured": measured}, results=results)
@@ -469,7 +505,9 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     if unknown:
         raise SystemExit(f"--measured: expected some of {sorted(base)}, got {unknown}")
     return {
-        name: merged(value, change.get(name, {})) if isinstance(value, dict) else change.get(name, value)
+        name: merged(value, change.get(name, {}))
+        if isinstance(value, dict)
+        else change.get(name, value)
         for name, value in base.items()
     }
 
@@ -483,10 +521,18 @@ def check(bench: dict[str, Any], measured: dict[str, Any]) -> None:
         if result["rows"] not in small["rows"]:
             predicted = out_of_core(result["rows"], measured)
             rows += [
-                [f"{result['rows']:,}", name, seconds, float(result[name]), seconds / result[name] - 1]
+                [
+                    f"{result['rows']:,}",
+                    name,
+                    seconds,
+                    float(result[name]),
+                    seconds / result[name] - 1,
+                ]
                 for name, seconds in predicted.items()
             ]
-    frame.show("predicted from smaller runs", ("rows", "what", "predicted", "measured", "off"), rows)
+    frame.show(
+        "predicted from smaller runs", ("rows", "what", "predicted", "measured", "off"), rows
+    )
     frame.finish("simulate_nodes_check", calibration=small, rows=rows)
 
 
@@ -494,7 +540,9 @@ def calibration_of(bench: dict[str, Any]) -> dict[str, Any]:
     """The two smallest sizes of a bench_out_of_core, each the mean of its runs."""
     sizes = sorted({result["rows"] for result in bench["results"]})[:2]
     if len(sizes) < 2 or sizes[1] > MOST_ROWS:
-        raise SystemExit(f"--check: expected two sizes up to {MOST_ROWS:,} rows to calibrate on, got {sizes}")
+        raise SystemExit(
+            f"--check: expected two sizes up to {MOST_ROWS:,} rows to calibrate on, got {sizes}"
+        )
     runs = [[result for result in bench["results"] if result["rows"] == size] for size in sizes]
     names = ("clusters s", "round s", "subset s")
     return {
@@ -534,7 +582,14 @@ def manifest_bytes(count: int) -> dict[str, float]:
         for number in range(count)
     ]
     parts = [
-        Part(number, 16_384, files[number], f"node-{number % 256}/10.0.0.1", "0123456789ab", stats[number])
+        Part(
+            number,
+            16_384,
+            files[number],
+            f"node-{number % 256}/10.0.0.1",
+            "0123456789ab",
+            stats[number],
+        )
         for number in range(count)
     ]
     written = Manifest(1, "examples", "", {}, {}, parts, [], {}, 0.0, "", "", {}, {}).to_bytes()
@@ -594,7 +649,9 @@ def tables(args: argparse.Namespace, count: int, measured: dict[str, Any]) -> di
     subsets = {
         "subset as it is": stages["subset"],
         "subset without merging": flat["subset"],
-        "subset, chunks of 131,072 rows": simulate(Job(**(vars(plain) | small)), nodes, measured)["subset"],
+        "subset, chunks of 131,072 rows": simulate(Job(**(vars(plain) | small)), nodes, measured)[
+            "subset"
+        ],
         "subset, both (as it was)": simulate(
             Job(**(vars(plain) | small | {"fan_in": NO_TREE})), nodes, measured
         )["subset"],

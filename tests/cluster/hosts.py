@@ -43,7 +43,9 @@ def why_not() -> str | None:
         return f"hosts need the programs {', '.join(missing)} (Debian: iproute2, util-linux)"
     if _memory_root() is None:
         return "hosts need the memory controller of cgroup v1, or of v2 enabled at the root of /sys/fs/cgroup"
-    tried = subprocess.run(["unshare", *_NAMESPACES, "--fork", "true"], capture_output=True, text=True)
+    tried = subprocess.run(
+        ["unshare", *_NAMESPACES, "--fork", "true"], capture_output=True, text=True
+    )
     return None if tried.returncode == 0 else f"hosts need namespaces: {tried.stderr.strip()}"
 
 
@@ -63,7 +65,9 @@ class Hosts:
         """`memory` is the limit of each host in bytes; `private` are folders that exist on this machine."""
         missing = [str(path) for path in private if not path.is_dir()]
         if missing:
-            raise ValueError(f"making hosts: private folders must exist here first, but {missing} do not")
+            raise ValueError(
+                f"making hosts: private folders must exist here first, but {missing} do not"
+            )
         self.numbers = range(1, count + 1)
         self._memory = memory
         self.private = [path.resolve() for path in private]
@@ -81,7 +85,13 @@ class Hosts:
         self._gone, self._alive = os.pipe()
         with (self.root / "janitor.log").open("w") as log:
             self._janitor = subprocess.Popen(
-                ["unshare", "--net", *_PROGRAM, "janitor", json.dumps([str(self.root), str(memory_root)])],
+                [
+                    "unshare",
+                    "--net",
+                    *_PROGRAM,
+                    "janitor",
+                    json.dumps([str(self.root), str(memory_root)]),
+                ],
                 stdin=self._gone,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -100,7 +110,10 @@ class Hosts:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -116,7 +129,9 @@ class Hosts:
             outer.wait(timeout=60)
         if status != 0:
             why = (self.root / "janitor.log").read_text()
-            raise RuntimeError(f"removing hosts: {self.root} and its cgroups are left, remove them: {why}")
+            raise RuntimeError(
+                f"removing hosts: {self.root} and its cgroups are left, remove them: {why}"
+            )
 
     def address(self, i: int) -> str:
         """Returns the IPv4 address of host i; number 254 is this machine."""
@@ -150,7 +165,9 @@ class Hosts:
         outer, init = self._inits.pop(i)
         self._switch("link", "del", f"host{i}")
         if outer.poll() is None:
-            os.kill(init, signal.SIGKILL)  # the kernel ends all processes of the namespace with its first
+            os.kill(
+                init, signal.SIGKILL
+            )  # the kernel ends all processes of the namespace with its first
         outer.wait(timeout=60)
 
     def cut(self, i: int) -> None:
@@ -204,7 +221,9 @@ class Hosts:
         ]
         path = f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         environment = {"PATH": path, "HOME": HOME, "LANG": "C.UTF-8", **(env or {})}
-        return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **options)
+        return subprocess.Popen(
+            command, env=environment, text=True, start_new_session=True, **options
+        )
 
     def run(
         self, i: int, argv: Sequence[str], *, timeout: float = 60, **options: Any
@@ -237,7 +256,9 @@ class Hosts:
             if subprocess.run(make, capture_output=True).returncode == 0:
                 break
         else:
-            raise RuntimeError("making hosts: all networks 10.77.1.0/24 to 10.77.254.0/24 are in use here")
+            raise RuntimeError(
+                "making hosts: all networks 10.77.1.0/24 to 10.77.254.0/24 are in use here"
+            )
         self._network = f"10.77.{k}"
         _output("ip", "addr", "add", f"{self.address(254)}/24", "dev", f"s2l{k}")
         _output("ip", "link", "set", f"s2l{k}", "up")
@@ -266,7 +287,8 @@ class Hosts:
         kept = [
             path
             for path in _python_folders() | {self.shared}
-            if path not in hidden and any(path.is_relative_to(top) for top in [Path("/tmp"), *hidden])
+            if path not in hidden
+            and any(path.is_relative_to(top) for top in [Path("/tmp"), *hidden])
         ]
         return json.dumps(
             {
@@ -316,7 +338,9 @@ def _memory_root() -> Path | None:
     root = Path("/sys/fs/cgroup")
     if (root / "memory" / "memory.limit_in_bytes").exists():
         return root / "memory"
-    enabled = root / "cgroup.subtree_control"  # of cgroup v2; switching it on is the owner's business
+    enabled = (
+        root / "cgroup.subtree_control"
+    )  # of cgroup v2; switching it on is the owner's business
     return root if enabled.exists() and "memory" in enabled.read_text().split() else None
 
 
@@ -347,7 +371,9 @@ def _expect_line(process: subprocess.Popen[str], what: str, log: Path) -> str:
         line = process.stdout.readline().strip()
     if not line:
         status = process.wait()
-        raise RuntimeError(f"making hosts: {what} did not come up, exit status {status}: {log.read_text()}")
+        raise RuntimeError(
+            f"making hosts: {what} did not come up, exit status {status}: {log.read_text()}"
+        )
     return line
 
 
@@ -398,7 +424,9 @@ def _serve_as_janitor(root: Path, memory_root: Path) -> None:
     os.read(0, 1)
     groups = list(memory_root.glob(f"{root.name}-*"))
     deadline = time.monotonic() + 30
-    while processes := [pid for group in groups for pid in (group / "cgroup.procs").read_text().split()]:
+    while processes := [
+        pid for group in groups for pid in (group / "cgroup.procs").read_text().split()
+    ]:
         for pid in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)

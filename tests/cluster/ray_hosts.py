@@ -50,8 +50,14 @@ class RayHosts:
         size = ["--num-cpus=1", f"--memory={GIB}", f"--object-store-memory={_OBJECT_STORE}"]
         argv = [*_RAY, "start", *place, f"--node-ip-address={self.hosts.address(i)}", *size]
         with self._log(i).open("a") as log:
-            output: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
-            ray = self.hosts.popen(i, [*argv, "--disable-usage-stats", "--block"], env=self.env, **output)
+            output: dict[str, Any] = {
+                "stdin": subprocess.DEVNULL,
+                "stdout": log,
+                "stderr": subprocess.STDOUT,
+            }
+            ray = self.hosts.popen(
+                i, [*argv, "--disable-usage-stats", "--block"], env=self.env, **output
+            )
         self._started.append(ray)  # an unreferenced Popen warns when it is collected
 
     def nodes(self) -> set[str]:
@@ -63,7 +69,11 @@ class RayHosts:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(request, timeout=10) as response:
             answer = json.load(response)
-        return {node["node_ip"] for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"}
+        return {
+            node["node_ip"]
+            for node in answer["data"]["result"]["result"]
+            if node["state"] == "ALIVE"
+        }
 
     def wait_for_nodes(self, numbers: Sequence[int], *, timeout: float = 90) -> None:
         """Waits until exactly these hosts are living nodes; if that does not happen, shows what each logged."""
@@ -71,7 +81,9 @@ class RayHosts:
         deadline = time.monotonic() + timeout
         while seen != wanted:
             if time.monotonic() > deadline:
-                logs = "\n".join(f"--- host {i}\n{self._log(i).read_text()}" for i in self.hosts.numbers)
+                logs = "\n".join(
+                    f"--- host {i}\n{self._log(i).read_text()}" for i in self.hosts.numbers
+                )
                 pytest.fail(f"waiting {timeout} s for nodes {sorted(wanted)}: came {seen}\n{logs}")
             time.sleep(0.3)
             try:

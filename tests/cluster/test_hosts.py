@@ -73,7 +73,9 @@ def test_the_checkout_is_absent_and_the_running_python_is_there(hosts: Hosts) ->
     assert hosts.run(1, [sys.executable, "-c", "import ray"]).returncode == 0
 
 
-def test_a_python_inside_the_checkout_stays_visible_while_the_checkout_does_not(tmp_path: Path) -> None:
+def test_a_python_inside_the_checkout_stays_visible_while_the_checkout_does_not(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "tests" / "cluster"
     folder.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("hosts.py"), folder)
@@ -146,7 +148,9 @@ def test_nothing_is_left_when_the_test_process_is_killed(tmp_path: Path) -> None
     """)
     )
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, str(script)], stdin=pipe, stdout=pipe, text=True) as dying:
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=pipe, stdout=pipe, text=True
+    ) as dying:
         assert dying.stdout is not None
         root, cgroup, address, *processes = dying.stdout.readline().split()
         assert Path(root).exists()
@@ -190,7 +194,9 @@ print("ADDRESSES", *sorted(ray.get([where.remote(barrier) for _ in range(own_mod
 """
 
 
-def test_a_submitted_job_brings_its_code_and_runs_on_every_host(ray_hosts: RayHosts, tmp_path: Path) -> None:
+def test_a_submitted_job_brings_its_code_and_runs_on_every_host(
+    ray_hosts: RayHosts, tmp_path: Path
+) -> None:
     (tmp_path / "job.py").write_text(SPREAD_JOB)
     (tmp_path / "own_module.py").write_text("TASKS = 3\n")
     status, output = ray_hosts.submit(["python", "job.py"], tmp_path)
@@ -200,7 +206,9 @@ def test_a_submitted_job_brings_its_code_and_runs_on_every_host(ray_hosts: RayHo
 
 
 def test_a_failing_job_is_told_apart(ray_hosts: RayHosts, tmp_path: Path) -> None:
-    status, output = ray_hosts.submit(["python", "-c", "raise SystemExit('broken on purpose')"], tmp_path)
+    status, output = ray_hosts.submit(
+        ["python", "-c", "raise SystemExit('broken on purpose')"], tmp_path
+    )
     assert status != 0
     assert "broken on purpose" in output
 

@@ -41,7 +41,9 @@ def storage(ray_hosts: RayHosts) -> Path:
     """The storage of a demo that ran on all three hosts."""
     folder = ray_hosts.hosts.shared / "storage"
     wide = ["--scaling.scorers=3", "--scaling.shards=3"]
-    status, output = ray_hosts.submit([*RUN, f"--run.storage={folder}", *SHORT, *wide], REPO, timeout=1200)
+    status, output = ray_hosts.submit(
+        [*RUN, f"--run.storage={folder}", *SHORT, *wide], REPO, timeout=1200
+    )
     assert status == 0, output
     assert "3 node(s)" in output
     return folder
@@ -63,7 +65,9 @@ def test_one_node_chooses_the_same_bytes(storage: Path, tmp_path: Path) -> None:
         shutil.copytree(storage / folder, tmp_path / folder)
     arguments = [f"--run.storage={tmp_path}", *SHORT, "--until=subset", "--scaling.shards=2"]
     env = {**os.environ, "RAY_ADDRESS": "local"}
-    done = subprocess.run([*RUN, *arguments], cwd=REPO, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*RUN, *arguments], cwd=REPO, env=env, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     assert len(manifests(tmp_path)["trajectories"]) == 1  # found again, not scored again
     assert data_files(tmp_path, "clusters") == data_files(storage, "clusters")
@@ -71,7 +75,9 @@ def test_one_node_chooses_the_same_bytes(storage: Path, tmp_path: Path) -> None:
 
 
 def test_storage_that_is_not_shared_is_named(ray_hosts: RayHosts) -> None:
-    status, output = ray_hosts.submit([*RUN, "--run.storage=/var/tmp/alone", *SHORT], REPO, timeout=300)
+    status, output = ray_hosts.submit(
+        [*RUN, "--run.storage=/var/tmp/alone", *SHORT], REPO, timeout=300
+    )
     assert status != 0
     assert "error: checking the storage /var/tmp/alone" in output
     assert any(ray_hosts.hosts.address(i) in output.split("error:")[1] for i in (2, 3))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from s2l_ray.core.store import Artifact, Manifest, Store
+from s2l_ray.core.storage.store import Artifact, Manifest, Store
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -39,9 +39,16 @@ class Runs:
     def __init__(self) -> None:
         self.mark = uuid.uuid4().hex
 
-    def start(self, job: Path, *arguments: str, python: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    def start(
+        self, job: Path, *arguments: str, python: tuple[str, ...] = ()
+    ) -> subprocess.Popen[bytes]:
         """Start a run that writes to `<job>.out` and `<job>.err`, since a full pipe would stop it."""
-        environment = {**os.environ, "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1", MARK: self.mark}
+        environment = {
+            **os.environ,
+            "RAY_ADDRESS": "local",
+            "OMP_NUM_THREADS": "1",
+            MARK: self.mark,
+        }
         command = [sys.executable, *python, "-m", "s2l_ray.run", "--config", str(job), *arguments]
         with open(f"{job}.out", "wb") as out, open(f"{job}.err", "wb") as err:
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err)
@@ -51,7 +58,9 @@ class Runs:
         process = self.start(job, *arguments, python=python)
         status = process.wait(timeout=400)
         seconds = time.monotonic() - began
-        return Ended(status, Path(f"{job}.out").read_text(), Path(f"{job}.err").read_text(), seconds)
+        return Ended(
+            status, Path(f"{job}.out").read_text(), Path(f"{job}.err").read_text(), seconds
+        )
 
     def processes(self) -> list[int]:
         """Ids of all processes that a run of this object started and that still live."""

@@ -13,7 +13,9 @@ boto3 = pytest.importorskip("boto3", reason="Ray's AWS launcher needs boto3")
 
 @pytest.fixture
 def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("HOME", str(tmp_path))  # the launcher keeps the SSH key that it makes in ~/.ssh
+    monkeypatch.setenv(
+        "HOME", str(tmp_path)
+    )  # the launcher keeps the SSH key that it makes in ~/.ssh
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "AWS_PROFILE"):
@@ -39,14 +41,18 @@ def test_the_launcher_resolves_network_key_and_rights(aws: None, tmp_path: Path)
     validate_config(without_internal_fields(config))
     assert list(tmp_path.glob(".ssh/*.pem")) == [Path(config["auth"]["ssh_private_key"])]
     # AWS knows how many CPUs and GPUs the instance types really have.
-    truth = AWSNodeProvider.fillout_available_node_types_resources(emptied(config))["available_node_types"]
+    truth = AWSNodeProvider.fillout_available_node_types_resources(emptied(config))[
+        "available_node_types"
+    ]
     for name, group in config["available_node_types"].items():
         assert group["node_config"]["SubnetIds"]
         assert group["node_config"]["SecurityGroupIds"]
         if name != config["head_node_type"]:
             assert given[name].items() <= truth[name]["resources"].items()
     iam = boto3.client("iam", region_name=config["provider"]["region"])
-    assert iam.list_roles()["Roles"] == []  # the file names its own profiles, so Ray grants itself nothing
+    assert (
+        iam.list_roles()["Roles"] == []
+    )  # the file names its own profiles, so Ray grants itself nothing
 
 
 def without_internal_fields(config: dict[str, Any]) -> dict[str, Any]:
@@ -54,5 +60,7 @@ def without_internal_fields(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def emptied(config: dict[str, Any]) -> dict[str, Any]:
-    types = {name: {**group, "resources": {}} for name, group in config["available_node_types"].items()}
+    types = {
+        name: {**group, "resources": {}} for name, group in config["available_node_types"].items()
+    }
     return {**config, "available_node_types": types}

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from s2l_ray import run
-from s2l_ray.core.store import Artifact, FileEntry, Store
-from s2l_ray.core.tables import parquet_bytes
+from s2l_ray.core.storage.store import Artifact, FileEntry, Store
+from s2l_ray.core.storage.tables import parquet_bytes
 from tests import tiny
 from tests.integration.conftest import Finished
 
@@ -38,7 +38,10 @@ class Case:
         """Give a file of an artifact other content under its name, and let the manifest vouch for it."""
         artifact = self.artifact(stage)
         raw = json.loads(artifact.read("manifest.json"))
-        entries = [*raw["files"], *(entry for part in raw["parts"] for entry in part["files"].values())]
+        entries = [
+            *raw["files"],
+            *(entry for part in raw["parts"] for entry in part["files"].values()),
+        ]
         entry = next(entry for entry in entries if wanted in entry["name"])
         data = change(artifact.read_file(FileEntry(**entry)))
         entry.update(vars(artifact.write_named(entry["name"], data)))
@@ -75,7 +78,9 @@ def weights_that_are_nan(case: Case) -> list[str]:
 
 def weights_that_are_missing(case: Case) -> list[str]:
     artifact = case.artifact("proxy")
-    gone = next(entry for entry in artifact.manifest().files if entry.name.endswith("model.safetensors"))
+    gone = next(
+        entry for entry in artifact.manifest().files if entry.name.endswith("model.safetensors")
+    )
     (case.storage / artifact.path / gone.name).unlink()
     case.job["trajectories"]["tokens_per_batch"] = 512
     return [gone.name, "missing", "Restore the file"]
@@ -85,7 +90,9 @@ def stored_losses_of_a_wrong_type(case: Case) -> list[str]:
     def spoil(data: bytes) -> bytes:
         table = pa.parquet.read_table(pa.BufferReader(data))
         place = table.column_names.index("losses")
-        return parquet_bytes(table.set_column(place, "losses", pa.nulls(table.num_rows, pa.float64())))
+        return parquet_bytes(
+            table.set_column(place, "losses", pa.nulls(table.num_rows, pa.float64()))
+        )
 
     case.rewrite("trajectories", spoil, "part-00002")
     case.job["clusters"]["seed"] = 9
@@ -98,8 +105,12 @@ def stored_losses_that_are_infinite(case: Case) -> list[str]:
         losses = table["losses"].combine_chunks()
         values = losses.flatten().to_numpy(zero_copy_only=False).copy()
         values[3] = np.inf
-        spoiled = pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float32()), losses.type.list_size)
-        return parquet_bytes(table.set_column(table.column_names.index("losses"), "losses", spoiled))
+        spoiled = pa.FixedSizeListArray.from_arrays(
+            pa.array(values, pa.float32()), losses.type.list_size
+        )
+        return parquet_bytes(
+            table.set_column(table.column_names.index("losses"), "losses", spoiled)
+        )
 
     case.rewrite("trajectories", spoil, "part-00002")
     case.job["clusters"]["seed"] = 9
@@ -208,6 +219,15 @@ def test_it_stops_the_run_with_one_message_and_commits_nothing_of_it(
     for word in words:
         assert word in said, said
     made = {found.parts[-3] for found in set(case.storage.rglob("manifest.json")) - before}
-    stages = ["examples", "proxy", "trajectories", "clusters", "subset", "target", "evaluation", "report"]
+    stages = [
+        "examples",
+        "proxy",
+        "trajectories",
+        "clusters",
+        "subset",
+        "target",
+        "evaluation",
+        "report",
+    ]
     failed = MADE_BEFORE.get(kind)
     assert not made & set(stages[stages.index(failed) :] if failed else stages), made

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from s2l_ray.core.store import Artifact
+from s2l_ray.core.storage.store import Artifact
 from tests import tiny
 from tests.integration.conftest import Finished, Runs, write_job
 
@@ -21,10 +21,16 @@ TOOLS = [{"type": "function", "function": {"name": "upper", "parameters": {}}}]
 
 def conversation(number: int) -> dict[str, Any]:
     """Two questions, every fourth row with a tool; what is learned of a row is in `learned` below."""
-    asked = [{"role": "user", "content": f"copy {number}"}, {"role": "assistant", "content": str(number)}]
+    asked = [
+        {"role": "user", "content": f"copy {number}"},
+        {"role": "assistant", "content": str(number)},
+    ]
     if number % 4:
         return {"messages": [*asked, *asked]}
-    called = [{"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "AB"}]
+    called = [
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "AB"},
+    ]
     return {
         "messages": [
             *asked,
@@ -40,7 +46,8 @@ def learned(row: dict[str, Any]) -> int:
     """Number of learned bytes: every answer, the calls it makes, its end token."""
     answers = [turn for turn in row["messages"] if turn["role"] == "assistant"]
     return sum(
-        len(a["content"]) + (len('upper({"word": "ab"})') if "tool_calls" in a else 0) + 1 for a in answers
+        len(a["content"]) + (len('upper({"word": "ab"})') if "tool_calls" in a else 0) + 1
+        for a in answers
     )
 
 
@@ -68,11 +75,16 @@ def chatted(tmp_path_factory: pytest.TempPathFactory, runs: Runs) -> Finished:
 
 
 def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
-    return pa.concat_tables([artifact.read_part(part) for part in artifact.manifest().parts]).to_pylist()
+    return pa.concat_tables(
+        [artifact.read_part(part) for part in artifact.manifest().parts]
+    ).to_pylist()
 
 
 def test_every_turn_is_scored_and_what_cannot_be_rendered_says_why(chatted: Finished) -> None:
-    raw = [json.loads(line) for line in (chatted.folder / "raw" / "talks.jsonl").read_text().splitlines()]
+    raw = [
+        json.loads(line)
+        for line in (chatted.folder / "raw" / "talks.jsonl").read_text().splitlines()
+    ]
     stored = rows_of(chatted.artifact("trajectories"))
     assert len(stored) == len(raw)
     for number, (row, scored) in enumerate(zip(raw, stored, strict=True)):
@@ -105,7 +117,9 @@ def test_again_reuses_all_though_the_template_has_moved(chatted: Finished, runs:
     assert "│ made" not in again.out
 
 
-def test_a_length_that_leaves_nothing_to_learn_is_told_before_training(chatted: Finished, runs: Runs) -> None:
+def test_a_length_that_leaves_nothing_to_learn_is_told_before_training(
+    chatted: Finished, runs: Runs
+) -> None:
     refused = runs(chatted.job, "--proxy.max_length=5", "--until=proxy")
     assert refused.status != 0
     assert (

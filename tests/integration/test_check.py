@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from s2l_ray import check
-from s2l_ray.core.encoding import NO_LEARNED_TOKEN
+from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN
 from tests import tiny
 from tests.integration.conftest import Finished
 
@@ -53,7 +53,9 @@ def test_a_job_that_never_ran_is_checked_on_its_model_at_the_start(
     assert 1 <= int(left_out.group(1)) <= 20
     assert f"left out: {left_out.group(1)} of 60 rows drawn" in out
     table = lines(out)
-    assert {(dtype, tokens == "one row", attention) for _, dtype, tokens, attention, *_ in table} == {
+    assert {
+        (dtype, tokens == "one row", attention) for _, dtype, tokens, attention, *_ in table
+    } == {
         (dtype, alone, attention)
         for dtype in ("fp32", "bf16")
         for alone, attention in ((True, "default"), (False, "default"), (False, "eager"))
@@ -69,11 +71,15 @@ def test_a_job_that_never_ran_is_checked_on_its_model_at_the_start(
     assert [path.name for path in (tmp_path / "storage").iterdir()] == ["index"]
 
 
-def test_the_learned_part_of_a_row_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_learned_part_of_a_row_is_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert check.main(["--config", str(job(tmp_path)), "--rows=8"]) == 0
     out = capsys.readouterr().out
     marked = re.search(
-        r"example_id (\d+): ⟦learned⟧ are (\d+) of (\d+) tokens.*?│ (.*?) +│\n│ ⟦(.*?)<\|end\|>⟧", out, re.S
+        r"example_id (\d+): ⟦learned⟧ are (\d+) of (\d+) tokens.*?│ (.*?) +│\n│ ⟦(.*?)<\|end\|>⟧",
+        out,
+        re.S,
     )
     assert marked, out
     example_id, learned, tokens, instruction, answer = marked.groups()
@@ -94,7 +100,10 @@ def test_a_setting_beyond_the_tolerance_is_a_failure(
     out = capsys.readouterr().out
     assert "NOT faithful: the job's setting (bf16" in out
     assert "Set trajectories.dtype: fp32" in out
-    assert check.main(["--config", path, "--rows=20", "--tolerance=1e-6", "--trajectories.dtype=fp32"]) == 0
+    assert (
+        check.main(["--config", path, "--rows=20", "--tolerance=1e-6", "--trajectories.dtype=fp32"])
+        == 0
+    )
 
 
 def test_what_cannot_be_checked_is_an_error_of_its_own(
@@ -107,11 +116,17 @@ def test_what_cannot_be_checked_is_an_error_of_its_own(
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_several_proxies_are_checked_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_proxies_are_checked_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = {**tiny.LLAMA, "hidden_size": 16, "intermediate_size": 32}
     members = [
         {},
-        {"model": {"config": {**small, "model_type": "gpt_neox"}}, "prompt": "alpaca", "max_length": 240},
+        {
+            "model": {"config": {**small, "model_type": "gpt_neox"}},
+            "prompt": "alpaca",
+            "max_length": 240,
+        },
     ]
     training = tiny.job(tmp_path)["proxy"]
     path = str(job(tmp_path, proxy={**training, "members": members}))
@@ -147,8 +162,8 @@ def test_the_reference_equals_what_the_run_stored(finished: Finished) -> None:
     import torch
 
     from s2l_ray import config, pipeline
-    from s2l_ray.core import checking, scoring
-    from s2l_ray.core.models import load_encoder
+    from s2l_ray.core.model import checking, scoring
+    from s2l_ray.core.model.loading import load_encoder
 
     made = config.load(str(finished.job), []).first
     nodes = pipeline.plan(config.load(str(finished.job), []), "clusters").of("s2l")
@@ -159,9 +174,12 @@ def test_the_reference_equals_what_the_run_stored(finished: Finished) -> None:
     folders = proxy.manifest().info["members"][0]["folders"]
     files = scoring.files_of(proxy.manifest())
     models = [
-        scoring.load_checkpoint(proxy, folder, files, "fp32", torch.device("cpu")) for folder in folders
+        scoring.load_checkpoint(proxy, folder, files, "fp32", torch.device("cpu"))
+        for folder in folders
     ]
-    found = {e.example_id: [checking.plain_loss(m, e, torch.device("cpu")) for m in models] for e in kept}
+    found = {
+        e.example_id: [checking.plain_loss(m, e, torch.device("cpu")) for m in models] for e in kept
+    }
     trajectories = finished.artifact("trajectories")
     for part in trajectories.manifest().parts:
         table = trajectories.read_part(part)

@@ -16,12 +16,12 @@ import pytest
 import ray
 
 from s2l_ray.config import Clusters, Config
-from s2l_ray.core.features import feature_steps, features
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.kmeans import fit
-from s2l_ray.core.shard import Shard
-from s2l_ray.core.store import Artifact, Manifest, Store
-from s2l_ray.core.tables import parquet_bytes, vector_column
+from s2l_ray.core.kmeans.features import feature_steps, features
+from s2l_ray.core.kmeans.lloyd import fit
+from s2l_ray.core.kmeans.shard import Shard
+from s2l_ray.core.storage.store import Artifact, Manifest, Store
+from s2l_ray.core.storage.tables import parquet_bytes, vector_column
 from s2l_ray.errors import UserError
 from s2l_ray.stages import clusters
 from s2l_ray.stages.work import Outcome, Work
@@ -173,7 +173,9 @@ def test_every_source_has_its_own_consecutive_clusters(data: Data, within: Manif
 def test_a_source_gets_no_more_clusters_than_it_has_distinct_rows(
     data: Data, within: Manifest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert within.info["fewer"] == {"few": 1}  # its trajectories are constant: centred, all rows are alike
+    assert within.info["fewer"] == {
+        "few": 1
+    }  # its trajectories are constant: centred, all rows are alike
     raw = make(data, "raw", data.config(within="source"))
     assert raw.info["fewer"] == {"few": FEW}
     assert raw.info["cluster_sources"].count("few") == FEW
@@ -234,9 +236,13 @@ def test_any_number_of_shards_and_any_order_of_parts_give_the_same_bytes(
 def test_shards_that_stream_their_parts_give_the_same_bytes(
     data: Data, within: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert_same(data, within, make(data, "streamed", data.config(**WITHIN), shards=3, shard_memory=1))
+    assert_same(
+        data, within, make(data, "streamed", data.config(**WITHIN), shards=3, shard_memory=1)
+    )
     watch(monkeypatch, 9, lambda shards: ray.kill(shards.actors[1], no_restart=False))
-    assert_same(data, within, make(data, "streamed-killed", data.config(**WITHIN), shards=2, shard_memory=1))
+    assert_same(
+        data, within, make(data, "streamed-killed", data.config(**WITHIN), shards=2, shard_memory=1)
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- deaths
@@ -365,7 +371,10 @@ def test_refined_centroids_keep_their_numbers_and_say_what_moved(data: Data, old
     assert 0 < len(refined.info["objectives"]) <= 3
     assert refined.info["objective"] < used.info["objective"]
     # each cluster is still nearest to the one it was: numbers can be followed
-    old_centroids, new_centroids = np.array(old.info["centroids"]), np.array(refined.info["centroids"])
+    old_centroids, new_centroids = (
+        np.array(old.info["centroids"]),
+        np.array(refined.info["centroids"]),
+    )
     distances = np.linalg.norm(new_centroids[:, None] - old_centroids, axis=2)
     assert distances.argmin(axis=1).tolist() == list(range(K))
 
@@ -375,7 +384,9 @@ def test_a_new_source_is_fitted_afresh_after_the_known_clusters(
     data: Data, old_within: Manifest, refine: bool
 ) -> None:
     name = f"grown-within-{refine}"
-    grown = make(data, name, data.config(within="source", use="old-within", refine=refine), base=old_within)
+    grown = make(
+        data, name, data.config(within="source", use="old-within", refine=refine), base=old_within
+    )
     known = old_within.info["k"]
     assert grown.info["cluster_sources"] == old_within.info["cluster_sources"] + ["new"] * K
     assert grown.info["moved"]["new_sources"] == ["new"]
@@ -400,8 +411,12 @@ def test_a_base_made_in_another_way_is_refused_with_what_differs(data: Data, old
         UserError, match=rf"k is {K} there and {K + 1} here; features is zscored there and raw here"
     ):
         make(data, "refused", config, base=old)
-    other = replace(old, info={**old.info, "steps": [[0, step + 1] for _, step in old.info["steps"]]})
-    with pytest.raises(UserError, match=r"the steps \[proxy, step\] are \[\[0, 6\], .* there and \[\[0, 5\]"):
+    other = replace(
+        old, info={**old.info, "steps": [[0, step + 1] for _, step in old.info["steps"]]}
+    )
+    with pytest.raises(
+        UserError, match=r"the steps \[proxy, step\] are \[\[0, 6\], .* there and \[\[0, 5\]"
+    ):
         make(data, "refused", data.config(features="zscored", use="old"), base=other)
     assert not (data.folder / "clusters" / "refused").exists()
 
@@ -424,13 +439,22 @@ def test_losses_that_are_not_finite_are_refused_with_example_and_step(data: Data
     losses = data.losses[:700].copy()
     losses[33, 2] = np.nan
     table = pa.table(
-        {"example_id": pa.array(data.ids[:700]), "losses": vector_column(np.ones(700, bool), losses)}
+        {
+            "example_id": pa.array(data.ids[:700]),
+            "losses": vector_column(np.ones(700, bool), losses),
+        }
     )
-    part = artifact.write_part(0, 700, {"data": (".parquet", parquet_bytes(table))}, "node", "run", {})
+    part = artifact.write_part(
+        0, 700, {"data": (".parquet", parquet_bytes(table))}, "node", "run", {}
+    )
     bad = replace(data.manifest, parts=[part], fingerprint="bad")
     config = data.config(features="centred")
     work = Work(
-        config, data.artifact("clusters", "nan"), {"trajectories": artifact}, {"trajectories": bad}, "run"
+        config,
+        data.artifact("clusters", "nan"),
+        {"trajectories": artifact},
+        {"trajectories": bad},
+        "run",
     )
     with pytest.raises(
         UserError, match=rf"got nan for example_id {data.ids[33]} at step 10 of proxy number 0"

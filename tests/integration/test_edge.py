@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from s2l_ray.config import Config
-from s2l_ray.core.store import Artifact, Part, Store
+from s2l_ray.core.storage.store import Artifact, Part, Store
 from s2l_ray.errors import UserError
 from s2l_ray.stages import edge
 from s2l_ray.stages.work import Work
@@ -35,7 +35,9 @@ def work_for(folder: Path, **scaling: Any) -> Work:
 
 def write(context: edge.PartContext, job: dict[str, Any]) -> Part:
     task = ray.get_runtime_context().get_task_id()
-    return context.write(job["index"], job["rows"], {"data": (".bin", bytes(job["rows"]))}, {"task": task})
+    return context.write(
+        job["index"], job["rows"], {"data": (".bin", bytes(job["rows"]))}, {"task": task}
+    )
 
 
 def load(context: edge.PartContext) -> Callable[[dict[str, Any]], Part]:
@@ -50,7 +52,9 @@ def test_every_part_is_made_once(
     monkeypatch.setattr(edge, "MOST_TASKS", most)
     work = work_for(tmp_path)
     parts = edge.make_parts(work, {number: {"rows": number + 1} for number in range(10)}, **how)
-    assert [(part.index, part.rows) for part in parts] == [(number, number + 1) for number in range(10)]
+    assert [(part.index, part.rows) for part in parts] == [
+        (number, number + 1) for number in range(10)
+    ]
     assert len({part.stats["task"] for part in parts}) == tasks
     assert work.start_seconds is not None
 
@@ -72,7 +76,9 @@ def test_a_training_leaves_room_for_its_readers_and_for_those_beside_it() -> Non
         ({}, 4, "or scaling.side_by_side"),
     ],
 )
-def test_what_the_cluster_cannot_hold_is_refused(scaling: dict[str, Any], at_once: int, said: str) -> None:
+def test_what_the_cluster_cannot_hold_is_refused(
+    scaling: dict[str, Any], at_once: int, said: str
+) -> None:
     with pytest.raises(UserError, match=said):
         edge.worker_cpus(work_for(Path("/nowhere"), **scaling).config, 1, "target", at_once)
 
@@ -80,7 +86,7 @@ def test_what_the_cluster_cannot_hold_is_refused(scaling: dict[str, Any], at_onc
 HOLDER = """
 import sys
 import ray
-from s2l_ray.core.store import Artifact, Store
+from s2l_ray.core.storage.store import Artifact, Store
 from s2l_ray.stages import edge
 
 address, namespace, storage = sys.argv[1:]

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from s2l_ray.config import Config
-from s2l_ray.core.encoding import byte_tokenizer
-from s2l_ray.core.store import Artifact, Manifest, Store
-from s2l_ray.core.tables import MESSAGES
+from s2l_ray.core.storage.store import Artifact, Manifest, Store
+from s2l_ray.core.storage.tables import MESSAGES
+from s2l_ray.core.text.encoding import byte_tokenizer
 from s2l_ray.errors import UserError
 from s2l_ray.stages import subset
 from s2l_ray.stages.work import Work
@@ -59,7 +59,9 @@ def conversations(stage: str, table: pa.Table) -> pa.Table:
         return table
     ids = table["example_id"].to_pylist()
     tools = [json.dumps(TOOLS) if number % 4 == 2 else None for number in ids]
-    table = table.set_column(2, "messages", pa.array([conversation(number) for number in ids], MESSAGES))
+    table = table.set_column(
+        2, "messages", pa.array([conversation(number) for number in ids], MESSAGES)
+    )
     return table.set_column(3, "tools", pa.array(tools, pa.string()))
 
 
@@ -75,7 +77,11 @@ def choose(storage: str, name: str, **fields: Any) -> Manifest:
         {
             "run": {"storage": storage},
             "examples": {"files": ["none"]},
-            "proxy": {"model": {"config": {"model_type": "llama"}}, "tokenizer": "bytes", "epochs": 1},
+            "proxy": {
+                "model": {"config": {"model_type": "llama"}},
+                "tokenizer": "bytes",
+                "epochs": 1,
+            },
             "trajectories": {"statistics": synthetic.STATISTICS},
             "subset": {"budget": BUDGET, "rows_per_file": 100, "seed": 1, **fields},
         }
@@ -112,7 +118,15 @@ def test_all_roles_tell_of_the_same_rows(storage: str, medoid: Manifest, folder:
     ids = data["example_id"].to_pylist()
     assert len(ids) == len(set(ids)) == BUDGET
     assert ids == sorted(ids)
-    assert data.column_names == ["example_id", "source", "cluster", "score", "instruction", "output", "grade"]
+    assert data.column_names == [
+        "example_id",
+        "source",
+        "cluster",
+        "score",
+        "instruction",
+        "output",
+        "grade",
+    ]
     assert data["grade"].to_pylist() == [float(number) for number in ids]
     assert data["score"].null_count == 0
     messages = read(storage, medoid, "messages")
@@ -123,7 +137,11 @@ def test_all_roles_tell_of_the_same_rows(storage: str, medoid: Manifest, folder:
     assert set(index["file"].to_pylist()) == {"rows.jsonl"}
     assert index["row"].to_pylist() == ids
     assert index["cluster"] == data["cluster"]
-    lines = [line for path in sorted(folder.glob("jsonl/*.jsonl")) for line in path.read_text().splitlines()]
+    lines = [
+        line
+        for path in sorted(folder.glob("jsonl/*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
     assert [json.loads(line) for line in lines] == data.to_pylist()
 
 
@@ -150,7 +168,10 @@ def test_what_the_report_and_people_read_adds_up(storage: str, medoid: Manifest)
     info = medoid.info
     assert info["quotas"] == info["clusters"]
     assert sum(info["quotas"]) == info["budget"] == BUDGET
-    assert info["sizes"] == Artifact(Store(storage), "clusters", synthetic.NAME).manifest().info["sizes"]
+    assert (
+        info["sizes"]
+        == Artifact(Store(storage), "clusters", synthetic.NAME).manifest().info["sizes"]
+    )
     assert sum(after for _, after in info["sources"].values()) == BUDGET
     own = choose(storage, "own", rule={"group": "source", "score": "distance"})
     assert own.info["rule"] == "source: distance (smallest first)"
@@ -188,9 +209,13 @@ def test_facility_location_covers_the_trajectories_better_than_chance(storage: s
         nearest = np.minimum(nearest, apart[greedy[-1]])
     uncovered = apart[ids].min(axis=0).sum()
     numbers = np.random.default_rng(0)
-    by_chance = [apart[numbers.choice(ROWS, 40, replace=False)].min(axis=0).sum() for _ in range(20)]
+    by_chance = [
+        apart[numbers.choice(ROWS, 40, replace=False)].min(axis=0).sum() for _ in range(20)
+    ]
     assert uncovered < min(by_chance)
-    assert uncovered < 1.25 * nearest.sum()  # six small blocks, merged, come close to greedy on all rows
+    assert (
+        uncovered < 1.25 * nearest.sum()
+    )  # six small blocks, merged, come close to greedy on all rows
 
 
 # --------------------------------------------------------------------------------------------------- read by libraries
@@ -225,14 +250,18 @@ def test_trajectories_are_an_open_table(storage: str, tmp_path: Path) -> None:
     artifact = Artifact(Store(storage), "trajectories", synthetic.NAME)
     table = pa.concat_tables([artifact.read_part(part) for part in artifact.manifest().parts])
     losses = np.array(table["losses"].to_pylist(), np.float32)
-    files = sorted(str(path) for path in Path(storage).glob(f"trajectories/{synthetic.NAME}/part-*.parquet"))
+    files = sorted(
+        str(path) for path in Path(storage).glob(f"trajectories/{synthetic.NAME}/part-*.parquet")
+    )
     frame = pd.concat(map(pd.read_parquet, files))
     np.testing.assert_array_equal(np.stack(frame["losses"].to_numpy()), losses)
     np.testing.assert_array_equal(pl.read_parquet(pattern)["losses"].to_numpy(), losses)
     query = f"select example_id, losses[{STEPS}] - losses[1] from read_parquet('{pattern}') order by all"
     found = duckdb.sql(query).fetchnumpy()
     np.testing.assert_array_equal(list(found.values())[1], losses[:, -1] - losses[:, 0])
-    loaded = datasets.load_dataset("parquet", data_files=pattern, split="train", cache_dir=str(tmp_path))
+    loaded = datasets.load_dataset(
+        "parquet", data_files=pattern, split="train", cache_dir=str(tmp_path)
+    )
     np.testing.assert_array_equal(np.array(loaded.with_format("numpy")["losses"][:]), losses)
 
 
@@ -264,7 +293,10 @@ def test_trl_reads_its_config_and_tokenises_every_row(
     )
     texts = [tokenizer.decode(ids) for ids in trainer.train_dataset["input_ids"]]
     assert len(texts) == BUDGET
-    assert "<user>plain|<assistant>text|" in texts[[number % 4 for number in data["example_id"]].index(3)]
+    assert (
+        "<user>plain|<assistant>text|"
+        in texts[[number % 4 for number in data["example_id"]].index(3)]
+    )
 
 
 def test_llama_factory_finds_its_files_by_the_entry(
@@ -282,7 +314,9 @@ def test_llama_factory_finds_its_files_by_the_entry(
     tags = entry["tags"]
     roles = {turn[tags["role_tag"]] for row in loaded for turn in row[entry["columns"]["messages"]]}
     assert roles == {tags[f"{role}_tag"] for role in ("user", "assistant", "system", "observation")}
-    assert all(isinstance(turn[tags["content_tag"]], str) for row in loaded for turn in row["messages"])
+    assert all(
+        isinstance(turn[tags["content_tag"]], str) for row in loaded for turn in row["messages"]
+    )
 
 
 def test_axolotl_finds_its_files_by_the_stanza(
@@ -294,7 +328,10 @@ def test_axolotl_finds_its_files_by_the_stanza(
     monkeypatch.chdir(shutil.copytree(folder, tmp_path / "copy"))
     assert Path(stanza["path"]).is_dir()
     loaded = datasets.load_dataset(
-        stanza["ds_type"], data_files=stanza["data_files"], split=stanza["split"], cache_dir=str(tmp_path)
+        stanza["ds_type"],
+        data_files=stanza["data_files"],
+        split=stanza["split"],
+        cache_dir=str(tmp_path),
     )
     assert len(loaded) == BUDGET
     assert stanza["type"] == "chat_template"

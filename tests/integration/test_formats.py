@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from s2l_ray.core.rawfiles import original_rows
-from s2l_ray.core.store import Artifact, Manifest, Store
+from s2l_ray.core.data.files import original_rows
+from s2l_ray.core.storage.store import Artifact, Manifest, Store
 from tests import tiny
 from tests.integration.conftest import Runs
 from tests.unit.test_formats import WRITERS
@@ -80,4 +80,6 @@ def test_a_bad_row_of_a_compressed_file_stops_the_run_and_the_parts_before_it_st
 
     again = runs(job, "--until=examples", "--examples.on_bad_row=reject")
     assert again.status == 0, again.err
-    assert examples(tmp_path, "bad")[1].info["rejects"] == {"field 'output': expected text, got int": 1}
+    assert examples(tmp_path, "bad")[1].info["rejects"] == {
+        "field 'output': expected text, got int": 1
+    }

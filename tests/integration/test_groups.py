@@ -32,7 +32,9 @@ def done_by(shape: groups.Shape, folder: Path, coming: int) -> list[int]:
     for path in folder.glob("* of *"):
         path.unlink()
     groups.run(shape, "target test", functools.partial(say_who, folder=folder), lambda: coming)
-    return [int((folder / f"{rank} of {shape.workers}").read_text()) for rank in range(shape.workers)]
+    return [
+        int((folder / f"{rank} of {shape.workers}").read_text()) for rank in range(shape.workers)
+    ]
 
 
 def wait_until_free() -> None:
@@ -77,7 +79,9 @@ def test_a_failure_ends_the_group_and_says_why(shape: groups.Shape, tmp_path: Pa
     assert not set(done_by(shape, tmp_path, coming=0)) & set(first)
 
 
-def test_a_group_that_was_lost_while_it_waited_is_replaced(shape: groups.Shape, tmp_path: Path) -> None:
+def test_a_group_that_was_lost_while_it_waited_is_replaced(
+    shape: groups.Shape, tmp_path: Path
+) -> None:
     first = done_by(shape, tmp_path, coming=1)
     (group,) = groups._kept._timers
     os.kill(first[1], signal.SIGKILL)
@@ -88,10 +92,14 @@ def test_a_group_that_was_lost_while_it_waited_is_replaced(shape: groups.Shape, 
 
 def config_for(**scaling: float) -> Config:
     proxy = {"model": {"config": tiny.LLAMA}, "tokenizer": "bytes", "epochs": 1}
-    return Config.model_validate({"examples": {"files": ["none"]}, "proxy": proxy, "scaling": scaling})
+    return Config.model_validate(
+        {"examples": {"files": ["none"]}, "proxy": proxy, "scaling": scaling}
+    )
 
 
-def test_a_group_waits_only_where_others_have_room_beside_it(shape: groups.Shape, tmp_path: Path) -> None:
+def test_a_group_waits_only_where_others_have_room_beside_it(
+    shape: groups.Shape, tmp_path: Path
+) -> None:
     """Of two CPUs it holds one: actors share what is left, unless they were promised more; a task always has room."""
     done_by(shape, tmp_path, coming=1)
     for stage in ("examples", "trajectories"):

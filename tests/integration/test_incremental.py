@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from s2l_ray.core.store import Artifact, Manifest, Store
+from s2l_ray.core.storage.store import Artifact, Manifest, Store
 from tests import tiny
 from tests.integration.conftest import Ended, Runs, write_job
 
@@ -25,7 +25,9 @@ class Growing:
         self.first = self.artifacts(self.run())
 
     def run(self, *overrides: str, name: str = "tiny") -> Ended:
-        job = write_job(self.folder / name, {**self.tree, "run": {**self.tree["run"], "name": name}})
+        job = write_job(
+            self.folder / name, {**self.tree, "run": {**self.tree["run"], "name": name}}
+        )
         return self.runs(job, *overrides)
 
     def artifacts(self, ended: Ended, name: str = "tiny") -> dict[str, Artifact]:
@@ -33,7 +35,8 @@ class Growing:
         record = json.loads((self.folder / "storage" / "runs" / name / "run.json").read_text())
         store = Store(str(self.folder / "storage"))
         return {
-            stage: Artifact(store, stage, made["fingerprint"]) for stage, made in record["artifacts"].items()
+            stage: Artifact(store, stage, made["fingerprint"])
+            for stage, made in record["artifacts"].items()
         }
 
     def extend(self, *overrides: str, name: str) -> Ended:
@@ -87,14 +90,20 @@ def test_only_parts_of_new_files_are_made(
     assert new.parts_made_by(new.run) == len(new.parts) - len(old.parts) > 0
 
 
-def test_the_files_and_what_is_new_are_recorded(growing: Growing, extended: dict[str, Artifact]) -> None:
+def test_the_files_and_what_is_new_are_recorded(
+    growing: Growing, extended: dict[str, Artifact]
+) -> None:
     info = extended["examples"].manifest().info
     assert [(file["number"], file["name"]) for file in info["files"]] == [
         (0, "a.jsonl"),
         (1, "b.jsonl"),
         (2, NEW_FIRST),
     ]
-    assert (info["new_files"], info["dropped_files"], info["next_file_number"]) == ([NEW_FIRST], [], 3)
+    assert (info["new_files"], info["dropped_files"], info["next_file_number"]) == (
+        [NEW_FIRST],
+        [],
+        3,
+    )
     assert extended["proxy"].fingerprint == growing.first["proxy"].fingerprint
     report = (growing.folder / "storage" / "runs" / "more" / "report.html").read_text()
     assert NEW_FIRST in report
@@ -110,12 +119,16 @@ def test_kept_centroids_are_those_of_the_base_and_refined_ones_move(
     assert kept.info["centroids"] == base.info["centroids"]
     assert kept.info["moved"]["changed"] == 0
     assert kept.info["moved"]["new_rows"] == 70
-    refined = clusters(growing.artifacts(growing.extend("--clusters.refine=true", name="refined"), "refined"))
+    refined = clusters(
+        growing.artifacts(growing.extend("--clusters.refine=true", name="refined"), "refined")
+    )
     assert refined.info["centroids"] != base.info["centroids"]
     assert refined.info["objective"] <= kept.info["objective"]
 
 
-def test_an_extended_data_set_can_be_extended(growing: Growing, extended: dict[str, Artifact]) -> None:
+def test_an_extended_data_set_can_be_extended(
+    growing: Growing, extended: dict[str, Artifact]
+) -> None:
     tiny.write_jsonl(growing.folder / "raw" / "zzz.jsonl", tiny.rows(5, seed=10))
     try:
         again = growing.extend(f"--examples.extends={extended['examples'].uri}", name="again")

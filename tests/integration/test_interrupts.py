@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from s2l_ray import config
-from s2l_ray.core.store import Artifact, Store
+from s2l_ray.core.storage.store import Artifact, Store
 from tests import tiny
 from tests.integration.conftest import Finished, Runs, write_job
 
@@ -31,7 +31,10 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_interrupted_run_ends_and_goes_on(job: Path, runs: Runs) -> None:
     driver = runs.start(job, "--until", "proxy")
     storage, until = job.parent / "storage", time.monotonic() + 240
-    while len({path.parents[3] for path in storage.glob("proxy/*/state/member-0/state/*/state.json")}) < 2:
+    while (
+        len({path.parents[3] for path in storage.glob("proxy/*/state/member-0/state/*/state.json")})
+        < 2
+    ):
         assert driver.poll() is None, Path(f"{job}.err").read_text()
         assert time.monotonic() < until, "the trainings did not go on side by side"
         time.sleep(0.01)
@@ -50,7 +53,9 @@ def test_artifacts_made_side_by_side_are_those_made_one_after_the_other(
     finished: Finished, runs: Runs, tmp_path: Path
 ) -> None:
     plan = yaml.safe_load(finished.job.read_text())
-    plan = config.merge(plan, {"run": {"storage": str(tmp_path / "storage")}, "scaling": {"side_by_side": 2}})
+    plan = config.merge(
+        plan, {"run": {"storage": str(tmp_path / "storage")}, "scaling": {"side_by_side": 2}}
+    )
     # two targets at once: the first and the third are trained by workers that have trained the proxy or another target
     others = {"few": {"subset.budget": 5}, "more": {"subset.budget": 6}}
     job = write_job(tmp_path, {**plan, "variants": {**others, "same": {}}})
@@ -62,5 +67,9 @@ def test_artifacts_made_side_by_side_are_those_made_one_after_the_other(
     for stage in ("subset", "target", "evaluation"):
         alone = finished.artifact(stage)
         beside = Artifact(Store(str(tmp_path / "storage")), stage, alone.fingerprint).manifest()
-        assert [part.files for part in beside.parts] == [part.files for part in alone.manifest().parts]
-        assert {f.name: f.sha256 for f in beside.files} == {f.name: f.sha256 for f in alone.manifest().files}
+        assert [part.files for part in beside.parts] == [
+            part.files for part in alone.manifest().parts
+        ]
+        assert {f.name: f.sha256 for f in beside.files} == {
+            f.name: f.sha256 for f in alone.manifest().files
+        }

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from s2l_ray.core.store import Artifact, Store
+from s2l_ray.core.storage.store import Artifact, Store
 from s2l_ray.stages.training import STEPS_PER_FILE, _Metrics, _Place
 
 

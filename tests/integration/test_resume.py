@@ -61,10 +61,14 @@ def killed(tmp_path_factory: pytest.TempPathFactory, finished: Finished) -> Kill
                 lambda place=place, pattern=pattern: any(place.glob(pattern)),
                 everything=stage not in IN_PARTS and stage != "clusters",
             )
-            assert not (place / "manifest.json").exists(), f"{stage} was over before the driver was killed"
+            assert not (place / "manifest.json").exists(), (
+                f"{stage} was over before the driver was killed"
+            )
             receipts[stage] = {path.name for path in (place / "receipts").glob("part-*.json")}
             files = [path for path in place.rglob("*") if path.is_file()]
-            old_files[stage] = {str(path.relative_to(place)): path.stat().st_mtime_ns for path in files}
+            old_files[stage] = {
+                str(path.relative_to(place)): path.stat().st_mtime_ns for path in files
+            }
         ended = runs(job, ONE_CPU)
         assert ended.status == 0, ended.err
         return Killed(Finished(folder, job, ended), receipts, old_files, said)
@@ -100,7 +104,9 @@ def test_the_subset_is_that_of_an_undisturbed_run(finished: Finished, killed: Ki
 def test_checkpoints_are_those_of_an_undisturbed_run(finished: Finished, killed: Killed) -> None:
     for stage in ("proxy", "target"):
         disturbed = {entry.name: entry.sha256 for entry in killed.finished.manifest(stage).files}
-        assert disturbed == {entry.name: entry.sha256 for entry in finished.manifest(stage).files}, stage
+        assert disturbed == {
+            entry.name: entry.sha256 for entry in finished.manifest(stage).files
+        }, stage
 
 
 @pytest.mark.parametrize("stage", IN_PARTS)
@@ -130,8 +136,12 @@ def test_training_went_on_from_its_state(killed: Killed, stage: str) -> None:
     assert metrics[-1] > "from-00000001.json", f"training began anew: {metrics}"
 
 
-def test_no_step_is_missing_from_what_is_told_of_a_training(finished: Finished, killed: Killed) -> None:
-    told, again = (result.manifest("proxy").info["members"][0] for result in (finished, killed.finished))
+def test_no_step_is_missing_from_what_is_told_of_a_training(
+    finished: Finished, killed: Killed
+) -> None:
+    told, again = (
+        result.manifest("proxy").info["members"][0] for result in (finished, killed.finished)
+    )
     assert again["tokens"] == told["tokens"]
     assert again["curve"]["step"] == told["curve"]["step"]
 

@@ -14,11 +14,20 @@ import pytest
 import torch
 
 from s2l_ray import config, pipeline, run
-from s2l_ray.core.tables import vectors
+from s2l_ray.core.storage.tables import vectors
 from tests import tiny
 from tests.integration.conftest import TOO_LONG, Finished, Runs, shared_job, write_job
 
-STAGES = ("examples", "proxy", "trajectories", "clusters", "subset", "target", "evaluation", "report")
+STAGES = (
+    "examples",
+    "proxy",
+    "trajectories",
+    "clusters",
+    "subset",
+    "target",
+    "evaluation",
+    "report",
+)
 
 
 def states(out: str) -> dict[str, str]:
@@ -49,7 +58,10 @@ def test_run_record_names_artifacts_that_are_there(finished: Finished) -> None:
     for stage, entry in record["artifacts"].items():
         assert entry["uri"].endswith(f"/{stage}/{entry['fingerprint']}")
         assert finished.manifest(stage).rows == entry["rows"]
-    rows = {stage: record["artifacts"][stage]["rows"] for stage in ("examples", "trajectories", "clusters")}
+    rows = {
+        stage: record["artifacts"][stage]["rows"]
+        for stage in ("examples", "trajectories", "clusters")
+    }
     assert set(rows.values()) == {420 + TOO_LONG}
     assert record["artifacts"]["subset"]["rows"] == 60
     assert record["artifacts"]["evaluation"]["rows"] == 30
@@ -60,7 +72,9 @@ def test_run_record_names_artifacts_that_are_there(finished: Finished) -> None:
 def test_manifests_say_what_they_are_made_from(finished: Finished) -> None:
     prints = {stage: finished.artifact(stage).fingerprint for stage in STAGES}
     made_from = {stage: set(finished.manifest(stage).inputs.values()) for stage in STAGES[:-1]}
-    assert made_from["subset"] == {prints[name] for name in ("examples", "trajectories", "clusters")}
+    assert made_from["subset"] == {
+        prints[name] for name in ("examples", "trajectories", "clusters")
+    }
     assert made_from["target"] == {prints["subset"]}
     assert not made_from["examples"]
 
@@ -78,7 +92,9 @@ def test_report_has_its_sections(finished: Finished) -> None:
         assert f'<section id="{section}">' in html
     assert html.count("<img") + html.count("<svg") >= 3
     assert "no learned token within max_length" in html
-    assert not re.search(r"""(src|href)=["'](?!data:|#)""", html), "the report must not load anything"
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", html), (
+        "the report must not load anything"
+    )
 
 
 def test_target_loads_and_gives_the_stored_losses(finished: Finished) -> None:
@@ -86,11 +102,15 @@ def test_target_loads_and_gives_the_stored_losses(finished: Finished) -> None:
 
     target = finished.artifact("target")
     folder = Path(target.uri) / target.manifest().info["model"]
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
     evaluation = finished.artifact("evaluation")
     stored = pa.concat_tables([evaluation.read_part(part) for part in evaluation.manifest().parts])
     held_out = [
-        json.loads(line) for line in (finished.folder / "heldout" / "h.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (finished.folder / "heldout" / "h.jsonl").read_text().splitlines()
     ]
     assert stored.num_rows == len(held_out)
     for row, loss, source in zip(
@@ -170,7 +190,9 @@ def test_a_change_renames_only_what_follows_from_it(
     assert missing == set(remade) - ({"clusters"} if "rule=random" in change else set())
 
 
-def test_a_changed_byte_of_a_raw_file_renames_everything(finished: Finished, tmp_path: Path) -> None:
+def test_a_changed_byte_of_a_raw_file_renames_everything(
+    finished: Finished, tmp_path: Path
+) -> None:
     job = shared_job(tmp_path)
     job["run"]["storage"] = str(finished.folder / "storage")
     same = pipeline.plan(config.load(str(write_job(tmp_path, job)), []))
@@ -258,7 +280,9 @@ def test_a_broken_line_stops_the_run_with_its_place(tmp_path: Path, runs: Runs) 
 
 
 def test_a_request_that_leaves_no_cpu_for_reading_is_refused(tmp_path: Path, runs: Runs) -> None:
-    ended = runs(broken(tmp_path, count=100), "--scaling.cpus_per_worker=2", "--scaling.local_cpus=2")
+    ended = runs(
+        broken(tmp_path, count=100), "--scaling.cpus_per_worker=2", "--scaling.local_cpus=2"
+    )
     assert ended.status == 1
     errors = [line for line in ended.err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
@@ -270,7 +294,10 @@ def test_a_request_that_leaves_no_cpu_for_reading_is_refused(tmp_path: Path, run
     ("damaged", "change"),
     [
         ("examples/*/part-00003-*.parquet", "--proxy.seed=9"),
-        ("proxy/*/member-0/checkpoint/step-000000/model.safetensors", "--trajectories.tokens_per_batch=99"),
+        (
+            "proxy/*/member-0/checkpoint/step-000000/model.safetensors",
+            "--trajectories.tokens_per_batch=99",
+        ),
         ("trajectories/*/part-00003-*.parquet", "--clusters.seed=9"),
         ("clusters/*/part-00003-*.parquet", "--subset.seed=9"),
     ],
@@ -314,7 +341,9 @@ def test_an_ensemble_of_two_families_on_two_workers_each(
     )
     ended = runs(finished.job, *overrides)
     assert ended.status == 0, ended.err
-    record = json.loads((finished.folder / "storage" / "runs" / "ensemble" / "run.json").read_text())
+    record = json.loads(
+        (finished.folder / "storage" / "runs" / "ensemble" / "run.json").read_text()
+    )
     name = record["artifacts"]["trajectories"]["fingerprint"]
     both, alone = losses_of(finished, name), losses_of(finished)
     columns = alone.shape[1]

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from s2l_ray.core.encoding import NO_LEARNED_TOKEN
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.store import Artifact
+from s2l_ray.core.storage.store import Artifact
+from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN
 from s2l_ray.stages.trajectories import NOT_SAMPLED
 from tests.integration.conftest import TOO_LONG, Finished, Runs
 
@@ -37,7 +37,9 @@ def variants(finished: Finished, runs: Runs) -> dict[str, Artifact]:
     assert ended.status == 0, ended.err
     record = json.loads((finished.folder / "storage" / "runs" / "scoring" / "run.json").read_text())
     store = finished.artifact("trajectories").store
-    prints = {name: stages["trajectories"]["fingerprint"] for name, stages in record["variants"].items()}
+    prints = {
+        name: stages["trajectories"]["fingerprint"] for name, stages in record["variants"].items()
+    }
     assert len(set(prints.values())) == 4
     assert prints["plain"] == finished.artifact("trajectories").fingerprint
     return {name: Artifact(store, "trajectories", value) for name, value in prints.items()}
@@ -73,7 +75,9 @@ def expected(finished: Finished) -> dict[str, np.ndarray]:
     return {name: np.array(column).T for name, column in columns.items()}
 
 
-def row_statistics(model: torch.nn.Module, row: dict[str, str], max_length: int) -> dict[str, float]:
+def row_statistics(
+    model: torch.nn.Module, row: dict[str, str], max_length: int
+) -> dict[str, float]:
     prompt = list(f"{row['instruction']}\n".encode())
     ids = [*prompt, *row["output"].encode(), END][:max_length]
     answer = ids[len(prompt) :]
@@ -102,13 +106,17 @@ def after(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> torch
     return logits[len(prompt) - 1 : -1]
 
 
-def test_losses_equal_an_unbatched_forward(finished: Finished, expected: dict[str, np.ndarray]) -> None:
+def test_losses_equal_an_unbatched_forward(
+    finished: Finished, expected: dict[str, np.ndarray]
+) -> None:
     table = whole(finished.artifact("trajectories"))
     np.testing.assert_allclose(losses(table), expected["losses"], atol=1e-5, rtol=0)
     mean = np.nanmean(expected["losses"], axis=0)
     assert mean[-1] < mean[0] - 0.5, "the proxy must have learned something"
     info = finished.manifest("trajectories").info
-    assert info["steps"] == [[0, step] for step in finished.manifest("proxy").info["members"][0]["steps"]]
+    assert info["steps"] == [
+        [0, step] for step in finished.manifest("proxy").info["members"][0]["steps"]
+    ]
     assert info["steps"][0] == [0, 0]
     assert info["statistics"] == []
 
@@ -122,10 +130,19 @@ def test_statistics_equal_plain_formulas(
     variants: dict[str, Artifact], expected: dict[str, np.ndarray]
 ) -> None:
     table = whole(variants["statistics"])
-    assert table.column_names == ["example_id", "source", "num_tokens", "losses", *STATISTICS, "reason"]
+    assert table.column_names == [
+        "example_id",
+        "source",
+        "num_tokens",
+        "losses",
+        *STATISTICS,
+        "reason",
+    ]
     assert variants["statistics"].manifest().info["statistics"] == list(STATISTICS)
     for name in ("losses", *STATISTICS):
-        np.testing.assert_allclose(losses(table, name), expected[name], atol=1e-5, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            losses(table, name), expected[name], atol=1e-5, rtol=1e-5, err_msg=name
+        )
         assert table[name].null_count == TOO_LONG
 
 

@@ -14,10 +14,10 @@ import pytest
 import ray
 
 from s2l_ray.config import Config
+from s2l_ray.core.data.files import find_files, index_file, part_ranges
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.rawfiles import find_files, index_file, part_ranges
-from s2l_ray.core.store import Artifact, Manifest, Part, Store
-from s2l_ray.core.tables import parquet_bytes, trajectories_schema, vector_column
+from s2l_ray.core.storage.store import Artifact, Manifest, Part, Store
+from s2l_ray.core.storage.tables import parquet_bytes, trajectories_schema, vector_column
 from s2l_ray.errors import UserError
 from s2l_ray.stages import clusters, examples, subset
 from s2l_ray.stages.work import Outcome, Work
@@ -95,7 +95,9 @@ def make_trajectories(source: Artifact, manifest: Manifest) -> Manifest:
         }
         data = parquet_bytes(pa.table(columns, schema=trajectories_schema(STEPS + 1)))
         parts.append(
-            artifact.write_part(part.index, part.rows, {"data": (".parquet", data)}, "node", "run", {})
+            artifact.write_part(
+                part.index, part.rows, {"data": (".parquet", data)}, "node", "run", {}
+            )
         )
         sources.update(rows.filter(pa.array(scored))["source"].to_pylist())
     info = {
@@ -116,15 +118,22 @@ def config(source: dict[str, Manifest], tmp_path_factory: pytest.TempPathFactory
 
 
 def cluster(
-    source: dict[str, Manifest], config: Config, name: str, shards: int = 2, parts: list[Part] | None = None
+    source: dict[str, Manifest],
+    config: Config,
+    name: str,
+    shards: int = 2,
+    parts: list[Part] | None = None,
 ) -> Manifest:
     """Make clusters under a name of their own, handing the parts over in the given order."""
-    config = config.model_copy(update={"scaling": config.scaling.model_copy(update={"shards": shards})})
+    config = config.model_copy(
+        update={"scaling": config.scaling.model_copy(update={"shards": shards})}
+    )
     trajectories = replace(source["trajectories"], parts=parts or source["trajectories"].parts)
     artifact = Artifact(Store(config.run.storage), "clusters", name)
     inputs = {"trajectories": artifact_of(source, "trajectories", config)}
     return commit(
-        artifact, clusters.make(Work(config, artifact, inputs, {"trajectories": trajectories}, "run"))
+        artifact,
+        clusters.make(Work(config, artifact, inputs, {"trajectories": trajectories}, "run")),
     )
 
 
@@ -134,7 +143,8 @@ def choose(
     """Make a subset under a name of its own."""
     manifests = {**source} if grouped is None else {**source, "clusters": grouped}
     inputs = {
-        stage: Artifact(Store(config.run.storage), stage, m.fingerprint) for stage, m in manifests.items()
+        stage: Artifact(Store(config.run.storage), stage, m.fingerprint)
+        for stage, m in manifests.items()
     }
     artifact = Artifact(Store(config.run.storage), "subset", name)
     return commit(artifact, subset.make(Work(config, artifact, inputs, manifests, "run")))
@@ -143,11 +153,17 @@ def choose(
 def contents(manifest: Manifest, config: Config) -> dict[str, bytes]:
     """Name -> bytes of all data files of the parts."""
     artifact = Artifact(Store(config.run.storage), manifest.stage, manifest.fingerprint)
-    return {entry.name: artifact.read(entry.name) for part in manifest.parts for entry in part.files.values()}
+    return {
+        entry.name: artifact.read(entry.name)
+        for part in manifest.parts
+        for entry in part.files.values()
+    }
 
 
 @pytest.fixture(scope="module")
-def alone(source: dict[str, Manifest], tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Manifest]:
+def alone(
+    source: dict[str, Manifest], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Manifest, Manifest]:
     """Clusters and subset by one shard, never disturbed."""
     config = config_for(next(tmp_path_factory.getbasetemp().glob("shards*")))
     grouped = cluster(source, config, "alone", shards=1)
@@ -167,13 +183,17 @@ def assert_same(config: Config, alone: tuple[Manifest, Manifest], *others: Manif
         "reseeded",
         "converged",
     )
-    assert {name: others[0].info[name] for name in facts} == {name: alone[0].info[name] for name in facts}
+    assert {name: others[0].info[name] for name in facts} == {
+        name: alone[0].info[name] for name in facts
+    }
 
 
 # --------------------------------------------------------------------------------------------- the same bytes, always
 
 
-def test_the_data_are_as_told(source: dict[str, Manifest], alone: tuple[Manifest, Manifest]) -> None:
+def test_the_data_are_as_told(
+    source: dict[str, Manifest], alone: tuple[Manifest, Manifest]
+) -> None:
     rows = [part.rows for part in source["trajectories"].parts]
     assert len(rows) == 15
     assert rows[-1] == 7
@@ -236,7 +256,9 @@ def test_a_shard_that_dies_between_rounds_changes_nothing(
     alone: tuple[Manifest, Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls = counted_calls(monkeypatch, 5, lambda shards: ray.kill(shards.actors[1], no_restart=False))
+    calls = counted_calls(
+        monkeypatch, 5, lambda shards: ray.kill(shards.actors[1], no_restart=False)
+    )
     grouped = cluster(source, config, "killed", shards=3)
     assert calls.count("step") > 5
     assert_same(config, alone, grouped)
@@ -300,7 +322,9 @@ def test_kmeans_goes_on_after_the_last_stored_round(
     calls = counted_calls(monkeypatch, -1, None)
     grouped = cluster(source, config, "resumed", shards=5)
     rounds = len(alone[0].info["objectives"])
-    assert calls.count("step") == rounds - 5 + 1  # the last one assigns all rows to the final centroids
+    assert (
+        calls.count("step") == rounds - 5 + 1
+    )  # the last one assigns all rows to the final centroids
     assert "sample" not in calls
     assert_same(config, alone, grouped)
 
@@ -324,7 +348,9 @@ def test_parts_written_before_a_death_are_kept(
         with pytest.raises(Interrupted):
             cluster(source, config, "half", shards=2)
     place = Path(config.run.storage) / "clusters" / "half"
-    finished = [path.stem for path in (place / "receipts").iterdir()]  # a part counts once it has its receipt
+    finished = [
+        path.stem for path in (place / "receipts").iterdir()
+    ]  # a part counts once it has its receipt
     times = {path: path.stat().st_mtime_ns for stem in finished for path in place.glob(f"{stem}-*")}
     assert len(times) >= 4
     grouped = cluster(source, config, "half", shards=2)
@@ -354,7 +380,11 @@ def expected_ids(groups: np.ndarray, ids: np.ndarray, budget: int, seed: int) ->
 @pytest.mark.parametrize("rule", ["s2l", "random", "source_balanced"])
 @pytest.mark.parametrize("budget", [1, 200, 1234, 0.29, 1.0], ids=str)
 def test_the_budget_is_spent_exactly_on_the_rows_of_the_rule(
-    source: dict[str, Manifest], config: Config, alone: tuple[Manifest, Manifest], rule: str, budget: float
+    source: dict[str, Manifest],
+    config: Config,
+    alone: tuple[Manifest, Manifest],
+    rule: str,
+    budget: float,
 ) -> None:
     changed = config.model_copy(
         update={
@@ -369,7 +399,9 @@ def test_the_budget_is_spent_exactly_on_the_rows_of_the_rule(
     trajectories = rows_of(source["trajectories"], config)
     scored = trajectories["reason"].is_null().to_numpy()
     eligible = int(scored.sum())
-    assert table.num_rows == (budget if isinstance(budget, int) else int(Fraction(str(budget)) * eligible))
+    assert table.num_rows == (
+        budget if isinstance(budget, int) else int(Fraction(str(budget)) * eligible)
+    )
     groups = {
         "s2l": rows_of(alone[0], config)["cluster"].fill_null(-1).to_numpy(),
         "random": np.zeros(len(scored), int),
@@ -422,6 +454,8 @@ def test_more_clusters_than_distinct_trajectories_are_refused(
     source: dict[str, Manifest], config: Config
 ) -> None:
     scored = source["trajectories"].info["scored"]
-    many = config.model_copy(update={"clusters": config.clusters.model_copy(update={"k": scored + 1})})
+    many = config.model_copy(
+        update={"clusters": config.clusters.model_copy(update={"k": scored + 1})}
+    )
     with pytest.raises(UserError, match="Lower k"):
         cluster(source, many, "many")

@@ -11,10 +11,19 @@ from tests.integration.conftest import Finished
 
 
 def test_trials_share_what_they_do_not_touch(finished: Finished) -> None:
-    command = [sys.executable, "-m", "s2l_ray.sweep", "--config", str(finished.job), "--until", "subset"]
+    command = [
+        sys.executable,
+        "-m",
+        "s2l_ray.sweep",
+        "--config",
+        str(finished.job),
+        "--until",
+        "subset",
+    ]
     storage = finished.folder / "storage"
     before = {
-        stage: len(list((storage / stage).iterdir())) for stage in ("examples", "proxy", "trajectories")
+        stage: len(list((storage / stage).iterdir()))
+        for stage in ("examples", "proxy", "trajectories")
     }
     done = subprocess.run(
         [*command, "--over", "clusters.k=[2, 4, 8]"],
@@ -70,7 +79,15 @@ def test_a_dry_run_shows_every_trial_and_starts_nothing(finished: Finished) -> N
 
 
 def test_an_interrupted_sweep_says_so(finished: Finished) -> None:
-    command = [sys.executable, "-m", "s2l_ray.sweep", "--config", str(finished.job), "--until", "subset"]
+    command = [
+        sys.executable,
+        "-m",
+        "s2l_ray.sweep",
+        "--config",
+        str(finished.job),
+        "--until",
+        "subset",
+    ]
     driver = subprocess.Popen(
         [*command, "--over", "clusters.k=[3, 5, 6, 7]"],
         env={**os.environ, "RAY_ADDRESS": "local"},
@@ -80,7 +97,9 @@ def test_an_interrupted_sweep_says_so(finished: Finished) -> None:
     )
     assert driver.stderr is not None
     said = ""
-    while "examples" not in said:  # Ray is up, and the shared artifacts are there: the trials come next
+    while (
+        "examples" not in said
+    ):  # Ray is up, and the shared artifacts are there: the trials come next
         line = driver.stderr.readline()
         assert line, said
         said += line

@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from s2l_ray.core.losses import token_losses
-from s2l_ray.core.training import Encoded, TrainingPlan, learning_rate_at, train
-from s2l_ray.core.training_state import checkpoint_files
+from s2l_ray.core.model.losses import token_losses
+from s2l_ray.core.model.state import checkpoint_files
+from s2l_ray.core.model.training import Encoded, TrainingPlan, learning_rate_at, train
 
 VOCABULARY = 97
 PLAN = TrainingPlan(
@@ -50,7 +50,11 @@ class Folder:
         return (self.root / path).read_bytes()
 
     def list(self, folder: str) -> list[str]:
-        return [path.name for path in (self.root / folder).iterdir()] if (self.root / folder).is_dir() else []
+        return (
+            [path.name for path in (self.root / folder).iterdir()]
+            if (self.root / folder).is_dir()
+            else []
+        )
 
     def delete(self, folder: str) -> None:
         shutil.rmtree(self.root / folder)
@@ -66,7 +70,9 @@ class Job:
     dies_after: int | None = None
     weights: str | None = None
     tied: bool = False
-    hidden_size: int = 22  # 11 per head pair and odd vocabulary: tensors that two workers cannot halve
+    hidden_size: int = (
+        22  # 11 per head pair and odd vocabulary: tensors that two workers cannot halve
+    )
 
 
 def build_model(tied: bool = False, hidden_size: int = 22) -> torch.nn.Module:
@@ -152,16 +158,22 @@ def run_worker(rank: int, world_size: int, jobs: list[Job], root: Path, rendezvo
     for job in jobs:
         run_job(job, root, rank, world_size)
         torch.distributed.barrier()
-    os._exit(0)  # now and then torch's threads abort a process that ends in the usual way on a busy machine
+    os._exit(
+        0
+    )  # now and then torch's threads abort a process that ends in the usual way on a busy machine
 
 
 def run_team(world_size: int, jobs: list[Job], root: Path) -> None:
     rendezvous = root / f"rendezvous-{jobs[0].name}"
-    torch.multiprocessing.spawn(run_worker, (world_size, jobs, root, str(rendezvous)), nprocs=world_size)
+    torch.multiprocessing.spawn(
+        run_worker, (world_size, jobs, root, str(rendezvous)), nprocs=world_size
+    )
 
 
 def copy_state(root: Path, source: str, target: str) -> Path:
-    return Path(shutil.copytree(root / source / "state", root / target / "state")) / "step-000000003"
+    return (
+        Path(shutil.copytree(root / source / "state", root / target / "state")) / "step-000000003"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -200,12 +212,22 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         2,
         [
             *(Job(f"plain-2-{plan.zero_stage}", plan) for plan in stages),
-            *(Job(f"given-{plan.zero_stage}", plan, weights="given.safetensors") for plan in stages),
             *(
-                Job(f"given-bf16-{plan.zero_stage}", replace(plan, dtype="bf16"), weights="given.safetensors")
+                Job(f"given-{plan.zero_stage}", plan, weights="given.safetensors")
+                for plan in stages
+            ),
+            *(
+                Job(
+                    f"given-bf16-{plan.zero_stage}",
+                    replace(plan, dtype="bf16"),
+                    weights="given.safetensors",
+                )
                 for plan in stages[1:]
             ),
-            *(Job(f"clipped-{plan.zero_stage}", replace(plan, gradient_clipping=0.5)) for plan in stages),
+            *(
+                Job(f"clipped-{plan.zero_stage}", replace(plan, gradient_clipping=0.5))
+                for plan in stages
+            ),
             *(Job(f"tied-{plan.zero_stage}", plan, tied=True) for plan in (stages[0], stages[2])),
             Job("poisoned", stages[0], weights="poisoned.safetensors"),
             Job("two-then-one", long[3, "fp32"], dies_after=5),
@@ -252,10 +274,16 @@ def metrics(root: Path, name: str) -> list[dict[str, float]]:
 def weights(root: Path, name: str, step: int) -> dict[str, torch.Tensor]:
     folder = root / name / "checkpoint" / f"step-{step:06d}"
     assert outcome(root, name) == "done"
-    return {key: tensor for path in folder.glob("*.safetensors") for key, tensor in load_file(path).items()}
+    return {
+        key: tensor
+        for path in folder.glob("*.safetensors")
+        for key, tensor in load_file(path).items()
+    }
 
 
-def plain_torch(plan: TrainingPlan, tied: bool = False) -> tuple[dict[str, torch.Tensor], list[float]]:
+def plain_torch(
+    plan: TrainingPlan, tied: bool = False
+) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The same training with nothing but torch: the mean over all learned tokens of the batch, AdamW."""
     torch.manual_seed(plan.seed)
     model = build_model(tied)
@@ -266,7 +294,9 @@ def plain_torch(plan: TrainingPlan, tied: bool = False) -> tuple[dict[str, torch
         useful = [e for e in global_batch(step, plan.global_batch) if e.learned.any()]
         parts = [
             token_losses(
-                model, torch.from_numpy(e.input_ids[None].astype(np.int64)), torch.from_numpy(e.learned[None])
+                model,
+                torch.from_numpy(e.input_ids[None].astype(np.int64)),
+                torch.from_numpy(e.learned[None]),
             )
             for e in useful
         ]
@@ -286,7 +316,11 @@ def assert_close(
     assert got.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(
-            got[name], tensor, rtol=0, atol=tolerance, msg=lambda words, name=name: f"{name}: {words}"
+            got[name],
+            tensor,
+            rtol=0,
+            atol=tolerance,
+            msg=lambda words, name=name: f"{name}: {words}",
         )
 
 
@@ -297,7 +331,9 @@ def assert_same_bits(got: dict[str, torch.Tensor], expected: dict[str, torch.Ten
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_every_stage_and_number_of_workers_equals_plain_torch(root: Path, workers: int, stage: int) -> None:
+def test_every_stage_and_number_of_workers_equals_plain_torch(
+    root: Path, workers: int, stage: int
+) -> None:
     expected, losses = plain_torch(PLAN)
     name = f"plain-{workers}-{stage}"
     assert_close(weights(root, name, 3), expected)
@@ -349,7 +385,9 @@ def test_a_checkpoint_loads_in_transformers(root: Path, name: str) -> None:
     folder = root / name / "checkpoint" / "step-000003"
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert {key: list(value) for key, value in info.items() if value} == {}
-    assert_same_bits({key: value.detach() for key, value in model.named_parameters()}, weights(root, name, 3))
+    assert_same_bits(
+        {key: value.detach() for key, value in model.named_parameters()}, weights(root, name, 3)
+    )
 
 
 @pytest.mark.parametrize("stage", [1, 3])
@@ -362,13 +400,16 @@ def test_tied_weights_are_stored_once_and_train_as_in_torch(root: Path, stage: i
 def test_files_json_lists_every_file_with_its_size(root: Path) -> None:
     records = checkpoint_files(Folder(root / "plain-2-3"), 3)
     folder = root / "plain-2-3" / "checkpoint" / "step-000003"
-    assert {record["name"] for record in records} == {path.name for path in folder.iterdir()} - {"files.json"}
+    assert {record["name"] for record in records} == {path.name for path in folder.iterdir()} - {
+        "files.json"
+    }
     assert all((folder / record["name"]).stat().st_size == record["bytes"] for record in records)
     assert checkpoint_files(Folder(root / "plain-2-3"), 2) is None
 
 
 @pytest.mark.parametrize(
-    ("stage", "dtype"), [(1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (3, "bf16"), (3, "given")]
+    ("stage", "dtype"),
+    [(1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (3, "bf16"), (3, "given")],
 )
 def test_a_run_that_died_ends_with_the_same_bits(root: Path, stage: int, dtype: str) -> None:
     name = f"died-2-{stage}-{dtype}"
@@ -394,7 +435,9 @@ def test_a_state_without_state_json_is_passed_over(root: Path) -> None:
 
 def test_only_the_newest_state_stays(root: Path) -> None:
     plan = replace(LONG, state_every=3)
-    assert plan.total_steps // plan.state_every == 2  # the last step has its checkpoint, and no state
+    assert (
+        plan.total_steps // plan.state_every == 2
+    )  # the last step has its checkpoint, and no state
     assert Folder(root / "whole-2-1-fp32").list("state") == ["step-000000003"]
 
 
@@ -429,4 +472,6 @@ def test_a_loss_that_is_not_finite_names_step_and_examples_on_every_worker(root:
 
 
 def test_sizes_that_do_not_divide_are_refused(root: Path) -> None:
-    assert outcome(root, "uneven").startswith("UserError: Preparing a training: a global batch of 8")
+    assert outcome(root, "uneven").startswith(
+        "UserError: Preparing a training: a global batch of 8"
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from s2l_ray.core.store import filesystem
+from s2l_ray.core.storage.store import filesystem
 
 
 @pytest.fixture(autouse=True)
@@ -14,7 +14,9 @@ def no_ray_and_no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     def refused(*_: Any, **__: Any) -> None:
-        raise AssertionError("unit tests start no Ray and do not sleep; this belongs into tests/integration")
+        raise AssertionError(
+            "unit tests start no Ray and do not sleep; this belongs into tests/integration"
+        )
 
     monkeypatch.setattr(ray, "init", refused)
     monkeypatch.setattr(time, "sleep", refused)
@@ -40,7 +42,9 @@ def s3_bucket() -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
-    bucket = f"s3://key:secret@bucket?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+    bucket = (
+        f"s3://key:secret@bucket?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+    )
     remote, path = filesystem(f"{bucket}&allow_bucket_creation=true")
     remote.create_dir(path)
     yield bucket

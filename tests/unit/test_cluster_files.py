@@ -48,7 +48,11 @@ def closed(schema: Any) -> Any:
         return schema
     inner = {key: closed(value) for key, value in schema.items()}
     is_open = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
-    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not is_open:
+    if (
+        isinstance(schema.get("properties"), dict)
+        and schema.get("type") == "object"
+        and not is_open
+    ):
         inner["additionalProperties"] = False
     return inner
 
@@ -105,7 +109,10 @@ BROKEN_RAYJOBS = [
     ("spec.rayClusterSpec.workerGroupSpecs.0.groupName", ...),
     ("spec.rayClusterSpec.workerGroupSpecs.0.template.spec.container", []),
     ("spec.rayClusterSpec.workerGroupSpecs.0.template.spec.containers.0.name", ...),
-    ("spec.rayClusterSpec.workerGroupSpecs.0.template.spec.containers.0.resources.limits.memory", "26 GB"),
+    (
+        "spec.rayClusterSpec.workerGroupSpecs.0.template.spec.containers.0.resources.limits.memory",
+        "26 GB",
+    ),
 ]
 
 
@@ -125,9 +132,13 @@ def test_our_schema_of_kuberay_refuses_a_broken_file(path: str, value: Any) -> N
 def crd() -> jsonschema.Draft202012Validator:
     path = os.environ.get("KUBERAY_CRD")
     if path is None:
-        pytest.skip("set KUBERAY_CRD to KubeRay's ray.io_rayjobs.yaml to check against its own definition")
+        pytest.skip(
+            "set KUBERAY_CRD to KubeRay's ray.io_rayjobs.yaml to check against its own definition"
+        )
     versions = yaml.safe_load(Path(path).read_text())["spec"]["versions"]
-    schema = next(version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1")
+    schema = next(
+        version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1"
+    )
     schema["properties"]["spec"] = closed(schema["properties"]["spec"])
     return jsonschema.Draft202012Validator(schema)
 
@@ -156,13 +167,17 @@ def test_ray_starts_with_a_token_on_every_node(name: str) -> None:
 
 def test_aws_workers_start_from_zero_and_go_when_idle() -> None:
     config = load("aws")
-    groups = {name: group for name, group in config["available_node_types"].items() if name != "head"}
+    groups = {
+        name: group for name, group in config["available_node_types"].items() if name != "head"
+    }
     assert all(group["min_workers"] == 0 for group in groups.values())
     assert sum(group["max_workers"] for group in groups.values()) <= config["max_workers"]
     assert config["idle_timeout_minutes"] <= 10
     assert config["provider"]["cache_stopped_nodes"] is False
     assert config["available_node_types"]["head"]["resources"].get("GPU", 0) == 0
-    spot = {name for name, group in groups.items() if "InstanceMarketOptions" in group["node_config"]}
+    spot = {
+        name for name, group in groups.items() if "InstanceMarketOptions" in group["node_config"]
+    }
     assert spot == {"proxy"}
     assert groups["target"]["resources"]["GPU"] == 8
 
@@ -173,7 +188,9 @@ def test_the_cpus_that_the_aws_file_tells_to_ask_for_select_the_node_types_it_sa
     types = load("aws")["available_node_types"]
     fits = {
         cpus: {
-            name for name, group in types.items() if group["resources"].get("GPU") and per_gpu(group) >= cpus
+            name
+            for name, group in types.items()
+            if group["resources"].get("GPU") and per_gpu(group) >= cpus
         }
         for cpus in (small, large)
     }
@@ -190,7 +207,9 @@ def test_kuberay_workers_start_from_zero_and_the_cluster_ends_with_the_job() -> 
     assert spec["shutdownAfterJobFinishes"] is True
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["enableInTreeAutoscaling"] is True
-    assert all(group["minReplicas"] == group["replicas"] == 0 for group in cluster["workerGroupSpecs"])
+    assert all(
+        group["minReplicas"] == group["replicas"] == 0 for group in cluster["workerGroupSpecs"]
+    )
     assert ray.__version__.split(".")[:2] == cluster["rayVersion"].split(".")[:2]
     assert yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
     assert shlex.split(spec["entrypoint"])[:3] == ["python", "-m", "s2l_ray.run"]
@@ -202,4 +221,7 @@ def test_every_config_field_named_in_the_file_exists(name: str) -> None:
     named = re.findall(r"--([a-z_]+)\.([a-z_]+)=", text)
     assert ("run", "storage") in named
     for section, field in named:
-        assert field in getattr(Config.model_fields[section].annotation, "model_fields", {}), (section, field)
+        assert field in getattr(Config.model_fields[section].annotation, "model_fields", {}), (
+            section,
+            field,
+        )

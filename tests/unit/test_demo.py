@@ -54,7 +54,9 @@ def answer(row: demo.Row) -> str:
         return str(len(text) - len(text.replace(words[0], "")))
     if name in ("last", "upper", "next", "reverse", "sort"):
         assert not words
-        following = dict(zip("abcdefghijklmnopqrstuvwxyz", "bcdefghijklmnopqrstuvwxyza", strict=True))
+        following = dict(
+            zip("abcdefghijklmnopqrstuvwxyz", "bcdefghijklmnopqrstuvwxyza", strict=True)
+        )
         by_name = {
             "last": text[len(text) - 1 :],
             "upper": "".join(chr(ord(letter) - 32) for letter in text),
@@ -145,6 +147,8 @@ def test_the_job_is_valid_and_trains_all_variants_equally_long() -> None:
 
 
 def test_no_row_is_cut(training: list[demo.Row], heldout: list[demo.Row]) -> None:
-    longest = max(len(f"{r['instruction']}\n{r['input']}\n{r['output']}") + 1 for r in training + heldout)
+    longest = max(
+        len(f"{r['instruction']}\n{r['input']}\n{r['output']}") + 1 for r in training + heldout
+    )
     assert longest <= min(demo.CONFIG["proxy"]["max_length"], demo.CONFIG["target"]["max_length"])
     assert max(len(row["output"]) for row in heldout) < demo.CONFIG["evaluation"]["max_new_tokens"]

@@ -14,13 +14,16 @@ import pyarrow as pa
 import pytest
 
 from s2l_ray.config import Clusters, Columns
-from s2l_ray.core import exports, grouped, kmeans, order, scoring, selection
-from s2l_ray.core.encoding import Encoder, byte_tokenizer, token_batches
-from s2l_ray.core.features import features
+from s2l_ray.core.data import exports
+from s2l_ray.core.data.files import find_files, index_file, part_ranges, read_part
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.rawfiles import find_files, index_file, part_ranges, read_part
-from s2l_ray.core.shard import Shard
-from s2l_ray.core.tables import EXAMPLES_FIXED, trajectories_schema
+from s2l_ray.core.kmeans import grouped, lloyd
+from s2l_ray.core.kmeans.features import features
+from s2l_ray.core.kmeans.shard import Shard
+from s2l_ray.core.model import order, scoring
+from s2l_ray.core.selection import draw as drawing
+from s2l_ray.core.storage.tables import EXAMPLES_FIXED, trajectories_schema
+from s2l_ray.core.text.encoding import Encoder, byte_tokenizer, token_batches
 from s2l_ray.pipeline import STAGES
 from tests import tiny
 
@@ -54,7 +57,8 @@ def training(folder: Path) -> Any:
     """What the loop is fed: the order of the data, and the tokens with what is learned of them."""
     plan = order.stream([40, 7, 64], window=2, seed=3, global_batch=16, epochs=2)
     windows = [
-        (w.epoch, w.number, w.parts, w.first, order.shuffled(plan, w).tolist()) for w in order.windows(plan)
+        (w.epoch, w.number, w.parts, w.first, order.shuffled(plan, w).tolist())
+        for w in order.windows(plan)
     ]
     encoded = Encoder(byte_tokenizer(), "alpaca", 200).examples(rows(folder))
     return [windows, [(e.example_id, e.input_ids.tolist(), e.learned.tolist()) for e in encoded]]
@@ -63,8 +67,12 @@ def training(folder: Path) -> Any:
 def trajectories(folder: Path) -> Any:
     """Columns, batches and what is scored without its prompt; the numbers themselves differ in their last bits between CPUs."""
     encoded = Encoder(byte_tokenizer(), "alpaca", 200).examples(rows(folder))
-    alone = [(e.input_ids.tolist(), e.learned.tolist()) for e in scoring.answers(encoded, None, 256)]
-    schema = trajectories_schema(3, ["mean_probability", "min_probability", "el2n", "grand", "answer_loss"])
+    alone = [
+        (e.input_ids.tolist(), e.learned.tolist()) for e in scoring.answers(encoded, None, 256)
+    ]
+    schema = trajectories_schema(
+        3, ["mean_probability", "min_probability", "el2n", "grand", "answer_loss"]
+    )
     batches = token_batches([len(e.input_ids) for e in encoded], 500)
     return [[(field.name, str(field.type)) for field in schema], batches, alone]
 
@@ -73,14 +81,21 @@ def clusters(folder: Path) -> Any:
     """On small whole numbers, where every sum is exact on every kind of CPU: all rows, and differences within sources on a sample."""
     losses = np.random.Generator(np.random.PCG64(5)).integers(0, 6, (300, 4)).astype(np.float32)
     shard = Shard([(np.arange(300), losses)])
-    found = kmeans.fit(
-        lambda method, args: [getattr(shard, method)(*args)], k=6, seed=1, max_rounds=3, tolerance=0.0
+    found = lloyd.fit(
+        lambda method, args: [getattr(shard, method)(*args)],
+        k=6,
+        seed=1,
+        max_rounds=3,
+        tolerance=0.0,
     )
-    section = Clusters(k=3, within="source", features="differences", points_per_centroid=8, max_rounds=3)
+    section = Clusters(
+        k=3, within="source", features="differences", points_per_centroid=8, max_rounds=3
+    )
     rows = features(losses, [[0, 0], [0, 5], [0, 10], [0, 15]], section)
     held = grouped.GroupedShard([(np.arange(300), rows, np.arange(300) % 2)])
     within = [
-        grouped.fit_group(lambda *call: [held.call(*call)], group, section).centroids for group in (0, 1)
+        grouped.fit_group(lambda *call: [held.call(*call)], group, section).centroids
+        for group in (0, 1)
     ]
     return [shard.labels(0, found.centroids)[0].tolist(), held.labels(0, within)[0].tolist()]
 
@@ -92,11 +107,14 @@ def subset(folder: Path) -> Any:
     scores = np.arange(500) % 11 - 5.0
     drawn = []
     for score, take in ((np.zeros(500), "smallest"), (scores, "smallest"), (scores, "middle")):
-        points = selection.Points(groups, selection.ordered_bits(score), keyed_hash(11, ids))
-        keys = selection.Keys.of(points, np.zeros(500, np.int32), 7)
-        quotas = selection.quotas(keys.sizes(), 123)
-        draw = selection.draw(
-            lambda method, args, keys=keys: [getattr(keys, method)(*args)], keys.sizes(), quotas, take
+        points = drawing.Points(groups, drawing.ordered_bits(score), keyed_hash(11, ids))
+        keys = drawing.Keys.of(points, np.zeros(500, np.int32), 7)
+        quotas = drawing.quotas(keys.sizes(), 123)
+        draw = drawing.draw(
+            lambda method, args, keys=keys: [getattr(keys, method)(*args)],
+            keys.sizes(),
+            quotas,
+            take,
         )
         drawn.append(ids[draw.chosen(points)].tolist())
     turns = [

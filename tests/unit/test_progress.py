@@ -36,7 +36,10 @@ def test_a_log_gets_a_line_at_times(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-    with caplog.at_level(logging.INFO, logger="s2l_ray"), progress.track("proxy", 8, "steps", 2) as tracker:
+    with (
+        caplog.at_level(logging.INFO, logger="s2l_ray"),
+        progress.track("proxy", 8, "steps", 2) as tracker,
+    ):
         tracker.advance(1, "loss 2.1")
         tracker.advance(1, "loss 2.0")
     assert "proxy: 3 of 8 steps, time left unknown, loss 2.1" in caplog.text
@@ -44,7 +47,9 @@ def test_a_log_gets_a_line_at_times(
     assert "s left, loss 2.0" in caplog.text
 
 
-def test_what_came_before_the_first_unit_does_not_count_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_came_before_the_first_unit_does_not_count_for_the_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     tracker = progress.Tracker("target", 100, "steps", 0)

@@ -12,14 +12,14 @@ import torch
 
 from s2l_ray import config, pipeline
 from s2l_ray.config import Model, Training
-from s2l_ray.core import order
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.models import build, load_config, load_encoder
-from s2l_ray.core.scoring import files_of, load_checkpoint
-from s2l_ray.core.selection import Keys, Points, draw, quotas
-from s2l_ray.core.store import Artifact, Store
-from s2l_ray.core.training import checkpoint_steps
-from s2l_ray.core.training_state import checkpoint_folder
+from s2l_ray.core.model import order
+from s2l_ray.core.model.loading import build, load_config, load_encoder
+from s2l_ray.core.model.scoring import files_of, load_checkpoint
+from s2l_ray.core.model.state import checkpoint_folder
+from s2l_ray.core.model.training import checkpoint_steps
+from s2l_ray.core.selection.draw import Keys, Points, draw, quotas
+from s2l_ray.core.storage.store import Artifact, Store
 from s2l_ray.errors import UserError
 from s2l_ray.stages.work import Outcome
 from tests import tiny

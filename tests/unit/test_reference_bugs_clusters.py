@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from s2l_ray.config import Clusters
-from s2l_ray.core.features import check_finite, feature_steps, features
-from s2l_ray.core.grouped import GroupedShard, View, fit_group
-from s2l_ray.core.shard import Shard
+from s2l_ray.core.kmeans.features import check_finite, feature_steps, features
+from s2l_ray.core.kmeans.grouped import GroupedShard, View, fit_group
+from s2l_ray.core.kmeans.shard import Shard
 from s2l_ray.errors import UserError
 
 STEPS = [[0, 500 * number] for number in range(13)]
@@ -27,7 +27,10 @@ def test_bug_9_checkpoints_in_the_order_of_an_unsorted_glob(count: int) -> None:
         == feature_steps(STEPS, section)
         == sorted(feature_steps(STEPS, section))
     )
-    assert features(rows[:, order], shuffled, section).tobytes() == features(rows, STEPS, section).tobytes()
+    assert (
+        features(rows[:, order], shuffled, section).tobytes()
+        == features(rows, STEPS, section).tobytes()
+    )
 
 
 @pytest.mark.parametrize("count", range(1, 13))
@@ -45,7 +48,9 @@ def test_bug_12_a_source_with_fewer_points_than_k(size: int) -> None:
     rows = np.concatenate([losses(400), losses(size) + 3])[:, 1:]
     groups = np.repeat([0, 1], [400, size])
     shard = GroupedShard([(np.arange(len(rows)), rows, groups)])
-    section = Clusters(k=100, within="source", max_rounds=20, tolerance=0.0, points_per_centroid=256)
+    section = Clusters(
+        k=100, within="source", max_rounds=20, tolerance=0.0, points_per_centroid=256
+    )
 
     def call(view: View, method: str, args: tuple) -> list:
         return [shard.call(view, method, args)]

@@ -41,11 +41,18 @@ def test_a_question_waits_for_a_level_at_a_time(shards: int, messages: int, leve
     assert model._exchange(shards, 16, 8.0, costs, "added byte") == messages + 1000 * levels
 
 
-COSTS = {"question": 1.0, "hop": 1000.0, "added byte": 0.0, "message": 0.0, "message through the store": 0.0}
+COSTS = {
+    "question": 1.0,
+    "hop": 1000.0,
+    "added byte": 0.0,
+    "message": 0.0,
+    "message through the store": 0.0,
+}
 
 
 @pytest.mark.parametrize(
-    ("chunks", "tasks", "levels", "few"), [(1, 1, 0, 1), (16, 16, 0, 16), (17, 19, 1, 2), (1000, 1067, 2, 4)]
+    ("chunks", "tasks", "levels", "few"),
+    [(1, 1, 0, 1), (16, 16, 0, 16), (17, 19, 1, 2), (1000, 1067, 2, 4)],
 )
 def test_what_chunks_answer_is_merged_before_it_comes_to_the_driver(
     chunks: int, tasks: int, levels: int, few: int
@@ -55,7 +62,11 @@ def test_what_chunks_answer_is_merged_before_it_comes_to_the_driver(
     assert seconds == tasks + 1000 * levels
     assert received == few * 8 * model.SAMPLE
     assert sent == 3 * 5 + (tasks - few) * 8 * model.SAMPLE
-    assert question.asked(chunks, model.NO_TREE, 3, COSTS) == (chunks, 15, chunks * 8 * model.SAMPLE)
+    assert question.asked(chunks, model.NO_TREE, 3, COSTS) == (
+        chunks,
+        15,
+        chunks * 8 * model.SAMPLE,
+    )
 
 
 def test_small_answers_come_to_the_driver_before_they_are_merged_and_longer_ones_after() -> None:

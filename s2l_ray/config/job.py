@@ -1,0 +1,114 @@
+"""A whole config, what must fit together in it, and a job: a config with variants."""
+
+from pydantic import Field, model_validator
+
+from s2l_ray.config import expressions
+from s2l_ray.config.clustering import Clusters
+from s2l_ray.config.data import Evaluation, Examples, Report, Run
+from s2l_ray.config.rules import FACILITY_LOCATION, RULES, Subset
+from s2l_ray.config.scaling import Scaling
+from s2l_ray.config.section import Section
+from s2l_ray.config.training import Proxy, Training, Trajectories
+
+
+class Config(Section):
+    """One fully resolved variant of a job."""
+
+    run: Run = Field(default_factory=Run)
+    examples: Examples = Field(default_factory=Examples)
+    proxy: Proxy
+    trajectories: Trajectories = Field(default_factory=Trajectories)
+    clusters: Clusters = Field(default_factory=Clusters)
+    subset: Subset = Field(default_factory=Subset)
+    target: Training | None = Field(
+        None, description="without this section the job ends at the subset"
+    )
+    evaluation: Evaluation | None = Field(
+        None, description="without this section nothing is evaluated"
+    )
+    report: Report = Field(default_factory=Report)
+    scaling: Scaling = Field(default_factory=Scaling)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        problems = []
+        for member in self.proxy.each():
+            problems += _batch_problem(
+                "proxy", member, self.scaling.proxy_workers, self.scaling.proxy_micro_batch
+            )
+            if member.steps is not None and member.checkpoints > member.steps:
+                problems.append(
+                    f"proxy.checkpoints: expected at most proxy.steps = {member.steps}, got {member.checkpoints}"
+                )
+        if self.target is not None:
+            problems += _batch_problem(
+                "target", self.target, self.scaling.target_workers, self.scaling.target_micro_batch
+            )
+        if self.evaluation is not None and self.target is None:
+            problems.append(
+                "evaluation: there is no target section, so there is nothing to evaluate"
+            )
+        if self.evaluation is not None and not self.evaluation.files:
+            problems.append("evaluation.files: expected at least one held-out file, folder or glob")
+        problems += _feature_problems(self.clusters, self.proxy)
+        if not (self.examples.files or self.examples.dataset or self.examples.expected_rows):
+            problems.append(
+                "examples.files: expected at least one file, folder or glob (or examples.dataset)"
+            )
+        problems += _rule_problem(self.subset, self.trajectories)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def _rule_problem(subset: Subset, trajectories: Trajectories) -> list[str]:
+    if subset.rule == FACILITY_LOCATION:
+        return []
+    rule = RULES[subset.rule] if isinstance(subset.rule, str) else subset.rule
+    names = expressions.parse(rule.score).names & set(expressions.STATISTICS)
+    missing = sorted(names - set(trajectories.statistics))
+    if not missing:
+        return []
+    return [
+        f"subset.rule: {subset.rule if isinstance(subset.rule, str) else rule.score!r} reads {', '.join(missing)}, which is not "
+        f"stored. Set trajectories.statistics to [{', '.join([*trajectories.statistics, *missing])}]"
+    ]
+
+
+def _batch_problem(section: str, training: Training, workers: int, micro_batch: int) -> list[str]:
+    if not training.trained or training.global_batch % (workers * micro_batch) == 0:
+        return []
+    return [
+        f"{section}.global_batch: expected a multiple of scaling.{section}_workers x scaling.{section}_micro_batch = "
+        f"{workers} x {micro_batch}, got {training.global_batch}"
+    ]
+
+
+def _feature_problems(clusters: Clusters, proxy: Proxy) -> list[str]:
+    """What the proxies' checkpoints do not allow; a proxy that is used instead of trained has its own."""
+    checkpoints = [member.checkpoints for member in proxy.each()]
+    after_start = clusters.steps - clusters.initial if isinstance(clusters.steps, int) else 0
+    if proxy.use is not None:
+        return []
+    if after_start > min(checkpoints):
+        return [
+            f"clusters.steps: expected at most {min(checkpoints) + clusters.initial}, the steps of every proxy (proxy.checkpoints), "
+            f"got {clusters.steps}"
+        ]
+    columns = clusters.num_features(checkpoints)
+    if clusters.weights is not None and len(clusters.weights) != columns:
+        return [
+            f"clusters.weights: expected {columns} numbers, one for every step that is clustered, got {len(clusters.weights)}"
+        ]
+    return []
+
+
+class Job:
+    """A config with variants: variant name -> fully resolved Config. All variants share `run` and `scaling`."""
+
+    def __init__(self, variants: dict[str, Config]) -> None:
+        self.variants = variants
+
+    @property
+    def first(self) -> Config:
+        return next(iter(self.variants.values()))

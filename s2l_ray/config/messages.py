@@ -1,0 +1,76 @@
+"""What is said of the config: what is wrong with it, and for --help every field."""
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from s2l_ray.config.job import Config
+from s2l_ray.config.section import short
+
+
+def explain(error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors():
+        loc = [
+            piece for piece in item["loc"] if not str(piece).startswith("(")
+        ]  # without the tags of unions
+        dotted = ".".join(str(piece) for piece in loc)
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(loc[:-1])
+            close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            lines.append(f"{dotted}: unknown key.{hint} Known here: {', '.join(sorted(known))}")
+        elif item["type"] == "missing":
+            lines.append(f"{dotted}: expected a value, got none")
+        elif item["type"] == "value_error":
+            text = str(item["ctx"]["error"])
+            lines += [f"{dotted}: {text}"] if dotted else text.split("; ")
+        else:
+            lines.append(
+                f"{dotted}: {item['msg'][0].lower()}{item['msg'][1:]}, got {short(item['input'])}"
+            )
+    return lines
+
+
+def _fields_at(loc: list[int | str]) -> list[str]:
+    section: type[BaseModel] | None = Config
+    for piece in loc:
+        info = section.model_fields.get(str(piece)) if section else None
+        section = _section_of(info) if info else None
+    return [*(section.model_fields if section else []), *(["variants"] if not loc else [])]
+
+
+def _section_of(info: FieldInfo) -> type[BaseModel] | None:
+    """The section that a field holds, be it one of several kinds of value."""
+    open_: list[Any] = [info.annotation]
+    while open_:
+        kind = open_.pop()
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+        open_ += getattr(kind, "__args__", ())  # of a union, or what Annotated is about
+    return None
+
+
+def describe() -> str:
+    """Every field with its default and meaning, for --help."""
+    lines: list[str] = []
+    _describe(Config, "", lines)
+    return "\n".join(lines)
+
+
+def _describe(section: type[BaseModel], prefix: str, lines: list[str]) -> None:
+    for name, info in section.model_fields.items():
+        inner = _section_of(info)
+        if inner is None or isinstance(info.default, str):  # a rule is a name or a section
+            default = (
+                info.get_default(call_default_factory=True)
+                if not info.is_required()
+                else "required"
+            )
+            lines.append(f"  {prefix}{name} = {short(default)}\n      {info.description}")
+        elif info.description:
+            lines.append(f"  {prefix}{name}: {info.description}")
+        if inner is not None:
+            _describe(inner, f"{prefix}{name}.", lines)

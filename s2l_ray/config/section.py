@@ -1,0 +1,33 @@
+"""What every section of a job's config has in common."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+MAX_ROWS_PER_PART = 65_536
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, and so are values of another type (`true` is no number); nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A new tree: mappings are merged, anything else is replaced. Another kind of model replaces the whole model."""
+    if {"path", "hub", "config"} & old.keys() and {
+        "path",
+        "hub",
+        "config",
+    } & new.keys() - old.keys():
+        old = {}
+    merged = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged

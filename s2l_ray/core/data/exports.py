@@ -1,0 +1,145 @@
+"""A subset as other programs read it: JSON lines, conversations for trainers, and the few lines of config that name them.
+
+Paths in those lines are relative to the subset's folder, so they stay right wherever the folder is copied.
+"""
+
+import base64
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from s2l_ray.core.storage.tables import is_json
+
+CHAT_FOLDER = "chat"
+
+
+def json_lines(table: pa.Table) -> bytes:
+    """Every row as one line of JSON: bytes as base64, dates as text, null for what is not finite, JSON text as what it stands for."""
+    rows = table.to_pylist()
+    for name in (field.name for field in table.schema if is_json(field)):
+        for row in rows:
+            row[name] = None if row[name] is None else json.loads(row[name])
+    return _lines(rows)
+
+
+def chat_lines(table: pa.Table) -> bytes:
+    """Rows of example_id, source, messages, tools as trainers read them.
+
+    One object a line: `messages` is a list of {role, content} and whatever else the turn had (tool_calls, name, ...); a
+    separate input stands below the instruction. `tools`, where a row has any, is the JSON text of their list: as objects, the
+    tools of one row would get the fields of all other rows when a library makes one schema of them. (A row without has no such key:
+    some templates take an empty list for tools.)
+    """
+    rows = []
+    for row in table.to_pylist():
+        chat = {"messages": [_turn(turn) for turn in row["messages"]]}
+        chat |= {"tools": row["tools"]} if row["tools"] is not None else {}
+        rows.append(chat | {"example_id": row["example_id"], "source": row["source"]})
+    return _lines(rows)
+
+
+def _turn(turn: dict[str, Any]) -> dict[str, Any]:
+    text = turn["content"] + ("\n" + turn["input"] if turn["input"] else "")
+    said = {"role": turn["role"], "content": text}
+    return said if turn["extra"] is None else said | json.loads(turn["extra"]) | said
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
+    lines = []
+    for row in rows:
+        try:
+            lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain))
+        except ValueError:  # NaN and infinity are not JSON
+            lines.append(json.dumps(_finite(row), ensure_ascii=False, default=_plain))
+    return "".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass")
+
+
+def _plain(value: Any) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class ChatFile:
+    """A file of conversations: how many of its rows name tools, and how many of its turns call one."""
+
+    name: str
+    tools: int
+    tool_calls: int
+
+
+def stanzas(files: Sequence[ChatFile]) -> dict[str, bytes]:
+    """Config that trainers take as it is, by file name."""
+    # `datasets` takes the columns of the first file it is given for those of all: one that has what only some have comes first
+    ordered = sorted(files, key=lambda file: (not file.tool_calls, not file.tools))
+    plain = not any(file.tools or file.tool_calls for file in files)
+    data_files = [f"{CHAT_FOLDER}/*.jsonl"] if plain else [file.name for file in ordered]
+    return {
+        "dataset_info.json": _llama_factory(
+            any(file.tools for file in files), any(file.tool_calls for file in files)
+        ),
+        "axolotl.yaml": _axolotl(data_files),
+        "trl.yaml": _trl(data_files),
+    }
+
+
+def _llama_factory(tools: bool, tool_calls: bool) -> bytes:
+    """An entry of LLaMA-Factory's list of data sets, for `dataset_dir: <this folder>` and `dataset: s2l_ray`.
+
+    Its reader "sharegpt" takes OpenAI's names as tags but drops the field tool_calls; its reader "openai" knows that field, but adds a
+    system turn of its own to rows without tools. So the latter is only named where it is needed.
+    """
+    columns = {"messages": "messages"} | ({"tools": "tools"} if tools else {})
+    tags = {
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+        "system_tag": "system",
+        "observation_tag": "tool",
+        "function_tag": "function_call",
+    }
+    entry = {
+        "file_name": CHAT_FOLDER,
+        "formatting": "openai" if tool_calls else "sharegpt",
+        "columns": columns,
+        "tags": tags,
+    }
+    return (json.dumps({"s2l_ray": entry}, indent=2) + "\n").encode()
+
+
+def _axolotl(data_files: list[str]) -> bytes:
+    said = "# Copy this into an axolotl config. Run in the folder this file lies in, or write that folder before all paths.\n"
+    stanza = {
+        "path": CHAT_FOLDER,
+        "data_files": data_files,
+        "ds_type": "json",
+        "split": "train",
+        "type": "chat_template",
+        "field_messages": "messages",
+        "roles_to_train": ["assistant"],
+        "train_on_eos": "turn",
+    }
+    return (said + yaml.safe_dump({"datasets": [stanza]}, sort_keys=False)).encode()
+
+
+def _trl(data_files: list[str]) -> bytes:
+    said = (
+        "# trl sft --config trl.yaml --model_name_or_path MODEL --output_dir FOLDER\n"
+        "# Run in the folder this file lies in, or write that folder before all paths. To learn the assistant's turns alone, as they were\n"
+        "# scored, add assistant_only_loss: true (the chat template needs generation marks; TRL brings them for many models).\n"
+    )
+    stanza = {"path": "json", "data_files": data_files, "split": "train"}
+    return (said + yaml.safe_dump({"datasets": [stanza]}, sort_keys=False)).encode()

@@ -1,0 +1,120 @@
+"""Data sets of the `datasets` library: a folder that save_to_disk wrote is read as it lies there; one on the Hugging Face Hub is
+written into the storage once, as Parquet, and is files like others from then on."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from s2l_ray.core.data.formats import check_features
+from s2l_ray.core.storage.store import Store, fingerprint, join_uri
+from s2l_ray.core.storage.tables import parquet_bytes
+from s2l_ray.errors import UserError
+
+ROWS_PER_FILE = 65_536
+BYTES_PER_FILE = 1 << 28
+RECORD = "dataset.json"  # written last: without it, nothing of the folder counts
+
+
+def saved_files(fs: pafs.FileSystem, folder: str, split: str) -> list[str] | None:
+    """Paths of the Arrow files of a folder that save_to_disk wrote; None where it is another kind of folder.
+
+    Raises:
+        UserError: no such split, a damaged state file, or a file that it lists is missing.
+    """
+    splits = _read_json(fs, f"{folder}/dataset_dict.json")
+    if splits is not None:
+        names = splits.get("splits", [])
+        if split not in names:
+            raise UserError(
+                f"reading {folder}: expected a split {split!r}, but the data set has {names}. Set examples.split, or name the folder "
+                "of one split."
+            )
+        folder = f"{folder}/{split}"
+    state = _read_json(fs, f"{folder}/state.json")
+    if state is None and splits is None:
+        return None
+    try:
+        paths = [f"{folder}/{entry['filename']}" for entry in (state or {})["_data_files"]]
+    except (KeyError, TypeError):
+        raise UserError(
+            f"reading {folder}: state.json does not list the data set's files. Save the data set again."
+        ) from None
+    missing = [info.path for info in fs.get_file_info(paths) if info.type != pafs.FileType.File]
+    if missing:
+        raise UserError(
+            f"reading {folder}: its state.json lists {missing[0]}, which is missing. Save the data set again."
+        )
+    return paths
+
+
+def _read_json(fs: pafs.FileSystem, path: str) -> dict[str, Any] | None:
+    """The object of a small file; None where there is no such file."""
+    if fs.get_file_info(path).type != pafs.FileType.File:
+        return None
+    with fs.open_input_file(path) as stream:
+        data = stream.read()
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise UserError(
+            f"reading {path}: it is not JSON ({error}). Save the data set again."
+        ) from None
+    return value if isinstance(value, dict) else {}
+
+
+def stored_dataset(store: Store, name: str, config: str | None, split: str) -> list[str] | None:
+    """URIs of the files of a Hub data set that the storage holds; None where it does not."""
+    folder = _folder(name, config, split)
+    try:
+        record = json.loads(store.read(f"{folder}/{RECORD}"))
+    except FileNotFoundError:
+        return None
+    return [join_uri(store.uri_of(folder), file) for file in record["files"]]
+
+
+def store_dataset(store: Store, name: str, config: str | None, split: str) -> list[str]:
+    """Load a data set from the Hub (`org/name` or `org/name@revision`) and write it into the storage; URIs of its files.
+
+    Raises:
+        UserError: the Hub does not answer, or has no such data set; a column that is no plain data.
+    """
+    dataset = _load(name, config, split)
+    check_features(name, dataset.features.to_dict())
+    rows, folder = dataset.num_rows, _folder(name, config, split)
+    size = max(1, dataset.data.nbytes // max(1, rows))
+    step = max(1, min(ROWS_PER_FILE, BYTES_PER_FILE // size))
+    files = []
+    for number, first in enumerate(range(0, rows, step)):
+        files.append(f"part-{number:05d}.parquet")
+        table = dataset.with_format("arrow")[first : min(first + step, rows)]
+        store.write(f"{folder}/{files[-1]}", parquet_bytes(table))
+    record = {
+        "name": name,
+        "config": config,
+        "split": split,
+        "rows": rows,
+        "files": files,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    store.write(f"{folder}/{RECORD}", json.dumps(record, indent=1).encode())
+    return [join_uri(store.uri_of(folder), file) for file in files]
+
+
+def _folder(name: str, config: str | None, split: str) -> str:
+    return f"datasets/{fingerprint([name, config, split])}"
+
+
+def _load(name: str, config: str | None, split: str) -> Any:
+    import datasets
+
+    place, _, revision = name.partition("@")
+    try:
+        return datasets.load_dataset(place, config, split=split, revision=revision or None)
+    except Exception as error:  # of many libraries: the network's, the Hub's, those of builders
+        raise UserError(
+            f"loading the data set {name} (configuration {config}, split {split}): {type(error).__name__}: {error}. Correct "
+            "examples.dataset, examples.dataset_config or examples.split; without a network, save the data set as a folder where "
+            "there is one (save_to_disk) and name that folder."
+        ) from None

@@ -1,0 +1,152 @@
+"""What an incremental run keeps of the runs before it: the numbers of its raw files, and the parts that are scored already.
+
+An example's id holds its file's number (design, section 3, "Identity"), so a file that keeps its number and its content has the
+same examples, the same examples part by part, and the same losses under the same proxy.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from s2l_ray.core.data.files import PartRange
+from s2l_ray.core.storage.store import Artifact, Manifest, Part, Store
+from s2l_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A raw file as `examples` knows it: `number` is the upper part of its rows' ids and is never given to another file."""
+
+    number: int
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The numbers of all files in the order they were given, the next free number, and what became of the base's files."""
+
+    numbers: list[int]
+    next_number: int
+    new: list[str]
+    dropped: list[str]
+
+
+def file_numbers(
+    files: Sequence[tuple[str, int, str]], base: Manifest | None, on_changed: str, where: str
+) -> Lineage:
+    """Number raw files (name, bytes, SHA-256): those of `base` as they are, new ones after all numbers ever given, by name.
+
+    Args:
+        base: the manifest of `examples.extends`, or None for a data set of its own.
+        on_changed: "stop" refuses files that are gone or have other content; "drop" leaves their old rows out, and a file with other
+            content enters as a new one.
+        where: the base's URI, for messages.
+
+    Raises:
+        UserError: naming every file that is gone or changed, unless these are dropped.
+    """
+    known = {file.name: file for file in files_of(base)} if base is not None else {}
+    next_number = int(base.info["next_file_number"]) if base is not None else 0
+    present = {name: sha256 for name, _, sha256 in files}
+    gone = sorted(known.keys() - present.keys())
+    changed = sorted(
+        name for name in known.keys() & present.keys() if known[name].sha256 != present[name]
+    )
+    if (gone or changed) and on_changed == "stop":
+        raise UserError(
+            f"extending {where}: {_listed('gone', gone)}{_listed('changed', changed)}. Put them back as they were (new rows belong into "
+            "new files), or leave their old rows out with examples.on_changed_file: drop."
+        )
+    numbers: list[int] = []
+    new: list[str] = []
+    for name, _, _ in files:
+        if name in known and name not in changed:
+            numbers.append(known[name].number)
+        else:
+            numbers.append(next_number + len(new))
+            new.append(name)
+    return Lineage(numbers, next_number + len(new), new, sorted([*gone, *changed]))
+
+
+def _listed(what: str, names: list[str]) -> str:
+    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return (
+        f"{len(names)} of its files {'is' if len(names) == 1 else 'are'} {what} ({shown}); "
+        if names
+        else ""
+    )
+
+
+def files_of(examples: Manifest) -> list[Numbered]:
+    """The raw files of an `examples` artifact by number."""
+    return sorted(
+        (Numbered(**file) for file in examples.info["files"]), key=lambda file: file.number
+    )
+
+
+def listing(ranges: Iterable[PartRange]) -> list[tuple[str, int, str]]:
+    """Name, bytes and SHA-256 of each raw file of a data set, in the order of its parts."""
+    return list(
+        dict.fromkeys((part.file.name, part.file.bytes, part.file.sha256) for part in ranges)
+    )
+
+
+def renumbered(ranges: Sequence[PartRange], numbers: Sequence[int]) -> list[PartRange]:
+    """The parts of a data set whose files (as `listing` has them) get these numbers; files come in the order of their numbers."""
+    by_file = [
+        list(parts) for _, parts in itertools.groupby(ranges, key=lambda part: part.file.name)
+    ]
+    ordered = sorted(zip(numbers, by_file, strict=True), key=lambda pair: pair[0])
+    parts = [replace(part, file_number=number) for number, parts in ordered for part in parts]
+    return [replace(part, index=index) for index, part in enumerate(parts)]
+
+
+def kept_parts(base: Manifest, ranges: Iterable[PartRange]) -> dict[int, Part]:
+    """Parts of the base's examples that the extended data set has as they are: part number -> the base's part."""
+    kept = {(file.number, file.name, file.sha256) for file in files_of(base)}
+    theirs: dict[str, list[Part]] = {}
+    for part in base.parts:
+        theirs.setdefault(part.stats["file"], []).append(part)
+    found: dict[int, Part] = {}
+    for name, own in itertools.groupby(ranges, key=lambda part: part.file.name):
+        mine = list(own)
+        if (mine[0].file_number, name, mine[0].file.sha256) in kept:
+            found.update({a.index: b for a, b in zip(mine, theirs[name], strict=True)})
+    return found
+
+
+def scored_parts(
+    store: Store,
+    version: int,
+    section: dict[str, Any],
+    proxy: str,
+    wanted: Iterable[tuple[int, str]],
+) -> dict[int, tuple[Artifact, Part]]:
+    """Where parts lie that earlier `trajectories` of the storage hold: made by the same stage version, section and proxy.
+
+    Args:
+        proxy: fingerprint of the proxy artifact.
+        wanted: (part number, SHA-256 of the examples part); equal bytes have equal ids and texts, and so equal losses.
+    """
+    numbers: dict[str, list[int]] = {}
+    for number, sha256 in wanted:
+        numbers.setdefault(sha256, []).append(number)
+    found: dict[int, tuple[Artifact, Part]] = {}
+    for name in store.folders("trajectories"):
+        artifact = Artifact(store, "trajectories", name)
+        manifest = artifact.committed()
+        if manifest is None:
+            continue
+        if (manifest.version, manifest.section, manifest.inputs.get("proxy")) != (
+            version,
+            section,
+            proxy,
+        ):
+            continue
+        for part in manifest.parts:
+            for number in numbers.pop(part.stats["examples"], ()):
+                found[number] = artifact, part
+    return found

@@ -1,0 +1,248 @@
+"""Stored checkpoints to numbers of every example: loading them, cutting batches, and refusing what is not finite."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from s2l_ray.config import Config, Training
+from s2l_ray.core.model.allocation import keep_freed_memory
+from s2l_ray.core.model.loading import build, load_config, load_weights, read_weights, tensor_reader
+from s2l_ray.core.model.losses import example_statistics
+from s2l_ray.core.model.state import stored_tensors
+from s2l_ray.core.storage.store import Artifact, FileEntry, Manifest
+from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN, Encoded, Encoder, pad, token_batches
+from s2l_ray.errors import UserError
+
+ANSWER_LOSS = "answer_loss"
+# Small parts pad more than large ones: batches are made smaller, down to so many tokens, until so little is padding.
+MOST_PADDING, FEWEST_TOKENS = 0.03, 2_048
+
+
+def files_of(manifest: Manifest) -> dict[str, list[Any]]:
+    """Name -> [bytes, sha256] of an artifact's files, as `load_checkpoint` wants them."""
+    return {entry.name: [entry.bytes, entry.sha256] for entry in manifest.files}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a model is made from: a transformers config, tensors by name, and where they are from, for messages."""
+
+    config: Any
+    tensors: dict[str, Any]
+    what: str
+
+    def model(self, dtype: str, device: Any, attention: str | None = None) -> Any:
+        """The model, ready to score; see models.build."""
+        made = build(self.config, dtype, attention)
+        load_weights(made, self.tensors, self.what)
+        return made.to(device).eval()
+
+
+def load_checkpoint(
+    artifact: Artifact, folder: str, files: dict[str, list[Any]], dtype: str, device: Any
+) -> Any:
+    """A model from a folder of an artifact, every file checked against the manifest."""
+    return checkpoint_weights(artifact, folder, files).model(dtype, device)
+
+
+def checkpoint_weights(artifact: Artifact, folder: str, files: dict[str, list[Any]]) -> Weights:
+    """The weights in a folder of an artifact, every file checked against the manifest."""
+    from transformers import AutoConfig
+
+    def read(name: str) -> bytes:
+        path = f"{folder}/{name}"
+        if path not in files:
+            raise UserError(
+                f"loading {artifact.uri_of(folder)}: the manifest lists no {name}. Remove {artifact.uri} and run again."
+            )
+        return artifact.read_file(FileEntry(path, *files[path]))
+
+    names = [path[len(folder) + 1 :] for path in files if path.startswith(folder + "/")]
+    raw = json.loads(read("config.json"))
+    what = f"{artifact.uri}/{folder}"
+    return Weights(
+        AutoConfig.for_model(raw.pop("model_type"), **raw), read_weights(read, names, what), what
+    )
+
+
+def starting_weights(training: Training) -> Weights:
+    """The weights that a training begins with: those of the model, or random ones drawn from the section's seed."""
+    import torch
+
+    what = str(training.model.path or training.model.hub or "the model's start")
+    config, read = load_config(training.model), tensor_reader(training.model)
+    torch.manual_seed(training.seed)
+    with torch.device("meta" if read else "cpu"):
+        made = build(config)
+    tensors = stored_tensors(made)
+    return Weights(
+        config, {name: read(name) for name in tensors} if read else made.state_dict(), what
+    )
+
+
+def device_of(config: Config) -> Any:
+    """Where this worker computes, with its CPU threads and the C library's memory set up for it."""
+    import torch
+
+    keep_freed_memory()
+    torch.set_num_threads(config.scaling.threads)
+    return torch.device(
+        "cuda" if config.scaling.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    )
+
+
+def checkpoint_labels(steps: Sequence[Sequence[int]]) -> list[list[str]]:
+    """What to call the checkpoints of each proxy, given their steps: by the proxy too where there are several."""
+    several = len(steps) > 1
+    return [
+        [
+            f"proxy {number} at step {step}" if several else f"the proxy at step {step}"
+            for step in mine
+        ]
+        for number, mine in enumerate(steps)
+    ]
+
+
+def reason_of(versions: Sequence[Encoded]) -> str | None:
+    """Why an example cannot be scored, as one of the proxies encodes it; None where all of them learn some token."""
+    for version in versions:
+        if not version.learned.any():
+            return version.reason or NO_LEARNED_TOKEN
+    return None
+
+
+def score(
+    models: Sequence[Any],
+    examples: Sequence[Encoded],
+    pad_id: int,
+    tokens_per_batch: int,
+    device: Any,
+    labels: Sequence[str] = (),
+) -> np.ndarray:
+    """Mean loss over the learned tokens of each example under each model: float32 [n, number of models].
+
+    Args:
+        labels: what to call each model in a message.
+
+    Raises:
+        UserError: a loss that is not finite, naming the example and the model.
+    """
+    losses = _one_pass(models, examples, (), pad_id, tokens_per_batch, device)["loss"]
+    check_finite("loss", losses, examples, labels)
+    return losses
+
+
+def score_statistics(
+    models: Sequence[Any],
+    examples: Sequence[Encoded],
+    names: Sequence[str],
+    encoder: Encoder,
+    tokens_per_batch: int,
+    device: Any,
+    labels: Sequence[str] = (),
+) -> dict[str, np.ndarray]:
+    """`loss` and the named statistics (trajectories.statistics) of each example under each model: float32 [n, models] each.
+
+    All come from one forward pass (losses.example_statistics) but `answer_loss`: the loss of the learned tokens without the
+    prompt, which takes another one over `answers`.
+
+    Raises:
+        UserError: a value that is not finite, naming the example and the model.
+    """
+    together = [name for name in names if name != ANSWER_LOSS]
+    made = _one_pass(models, examples, together, encoder.pad, tokens_per_batch, device)
+    if ANSWER_LOSS in names:
+        alone = answers(examples, encoder.bos, encoder.end)
+        made[ANSWER_LOSS] = _one_pass(models, alone, (), encoder.pad, tokens_per_batch, device)[
+            "loss"
+        ]
+    for name, values in made.items():
+        check_finite(name, values, examples, labels)
+    return made
+
+
+def answers(examples: Sequence[Encoded], start: int | None, end: int) -> list[Encoded]:
+    """The learned tokens of each example alone, after the start token where the example begins with it, or else the end token.
+
+    So exactly the tokens that are predicted with the prompt are predicted without it, and the quotient of the two losses is IFD
+    (Li et al. 2023, "From Quantity to Quality": their Instruction-Following Difficulty).
+    """
+    made = []
+    for example in examples:
+        first = start if example.input_ids[0] == start else end
+        ids = np.array([first, *example.input_ids[example.learned]], np.int32)
+        made.append(Encoded(example.example_id, ids, np.arange(len(ids)) > 0))
+    return made
+
+
+def flops(
+    parameters: int,
+    output_shape: tuple[int, int],
+    lengths: Sequence[float],
+    learned: Sequence[float],
+    statistics: Sequence[str],
+) -> float:
+    """FLOPs of scoring examples with one model: 2 a parameter and token of a forward pass, and the statistics that cost more.
+
+    Args:
+        output_shape: V and H of the output layer.
+        lengths, learned: tokens of each example, and how many of them are learned.
+    """
+    total = 2.0 * parameters * sum(lengths)
+    if ANSWER_LOSS in statistics:
+        total += 2.0 * parameters * (sum(learned) + len(learned))
+    if "grand" in statistics:
+        vocabulary, width = output_shape
+        # the Gram matrices of n errors and n hidden states; where n > H the gradient itself is less work
+        total += sum(2.0 * n * min(n, width) * (vocabulary + width) for n in learned)
+    return total
+
+
+def scoring_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """token_batches of a part, with its limit halved as often as MOST_PADDING asks for and FEWEST_TOKENS allows."""
+    while True:
+        batches = token_batches(lengths, tokens_per_batch)
+        padded = sum(len(batch) * lengths[batch[0]] for batch in batches)
+        if padded <= (1 + MOST_PADDING) * sum(lengths) or tokens_per_batch // 2 < FEWEST_TOKENS:
+            return batches
+        tokens_per_batch //= 2
+
+
+def _one_pass(
+    models: Sequence[Any],
+    examples: Sequence[Encoded],
+    names: Sequence[str],
+    pad_id: int,
+    tokens_per_batch: int,
+    device: Any,
+) -> dict[str, np.ndarray]:
+    import torch
+
+    made = {name: np.empty((len(examples), len(models)), np.float32) for name in ("loss", *names)}
+    for batch in scoring_batches(
+        [len(example.input_ids) for example in examples], tokens_per_batch
+    ):
+        arrays = pad([examples[row] for row in batch], pad_id)
+        input_ids_BL, learned_BL = (torch.from_numpy(array).to(device) for array in arrays)
+        for column, model in enumerate(models):
+            for name, values_B in example_statistics(
+                model, input_ids_BL, learned_BL, names
+            ).items():
+                made[name][batch, column] = values_B.cpu().numpy()
+    return made
+
+
+def check_finite(
+    name: str, values: np.ndarray, examples: Sequence[Encoded], labels: Sequence[str]
+) -> None:
+    if np.isfinite(values).all():
+        return
+    row, column = np.argwhere(~np.isfinite(values))[0]
+    where = f" under {labels[column]}" if labels else ""
+    raise UserError(
+        f"scoring examples: {name} of example_id {examples[row].example_id}{where} is {values[row, column]}, expected a finite "
+        "number. The model has diverged or overflows: lower its learning_rate, or set dtype to fp32."
+    )

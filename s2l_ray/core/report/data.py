@@ -1,0 +1,220 @@
+"""What the report page is made from: small numbers and a few samples that the report stage gathers.
+
+Only numpy is needed to fill these; the page is made of them by report.py and its pictures by report_pictures.py. At the end
+are the words that page and pictures both use.
+"""
+
+import math
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+# Shapes: T steps, K clusters, S sources.
+MAX_TEXT = 600  # characters shown of a prompt or completion
+MAX_LABEL = 28  # characters shown of a source or variant in a picture
+# Characters not allowed in XML or UTF-8.
+FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subset:
+    """What one variant chose. `source_sizes` [S] follows ReportData.sources; None leaves the variant out of that section."""
+
+    variant: str
+    rule: str
+    num_examples: int
+    uri: str
+    source_sizes: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LossCurve:
+    """Training loss of one proxy: as many losses as steps; long curves are averaged down when drawn."""
+
+    label: str
+    steps: Sequence[int]
+    losses: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClusterExample:
+    """One example shown on the card of its cluster; prompt and completion are trimmed by the renderer."""
+
+    cluster: int
+    example_id: int
+    source: str
+    prompt: str
+    completion: str
+    distance: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moved:
+    """How clusters changed that began from those of another artifact: sizes there, those of the present rows under its centroids
+    (`before`), and how far each centroid went, all [K]; a cluster of a new source has 0 in each.
+
+    `new_rows`: how many more rows there are now; `changed`: rows that refining moved to another cluster.
+    """
+
+    base_sizes: Sequence[int]
+    before: Sequence[int]
+    shifts: Sequence[float]
+    new_rows: int
+    changed: int
+    new_sources: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Clustering:
+    """The clusters of one variant: trajectories, sizes, what was taken of each, and some members.
+
+    mean, low and high are [K, T] of what was clustered, which `feature` names; NaN where a cluster is empty; `band` says in words
+    what low and high are. steps is [T], sizes and quotas (None: not drawn from) are [K], objective has one value per round. sources and source_sizes [S, K] are
+    optional together. Raises ValueError if the shapes disagree.
+    """
+
+    variant: str
+    steps: Sequence[int]
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    band: str
+    sizes: Sequence[int]
+    quotas: Sequence[int] | None = None
+    objective: Sequence[float] = ()
+    sources: Sequence[str] = ()
+    source_sizes: np.ndarray | None = None
+    feature: str = "loss"
+    moved: Moved | None = None
+    examples: Sequence[ClusterExample] = ()
+
+    def __post_init__(self) -> None:
+        shape = (len(self.sizes), len(self.steps))
+        expected: dict[str, tuple[int, ...]] = {"mean": shape, "low": shape, "high": shape}
+        if self.quotas is not None:
+            expected["quotas"] = shape[:1]
+        if self.moved is not None:
+            expected |= {
+                "moved.base_sizes": shape[:1],
+                "moved.before": shape[:1],
+                "moved.shifts": shape[:1],
+            }
+        if self.source_sizes is not None:
+            expected["source_sizes"] = (len(self.sources), shape[0])
+        for name, want in expected.items():
+            if (got := np.shape(operator.attrgetter(name)(self))) != want:
+                raise ValueError(
+                    f"report, clusters of {self.variant}: {name} has shape {got}, expected {want}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LeftOut:
+    """Rows that a stage left out for one reason; `examples` are a few ids or places such as data.jsonl:17."""
+
+    stage: str
+    reason: str
+    count: int
+    examples: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """Held-out results of one variant's target: source -> mean loss in nats, source -> exact match in 0..1.
+
+    A source without a value is absent or None. Macro means are taken here, over the sources that every variant has.
+    """
+
+    variant: str
+    num_examples: int
+    target_steps: int
+    losses: Mapping[str, float | None] = field(default_factory=dict)
+    exact_match: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StageCost:
+    """One artifact of the plan. `seconds` and `flops` are those of making it, also where it was reused from an earlier run.
+
+    `variant` is empty where all variants share the artifact, else the names of those that use it.
+    """
+
+    stage: str
+    variant: str
+    reused: bool
+    rows: int | None = None
+    seconds: float | None = None
+    flops: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReportData:
+    """Everything on the page: nothing per example but a few samples. Sections whose data are empty are not shown.
+
+    `num_examples` counts the rows of the examples artifact; sources [S] and source_sizes [S] are its sources and their rows. Of a
+    data set that extends another, `new_files` and `dropped_files` are names of raw files.
+    """
+
+    run: str
+    created: str
+    num_examples: int
+    versions: Mapping[str, str] = field(default_factory=dict)
+    subsets: Sequence[Subset] = ()
+    sources: Sequence[str] = ()
+    source_sizes: Sequence[int] = ()
+    new_files: Sequence[str] = ()
+    dropped_files: Sequence[str] = ()
+    proxies: Sequence[LossCurve] = ()
+    clusterings: Sequence[Clustering] = ()
+    left_out: Sequence[LeftOut] = ()
+    evaluations: Sequence[Evaluation] = ()
+    stages: Sequence[StageCost] = ()
+
+
+# ---- What page and pictures share
+
+
+class Cell(NamedTuple):
+    """One number of a comparison, its text, and whether it is the best of its row."""
+
+    value: float | None
+    text: str
+    best: bool
+
+
+class Metric(NamedTuple):
+    """One metric by source and variant: rows of (source, cells), the macro means and over how many sources they are."""
+
+    title: str
+    rows: list[tuple[str, list[Cell]]]
+    macro: list[Cell]
+    num_macro: int
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words, with minutes or hours where there are; a dash where they are not known."""
+    if seconds is None or not math.isfinite(seconds):
+        return "\u2013"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60:,} h {minutes % 60:02d} min"
+    )
+
+
+def clip(text: str, limit: int = MAX_TEXT) -> str:
+    """The text without space around it, cut to `limit` characters, the last of them an ellipsis where any are lost."""
+    text = text.replace("\r\n", "\n").strip()
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "\u2026"
+
+
+def label_of(text: str) -> str:
+    """Text for a picture: one line, short, and only characters that XML allows."""
+    return FORBIDDEN.sub("\ufffd", clip(" ".join(text.split()), MAX_LABEL)) or "(no name)"
