@@ -11,7 +11,7 @@ from s2l_ray.core.data.files import original_rows
 from s2l_ray.core.storage.store import Artifact, Manifest, Store
 from tests import tiny
 from tests.integration.conftest import Runs
-from tests.unit.test_formats import WRITERS
+from tests.unit.core.data.test_formats import WRITERS
 
 ROWS_PER_FILE = 30
 

@@ -21,7 +21,7 @@ random, it would be RandGreeDi (Barbosa, Ene, Nguyen, Ward 2015) with (1 - 1/e) 
 with a larger budget blocks pass on fewer than it: **then neither bound holds.** What always holds is (a) the bound above for every
 block and every merge by itself, on its own rows and weights, and (b) by the triangle inequality: the sum of distances of all rows to the
 final choice is at most that to their candidates plus the weighted sum of the candidates' distances to the final choice. Measured, the
-result is within a few percent of greedy on all rows (tests/unit/test_facility.py).
+result is within a few percent of greedy on all rows (tests/unit/core/selection/test_facility.py).
 
 **For the stage that wires this** (`tree`): blocks are numbered over parts in id order; a task reads a part, makes the features of its
 scored rows and answers, for each block, `candidates(ids, rows, count, seed)`. What travels from task to task is these: about PASS_ON x budget

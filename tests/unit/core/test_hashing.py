@@ -1,4 +1,4 @@
-"""The keyed hash against plain integers; run with `pytest tests/unit/test_hashing.py`."""
+"""The keyed hash against plain integers."""
 
 import numpy as np
 from hypothesis import given

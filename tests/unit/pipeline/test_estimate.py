@@ -8,7 +8,7 @@ from s2l_ray import config, estimate, pipeline, run
 from tests import tiny
 from tests.committed import commit
 
-JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
+JOBS = sorted((Path(__file__).parents[3] / "jobs").glob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)

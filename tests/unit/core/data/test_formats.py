@@ -409,7 +409,7 @@ def ids(parts: Iterable[PartRange]) -> np.ndarray:
 
 def test_real_files_are_all_readable() -> None:
     """Where the data are at hand: every one of their training and evaluation files, with the columns found by themselves."""
-    folder = Path(__file__).parents[3] / "shared" / "data"
+    folder = Path(__file__).parents[5] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("there is no ../shared/data beside this checkout")
     files = find_files([str(folder / "train"), str(folder / "eval")], None)

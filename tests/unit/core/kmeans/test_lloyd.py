@@ -1,4 +1,4 @@
-"""k-means against FAISS, scikit-learn and exact arithmetic; run with `pytest tests/unit/test_kmeans.py`."""
+"""k-means against FAISS, scikit-learn and exact arithmetic."""
 
 import itertools
 import json

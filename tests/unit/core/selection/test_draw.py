@@ -1,4 +1,4 @@
-"""Quotas and draws against brute force; run with `pytest tests/unit/test_selection.py`."""
+"""Quotas and draws against brute force."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
