@@ -40,7 +40,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     job = load_job(args.config, overrides)
     made_plan = pipeline.plan(job, args.until, assume=args.dry_run)
     if args.dry_run:
-        from s2l_ray.estimate import print_plan
+        from s2l_ray.pipeline.estimate import print_plan
 
         print_plan(made_plan)
     else:

@@ -47,7 +47,7 @@ def _sweep(args: argparse.Namespace, overrides: list[str]) -> None:
     base = _base(load_job(args.config, overrides))
     grid = _grid(args.over, base)
     if args.dry_run:
-        from s2l_ray.estimate import print_plan
+        from s2l_ray.pipeline.estimate import print_plan
 
         print_plan(pipeline.plan(_job_of(base, _points(grid)), until, assume=True))
         return
@@ -105,9 +105,9 @@ def run(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
     plans = [pipeline.plan(_job_of(base, [point]), until) for point in _points(grid)]
     shared = set.intersection(*({node.label for node in made_plan.nodes} for made_plan in plans))
 
-    from s2l_ray.stages import edge
+    from s2l_ray.edge import session
 
-    edge.connect(base)
+    session.connect(base)
     pipeline.run(plans[0], only=shared)
     return _tune(base, grid, until)
 
@@ -119,7 +119,7 @@ def _tune(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
     from ray import tune
 
     from s2l_ray.core.storage.store import Store
-    from s2l_ray.stages import edge
+    from s2l_ray.edge import user_errors
 
     store = Store(base.run.storage)
     name = f"sweep-{base.run.name}-{time.time_ns()}"
@@ -138,7 +138,7 @@ def _tune(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
     trials = [results[number] for number in range(len(results))]
     for result in trials:
         if result.error is not None:
-            found = edge.find_user_error(result.error)
+            found = user_errors.find_user_error(result.error)
             raise found or UserError(
                 f"running the sweep: the trial {result.config} failed: {result.error}"
             )

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from s2l_ray.contract.work import Outcome
 from s2l_ray.core.storage.store import FORMAT, Artifact, Manifest
-from s2l_ray.stages.work import Outcome
 
 
 def manifest(stage: str, **fields: Any) -> Manifest:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from s2l_ray.config import expressions
+from s2l_ray.contract.work import Outcome
 from s2l_ray.core.storage.store import Artifact, Manifest, Store
 from s2l_ray.core.storage.tables import (
     CLUSTERS,
@@ -21,7 +22,6 @@ from s2l_ray.core.storage.tables import (
     trajectories_schema,
     vector_column,
 )
-from s2l_ray.stages.work import Outcome
 from tests.committed import commit
 
 STATISTICS = list(expressions.STATISTICS)

@@ -27,10 +27,10 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import load  # noqa: E402
+from s2l_ray.contract.work import Work, part_dict  # noqa: E402
 from s2l_ray.core.model.scoring import files_of  # noqa: E402
 from s2l_ray.core.storage.store import Artifact, Manifest, Part, Store  # noqa: E402
-from s2l_ray.stages.training import _Place  # noqa: E402
-from s2l_ray.stages.work import Work, part_dict  # noqa: E402
+from s2l_ray.stages.training.make import _Place  # noqa: E402
 from tests.bench.frame import finish, show  # noqa: E402
 
 
@@ -136,18 +136,18 @@ def only(folder: str, stage: str) -> Artifact:
 
 def scoring(path: str, folder: str) -> dict[str, float]:
     """Gaps between parts, and processor seconds of a part, with Ray and without."""
-    from s2l_ray.stages import edge
+    from s2l_ray.edge import parts, session
 
     inputs = {stage: only(folder, stage) for stage in ("examples", "proxy")}
     manifests = {stage: artifact.manifest() for stage, artifact in inputs.items()}
     config = load(path, []).first
     place = Artifact(Store(f"{folder}/storage"), "trajectories", "0" * 32)
     work = Work(config, place, inputs, manifests, "bench")
-    edge.connect(config)
+    session.connect(config)
     jobs = {part.index: {"part": part_dict(part)} for part in manifests["examples"].parts}
     loader = timed(manifests["proxy"])
-    parts = edge.make_parts(work, jobs, load=loader, actors=1)
-    make = loader(edge.part_context(work))
+    parts = parts.make_parts(work, jobs, load=loader, actors=1)
+    make = loader(parts.part_context(work))
     bare = [make({"part": part_dict(part)}).stats["cpu"] for part in manifests["examples"].parts]
     times = sorted((part.stats["began"], part.stats["ended"]) for part in parts)
     inside = sum(ended - began for began, ended in times)
@@ -167,7 +167,7 @@ def timed(proxy: Manifest) -> Callable[[Any], Callable[[dict[str, Any]], Part]]:
     files = files_of(proxy)
 
     def loader(context: Any) -> Callable[[dict[str, Any]], Part]:
-        from s2l_ray.stages.trajectories import Scorer
+        from s2l_ray.stages.trajectories.make import Scorer
 
         scorer = Scorer(context, members, files)
 

@@ -53,8 +53,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import Config  # noqa: E402
+from s2l_ray.contract.work import Outcome, Work, part_dict  # noqa: E402
 from s2l_ray.core.storage.store import Artifact, Manifest, Part, Store  # noqa: E402
-from s2l_ray.stages.work import Outcome, Work, part_dict  # noqa: E402
 from tests import synthetic, tiny  # noqa: E402
 from tests.bench import frame  # noqa: E402
 from tests.bench.bench_feed import timed  # noqa: E402
@@ -422,10 +422,12 @@ def make(
     stage: str, places: str, size: str, count: int, rounds: int
 ) -> tuple[int, tuple[float, float]]:
     """Run a stage; returns its rows, and from when until when it worked on them."""
-    from s2l_ray.stages import clusters, edge, subset
+    from s2l_ray.edge import session
+    from s2l_ray.stages.clusters import make as clusters
+    from s2l_ray.stages.subset import make as subset
 
     work = work_of(stage, f"{places}{'few' if size == 'warm' else size}", count, size, rounds)
-    edge.connect(work.config)
+    session.connect(work.config)
     module: Any = {"clusters": clusters, "subset": subset}[stage]
     module.make(work)
     ended = time.time()
@@ -448,10 +450,10 @@ def work_of(stage: str, place: str, count: int, name: str, rounds: int) -> Work:
 
 def score(place: str, count: int) -> tuple[float, tuple[float, float]]:
     """Score with an actor on every host; returns the rows done while all of them worked, and when that was."""
-    from s2l_ray.stages import edge
+    from s2l_ray.edge import parts, session
 
     config = config_of(place, k=2, rounds=1, shards=count)
-    edge.connect(config)
+    session.connect(config)
     store = Store(place)
     inputs = {name: Artifact(store, name, synthetic.NAME) for name in ("examples", "proxy")}
     manifests = {name: artifact.manifest() for name, artifact in inputs.items()}
@@ -459,7 +461,7 @@ def score(place: str, count: int) -> tuple[float, tuple[float, float]]:
         config, Artifact(store, "trajectories", f"scored-{count}"), inputs, manifests, "bench"
     )
     jobs = {part.index: {"part": part_dict(part)} for part in manifests["examples"].parts}
-    parts = edge.make_parts(work, jobs, load=timed(manifests["proxy"]), actors=count)
+    parts = parts.make_parts(work, jobs, load=timed(manifests["proxy"]), actors=count)
     nodes = {part.node for part in parts}
     if len(nodes) < count:
         raise RuntimeError(f"only {len(nodes)} of {count} hosts scored: raise --scored")
@@ -538,7 +540,7 @@ def local_ray() -> None:
 
 def counted(args: argparse.Namespace) -> list[dict[str, Any]]:
     """What the driver sends and receives in a round, with a tree and without, by shards, parts and K."""
-    from s2l_ray.stages import clusters
+    from s2l_ray.stages.clusters import make as clusters
 
     settings = [(shards, args.parts[0], k) for shards in args.shards for k in args.k]
     settings += [(args.shards[0], parts, args.k[0]) for parts in args.parts[1:]]
@@ -574,7 +576,7 @@ def counted(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def rounds_of(place: str, shards: int, k: int, rounds: int = 6) -> dict[str, Any]:
     """Medians over the rounds after the first."""
-    from s2l_ray.stages import clusters
+    from s2l_ray.stages.clusters import make as clusters
 
     seen: list[dict[str, float]] = []
     asked = clusters._asked
@@ -637,7 +639,7 @@ class Plain:
     """The shard actors of clusters as so many processes without Ray, none below another; processor seconds by what they are asked."""
 
     def __init__(self, work: Work, count: int) -> None:
-        from s2l_ray.stages.edge import part_context
+        from s2l_ray.edge.parts import part_context
 
         context, made = (
             multiprocessing.get_context("spawn"),
@@ -679,7 +681,7 @@ class Plain:
 def plain_actor(pipe: Any, *args: Any) -> None:
     """Answer with what a shard actor does, and the processor seconds that it took."""
     os.environ["OMP_NUM_THREADS"] = "1"  # before numpy multiplies for the first time
-    from s2l_ray.stages.clusters import ShardActor
+    from s2l_ray.stages.clusters.make import ShardActor
 
     actor = ShardActor.__ray_metadata__.modified_class(*args)  # type: ignore[attr-defined]
     while (call := pipe.recv())[0]:
@@ -716,7 +718,7 @@ def plain_seconds(count: int, place: str, rounds: int) -> Counter[str]:
 
 def driver_costs(count: int) -> dict[str, float]:
     """Seconds that so many parts take of the driver, where making one is nothing; Ray's also by this process's processor alone."""
-    from s2l_ray.stages import edge
+    from s2l_ray.edge import parts, session, tasks
 
     costs: dict[str, float] = {"parts": count}
 
@@ -732,15 +734,15 @@ def driver_costs(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place:
         artifact = Artifact(Store(place), "trajectories", "f")
         work = Work(config_of(place, 2, 1, 1), artifact, {}, {}, "bench")
-        edge.connect(work.config)
+        session.connect(work.config)
         jobs: dict[int, dict[str, Any]] = {
             number: {"part": {"rows": 16_384}} for number in range(count)
         }
-        most, edge.MOST_TASKS = edge.MOST_TASKS, count // 8
-        watch("make_parts, 8 a task", lambda: edge.make_parts(work, jobs, make=write_nothing))
-        edge.MOST_TASKS = most
+        most, parts.MOST_TASKS = parts.MOST_TASKS, count // 8
+        watch("make_parts, 8 a task", lambda: parts.make_parts(work, jobs, make=write_nothing))
+        parts.MOST_TASKS = most
         artifact.delete("receipts")
-        parts = watch("make_parts", lambda: edge.make_parts(work, jobs, make=write_nothing))
+        parts = watch("make_parts", lambda: parts.make_parts(work, jobs, make=write_nothing))
         watch("list finished", artifact.finished_parts)
         manifest = watch("commit", lambda: commit(artifact, Outcome(parts)))
         data = watch("to JSON", manifest.to_bytes)
@@ -748,7 +750,7 @@ def driver_costs(count: int) -> dict[str, float]:
         costs["MB of JSON"] = len(data) / 1e6
     watch(
         "tasks",
-        lambda: sum(1 for _ in edge.bounded(nothing(), [(number,) for number in range(count)])),
+        lambda: sum(1 for _ in tasks.bounded(nothing(), [(number,) for number in range(count)])),
     )
     return costs
 

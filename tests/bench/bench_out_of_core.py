@@ -29,8 +29,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import Config  # noqa: E402
+from s2l_ray.contract.work import Work  # noqa: E402
 from s2l_ray.core.storage.store import Artifact, Store  # noqa: E402
-from s2l_ray.stages.work import Work  # noqa: E402
 from tests import synthetic  # noqa: E402
 from tests.bench import frame  # noqa: E402
 
@@ -124,7 +124,9 @@ def measured_apart(storage: str, rows: int, args: argparse.Namespace) -> dict[st
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run both stages here, watched."""
-    from s2l_ray.stages import clusters, edge, subset
+    from s2l_ray.edge import session
+    from s2l_ray.stages.clusters.make import make as clusters
+    from s2l_ray.stages.subset.make import make as subset
 
     config = Config.model_validate(
         {
@@ -139,7 +141,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "scaling": {"shards": args.shards, "local_cpus": 2, "shard_memory": args.shard_memory},
         }
     )
-    edge.connect(config)
+    session.connect(config)
     store = Store(args.measure)
     names = {stage: synthetic.NAME for stage in ("examples", "trajectories", "clusters")}
     if "clusters" in args.stages:

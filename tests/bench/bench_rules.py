@@ -28,8 +28,8 @@ os.environ.update({"RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT)})
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from s2l_ray.config import RULES, Config  # noqa: E402
+from s2l_ray.contract.work import Work  # noqa: E402
 from s2l_ray.core.storage.store import Artifact, Store  # noqa: E402
-from s2l_ray.stages.work import Work  # noqa: E402
 from tests import synthetic  # noqa: E402
 from tests.bench.frame import finish, show  # noqa: E402
 
@@ -54,7 +54,8 @@ def main() -> None:
         "--fan-in", type=int, nargs="+", help="answers that are merged; default: the stage's"
     )
     args = parser.parse_args()
-    from s2l_ray.stages import edge, subset
+    from s2l_ray.edge import session
+    from s2l_ray.stages.subset import make as subset
 
     if args.rows_per_task:
         subset.rows_per_task = lambda total: args.rows_per_task
@@ -63,7 +64,7 @@ def main() -> None:
         sources = [f"source {number}" for number in range(args.sources)]
         synthetic.build(storage, args.rows, steps=args.steps, sources=sources, clusters=args.k)
         print(f"built {args.rows:,} rows in {time.monotonic() - began:.0f} s", flush=True)
-        edge.connect(config_of(storage, "random"))
+        session.connect(config_of(storage, "random"))
         draw_seconds(storage, "random")  # starts the workers, which a run has long done by then
         results = []
         for rule, _, fan_in in itertools.product(
@@ -97,7 +98,7 @@ def config_of(storage: str, rule: str) -> Config:
 def draw_seconds(storage: str, rule: str) -> dict[str, Any]:
     """Find the draw of one rule, and time it."""
     from s2l_ray.core.selection.draw import needs
-    from s2l_ray.stages import subset
+    from s2l_ray.stages.subset import make as subset
 
     config, store = config_of(storage, rule), Store(storage)
     stages = ["examples", "trajectories"]
@@ -122,7 +123,7 @@ def draw_seconds(storage: str, rule: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def answers() -> Iterator[list[int]]:
     """Bytes of every answer that the driver is given while this is open."""
-    from s2l_ray.stages import subset
+    from s2l_ray.stages.subset import make as subset
 
     came: list[int] = []
     few = subset._few

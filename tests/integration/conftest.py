@@ -114,7 +114,7 @@ def local_ray() -> Iterator[None]:
         log_to_driver=False,
     )
     yield
-    from s2l_ray.stages import groups
+    from s2l_ray.edge import worker_pool as groups
 
     groups.give_up()  # workers that are ending would ask for a Ray that is gone, and start another
     ray.shutdown()

@@ -16,6 +16,7 @@ import pytest
 import ray
 
 from s2l_ray.config import Clusters, Config
+from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.kmeans.features import feature_steps, features
 from s2l_ray.core.kmeans.lloyd import fit
@@ -23,8 +24,7 @@ from s2l_ray.core.kmeans.shard import Shard
 from s2l_ray.core.storage.store import Artifact, Manifest, Store
 from s2l_ray.core.storage.tables import parquet_bytes, vector_column
 from s2l_ray.errors import UserError
-from s2l_ray.stages import clusters
-from s2l_ray.stages.work import Outcome, Work
+from s2l_ray.stages.clusters.make import make as clusters
 from tests import tiny
 from tests.committed import commit
 

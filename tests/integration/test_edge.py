@@ -12,10 +12,10 @@ import pytest
 import ray
 
 from s2l_ray.config import Config
+from s2l_ray.contract.work import Work
 from s2l_ray.core.storage.store import Artifact, Part, Store
+from s2l_ray.edge import lease, parts, placement
 from s2l_ray.errors import UserError
-from s2l_ray.stages import edge
-from s2l_ray.stages.work import Work
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -33,14 +33,14 @@ def work_for(folder: Path, **scaling: Any) -> Work:
     return Work(config, Artifact(Store(str(folder)), "examples", "e"), {}, {}, "run")
 
 
-def write(context: edge.PartContext, job: dict[str, Any]) -> Part:
+def write(context: parts.PartContext, job: dict[str, Any]) -> Part:
     task = ray.get_runtime_context().get_task_id()
     return context.write(
         job["index"], job["rows"], {"data": (".bin", bytes(job["rows"]))}, {"task": task}
     )
 
 
-def load(context: edge.PartContext) -> Callable[[dict[str, Any]], Part]:
+def load(context: parts.PartContext) -> Callable[[dict[str, Any]], Part]:
     return lambda job: write(context, job)
 
 
@@ -49,22 +49,22 @@ def load(context: edge.PartContext) -> Callable[[dict[str, Any]], Part]:
 def test_every_part_is_made_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], most: int, tasks: int
 ) -> None:
-    monkeypatch.setattr(edge, "MOST_TASKS", most)
+    monkeypatch.setattr(parts, "MOST_TASKS", most)
     work = work_for(tmp_path)
-    parts = edge.make_parts(work, {number: {"rows": number + 1} for number in range(10)}, **how)
-    assert [(part.index, part.rows) for part in parts] == [
+    made = parts.make_parts(work, {number: {"rows": number + 1} for number in range(10)}, **how)
+    assert [(part.index, part.rows) for part in made] == [
         (number, number + 1) for number in range(10)
     ]
-    assert len({part.stats["task"] for part in parts}) == tasks
+    assert len({part.stats["task"] for part in made}) == tasks
     assert work.start_seconds is not None
 
 
 def test_a_training_leaves_room_for_its_readers_and_for_those_beside_it() -> None:
     """On two CPUs: alone a worker gets one, of two trainings side by side half as much of what readers leave."""
     config = work_for(Path("/nowhere")).config
-    assert edge.worker_cpus(config, 1, "target", 1) == 1.0
-    assert edge.worker_cpus(config, 1, "target", 2) == 0.5
-    assert 2 * edge.worker_cpus(config, 2, "target", 2) * 2 <= 2 - 4 * edge.READER_CPUS
+    assert placement.worker_cpus(config, 1, "target", 1) == 1.0
+    assert placement.worker_cpus(config, 1, "target", 2) == 0.5
+    assert 2 * placement.worker_cpus(config, 2, "target", 2) * 2 <= 2 - 4 * placement.READER_CPUS
 
 
 @pytest.mark.parametrize(
@@ -80,18 +80,18 @@ def test_what_the_cluster_cannot_hold_is_refused(
     scaling: dict[str, Any], at_once: int, said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        edge.worker_cpus(work_for(Path("/nowhere"), **scaling).config, 1, "target", at_once)
+        placement.worker_cpus(work_for(Path("/nowhere"), **scaling).config, 1, "target", at_once)
 
 
 HOLDER = """
 import sys
 import ray
 from s2l_ray.core.storage.store import Artifact, Store
-from s2l_ray.stages import edge
+from s2l_ray.edge import lease, parts, placement
 
 address, namespace, storage = sys.argv[1:]
 ray.init(address=address, namespace=namespace, log_to_driver=False)
-with edge.lease(Artifact(Store(storage), "examples", "e")):
+with lease.lease(Artifact(Store(storage), "examples", "e")):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -114,7 +114,7 @@ def test_one_job_makes_an_artifact_and_a_dead_one_gives_way(
     waits, got = threading.Event(), threading.Event()
 
     def wait() -> None:
-        with edge.lease(wanted):
+        with lease.lease(wanted):
             got.set()
 
     class Heard(logging.Handler):
@@ -122,9 +122,9 @@ def test_one_job_makes_an_artifact_and_a_dead_one_gives_way(
             waits.set()
 
     heard = Heard()
-    edge.log.addHandler(heard)
+    lease.log.addHandler(heard)
     with caplog.at_level(logging.INFO, logger="s2l_ray"):
-        with edge.lease(other):
+        with lease.lease(other):
             assert not waits.is_set()
         thread = threading.Thread(target=wait, daemon=True)
         thread.start()
@@ -134,7 +134,7 @@ def test_one_job_makes_an_artifact_and_a_dead_one_gives_way(
         holder.wait()
         assert got.wait(60)
         thread.join()
-        with edge.lease(wanted):  # was given back
+        with lease.lease(wanted):  # was given back
             pass
-    edge.log.removeHandler(heard)
+    lease.log.removeHandler(heard)
     assert caplog.text.count("another job makes it; waiting") == 1

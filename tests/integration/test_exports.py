@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from s2l_ray.config import Config
+from s2l_ray.contract.work import Work
 from s2l_ray.core.storage.store import Artifact, Manifest, Store
 from s2l_ray.core.storage.tables import MESSAGES
 from s2l_ray.core.text.encoding import byte_tokenizer
 from s2l_ray.errors import UserError
-from s2l_ray.stages import subset
-from s2l_ray.stages.work import Work
+from s2l_ray.stages.subset.make import make as subset
 from tests import synthetic
 from tests.committed import commit
 

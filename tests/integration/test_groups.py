@@ -11,8 +11,9 @@ import ray
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from s2l_ray.config import Config
+from s2l_ray.edge import placement
+from s2l_ray.edge import worker_pool as groups
 from s2l_ray.errors import UserError
-from s2l_ray.stages import edge, groups
 from tests import tiny
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("local_ray")]
@@ -103,12 +104,12 @@ def test_a_group_waits_only_where_others_have_room_beside_it(
     """Of two CPUs it holds one: actors share what is left, unless they were promised more; a task always has room."""
     done_by(shape, tmp_path, coming=1)
     for stage in ("examples", "trajectories"):
-        edge.make_room(config_for(), stage)
+        placement.make_room(config_for(), stage)
     assert groups.held() == {"CPU": 1.0, "GPU": 0.0}
-    assert edge.actor_cpus(config_for(), 2) == 0.45
-    edge.make_room(config_for(cpus_per_worker=0.6), "trajectories")
+    assert placement.actor_cpus(config_for(), 2) == 0.45
+    placement.make_room(config_for(cpus_per_worker=0.6), "trajectories")
     assert groups.held()["CPU"] == 0
-    assert edge.actor_cpus(config_for(), 2) == 0.9
+    assert placement.actor_cpus(config_for(), 2) == 0.9
     wait_until_free()
 
 

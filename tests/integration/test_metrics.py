@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from s2l_ray.core.storage.store import Artifact, Store
-from s2l_ray.stages.training import STEPS_PER_FILE, _Metrics, _Place
+from s2l_ray.stages.training.make import STEPS_PER_FILE, _Metrics, _Place
 
 
 def live(place: _Place, first: int, last: int, loss: float) -> None:

@@ -13,7 +13,7 @@ import yaml
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.storage.store import Artifact
 from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN
-from s2l_ray.stages.trajectories import NOT_SAMPLED
+from s2l_ray.stages.trajectories.make import NOT_SAMPLED
 from tests.integration.conftest import TOO_LONG, Finished, Runs
 
 END = 256  # the byte tokenizer's end token

@@ -14,13 +14,15 @@ import pytest
 import ray
 
 from s2l_ray.config import Config
+from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.data.files import find_files, index_file, part_ranges
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.storage.store import Artifact, Manifest, Part, Store
 from s2l_ray.core.storage.tables import parquet_bytes, trajectories_schema, vector_column
 from s2l_ray.errors import UserError
-from s2l_ray.stages import clusters, examples, subset
-from s2l_ray.stages.work import Outcome, Work
+from s2l_ray.stages.clusters.make import make as clusters
+from s2l_ray.stages.examples.make import make as examples
+from s2l_ray.stages.subset.make import make as subset
 from tests import tiny
 from tests.committed import commit
 

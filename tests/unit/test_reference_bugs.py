@@ -12,6 +12,7 @@ import torch
 
 from s2l_ray import config, pipeline
 from s2l_ray.config import Model, Training
+from s2l_ray.contract.work import Outcome
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.model import order
 from s2l_ray.core.model.loading import build, load_config, load_encoder
@@ -21,7 +22,6 @@ from s2l_ray.core.model.training import checkpoint_steps
 from s2l_ray.core.selection.draw import Keys, Points, draw, quotas
 from s2l_ray.core.storage.store import Artifact, Store
 from s2l_ray.errors import UserError
-from s2l_ray.stages.work import Outcome
 from tests import tiny
 from tests.committed import commit
 

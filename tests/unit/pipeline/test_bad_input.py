@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from s2l_ray import config, pipeline, run
 from s2l_ray.core.storage.store import Artifact, Store
 from s2l_ray.core.text.encoding import byte_tokenizer
+from s2l_ray.pipeline import planning
 from tests import tiny
 from tests.committed import commit, manifest
 
@@ -312,7 +313,7 @@ def test_it_is_refused_in_one_message_before_ray_and_nothing_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = kind(case)
-    monkeypatch.setitem(sys.modules, "s2l_ray.stages.edge", None)  # importing it would fail
+    monkeypatch.setitem(sys.modules, "s2l_ray.edge.session", None)  # importing it would fail
     before = set(case.storage.rglob("manifest.json")) if case.storage.is_dir() else set()
     path = case.folder / "job.yaml"
     path.write_text(yaml.safe_dump(case.job))
@@ -327,5 +328,5 @@ def test_it_is_refused_in_one_message_before_ray_and_nothing_is_made(
 def test_the_case_itself_is_good(case: Case) -> None:
     """Without damage the plan stands and its models load, so that each refusal above is due to its damage alone."""
     made = case.plan()
-    pipeline._check_models(made.nodes)
+    planning._check_models(made.nodes)
     assert [node.stage.name for node in made.nodes][:2] == ["examples", "proxy"]

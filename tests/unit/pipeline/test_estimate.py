@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from s2l_ray import config, estimate, pipeline, run
+from s2l_ray import config, pipeline, run
+from s2l_ray.pipeline import estimate
 from tests import tiny
 from tests.committed import commit
 

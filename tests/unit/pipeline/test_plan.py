@@ -14,6 +14,7 @@ import pytest
 from s2l_ray import config, pipeline
 from s2l_ray.core.storage.store import Artifact, Store
 from s2l_ray.errors import UserError
+from s2l_ray.pipeline import planning
 from tests import tiny
 from tests.committed import commit
 
@@ -174,7 +175,7 @@ def test_a_change_of_a_stages_version_renames_it_and_all_after_it(
     newer = tuple(
         dataclasses.replace(s, version=99) if s.name == "clusters" else s for s in pipeline.STAGES
     )
-    monkeypatch.setattr(pipeline, "STAGES", newer)
+    monkeypatch.setattr(planning, "STAGES", newer)
     assert same(before, named()) == BEFORE_CLUSTERS
 
 
@@ -272,7 +273,7 @@ def test_trainings_of_equally_many_workers_have_equal_shares(
     }
     tree["scaling"] |= {"side_by_side": 2, "target_workers": target_workers}
     nodes = pipeline.plan(config.load(None, [], tree)).nodes
-    pipeline._share(nodes)
+    planning._share(nodes)
     shares = {(node.stage.name, node.at_once) for node in nodes if node.stage.module == "training"}
     assert shares == {("proxy", proxy), ("target", target)}
 
@@ -304,9 +305,9 @@ def test_a_file_is_read_once_and_remembered_until_it_changes(
     tree: dict[str, Any], named: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    index_file = pipeline.index_file
+    index_file = planning.index_file
     monkeypatch.setattr(
-        pipeline, "index_file", lambda file, rows: read.append(file.name) or index_file(file, rows)
+        planning, "index_file", lambda file, rows: read.append(file.name) or index_file(file, rows)
     )
     first = named()
     assert sorted(read) == ["a.jsonl", "b.jsonl", "h.jsonl"]

@@ -11,7 +11,7 @@ from s2l_ray import config, pipeline
 from s2l_ray.config import Columns
 from s2l_ray.core.data.files import find_files, index_file, original_rows, part_ranges, read_part
 from s2l_ray.core.data.hub import store_dataset, stored_dataset
-from s2l_ray.core.storage.store import Store
+from s2l_ray.core.storage.store import Store, fingerprint
 from s2l_ray.errors import UserError
 from tests import tiny
 
@@ -108,7 +108,7 @@ def test_the_plan_takes_a_data_set_by_name_or_folder(tmp_path: Path) -> None:
     tiny.write_jsonl(tmp_path / "hub" / "train.jsonl", ROWS)
     store = Store(str(tmp_path / "storage"))
     held = store_dataset(store, str(tmp_path / "hub"), None, "train")
-    key = pipeline.fingerprint(["org/name@v1", None, "train"])
+    key = fingerprint(["org/name@v1", None, "train"])
     Path(held[0]).parent.rename(tmp_path / "storage" / "datasets" / key)
     by_name = planned(tmp_path, dataset="org/name@v1")
     assert {part.file.source for part in by_name.ranges} == {"org/name"}

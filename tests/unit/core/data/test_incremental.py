@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from s2l_ray.contract.work import Outcome
 from s2l_ray.core.data.files import PartRange, RawFile
 from s2l_ray.core.data.incremental import (
     Lineage,
@@ -21,7 +22,6 @@ from s2l_ray.core.data.incremental import (
 )
 from s2l_ray.core.storage.store import Artifact, Manifest, Part, Store
 from s2l_ray.errors import UserError
-from s2l_ray.stages.work import Outcome
 from tests.committed import commit, manifest
 
 Files = Sequence[tuple[str, int, str]]

@@ -25,6 +25,7 @@ import torch
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from s2l_ray.config import Training
+from s2l_ray.contract.work import Outcome, Work, part_dict
 from s2l_ray.core.model import order
 from s2l_ray.core.model.loading import (
     build,
@@ -37,12 +38,12 @@ from s2l_ray.core.model.state import checkpoint_files, checkpoint_folder
 from s2l_ray.core.model.training import TrainingPlan, checkpoint_steps, train
 from s2l_ray.core.storage.store import Artifact, FileEntry
 from s2l_ray.core.text.encoding import check_some_learned
+from s2l_ray.edge import worker_pool as groups
+from s2l_ray.edge.placement import worker_cpus
+from s2l_ray.edge.user_errors import find_user_error
 from s2l_ray.errors import UserError
 from s2l_ray.progress import track
-from s2l_ray.stages import groups
-from s2l_ray.stages.edge import find_user_error, worker_cpus
-from s2l_ray.stages.feed import Feed, read_rows
-from s2l_ray.stages.work import Outcome, Work, part_dict
+from s2l_ray.stages.training.feed import Feed, read_rows
 
 log = logging.getLogger("s2l_ray")
 # What each stage trains on, and in which of a part's files the conversations stand.

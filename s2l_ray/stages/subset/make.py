@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import ray
 
 from s2l_ray.config import FACILITY_LOCATION, Rule, Subset, expressions
+from s2l_ray.contract.work import Outcome, Work, part_dict, part_from
 from s2l_ray.core.data import exports
 from s2l_ray.core.data.files import ID_BITS, original_rows
 from s2l_ray.core.hashing import keyed_hash
@@ -38,15 +39,10 @@ from s2l_ray.core.selection.draw import (
 from s2l_ray.core.selection.quotas import budget_rows
 from s2l_ray.core.storage.store import Part
 from s2l_ray.core.storage.tables import EXAMPLES_FIXED, parquet_bytes, schema_from_text, vectors
+from s2l_ray.edge.parts import PartContext, make_parts, part_context
+from s2l_ray.edge.placement import TASK_CPUS
+from s2l_ray.edge.user_errors import reraise_user_errors
 from s2l_ray.errors import UserError
-from s2l_ray.stages.edge import (
-    TASK_CPUS,
-    PartContext,
-    make_parts,
-    part_context,
-    reraise_user_errors,
-)
-from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
 # A question takes 1 ms of the driver for each chunk (tests/bench/bench_rules.py), and some 8 are asked: where there are more rows, chunks
 # are larger instead of more, until sorting one takes 1 s and 190 MB.
@@ -197,7 +193,7 @@ _Answer = tuple[np.ndarray, np.ndarray, Callable[[Rows], np.ndarray], list[int]]
 
 
 def _find_covering(work: Work, reading: Reading, budget: int) -> _Answer:
-    from s2l_ray.stages import subset_facility
+    from s2l_ray.stages.subset import facility as subset_facility
 
     work.rows_began(time.time())
     listed, rows_of_part = subset_facility.find(work, budget)

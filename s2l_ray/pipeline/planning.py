@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from s2l_ray import schedule
 from s2l_ray.config import Config, Evaluation, Examples, Job, Training
+from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.data.files import (
     FileIndex,
     PartRange,
@@ -46,7 +46,7 @@ from s2l_ray.core.storage.store import (
     is_folder,
 )
 from s2l_ray.errors import UserError
-from s2l_ray.stages.work import Outcome, Work
+from s2l_ray.pipeline import task_graph
 
 log = logging.getLogger("s2l_ray")
 # Fields that say where things lie or what to expect of them; their content enters by its hash.
@@ -470,7 +470,7 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
             begun.add(label)
             take(Done(by_label[label], found, False, found.seconds))
     with _workers_ended() if missing else contextlib.nullcontext():
-        schedule.in_order(
+        task_graph.in_order(
             {node.label: node.made_from() for node in nodes if node.label not in done},
             make,
             made_plan.job.first.scaling.side_by_side,
@@ -484,23 +484,23 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
 def _begin(made_plan: Plan, missing: list[Node]) -> None:
     """Refuse models that cannot be used, join or start Ray, and refuse what does not fit there."""
     _check_models(missing)
-    from s2l_ray.stages import edge
+    from s2l_ray.edge import placement, session
 
     importing = threading.Thread(target=_import, args=({node.stage.module for node in missing},))
     importing.start()
-    edge.connect(made_plan.job.first)
+    session.connect(made_plan.job.first)
     importing.join()  # not beside the stages: modules that import each other must not be begun in two threads
     _share(missing)
     for node in missing:
-        edge.check_placement(node.config, node.stage.name, node.at_once)
-    edge.check_storage(made_plan.store)
+        placement.check_placement(node.config, node.stage.name, node.at_once)
+    session.check_storage(made_plan.store)
 
 
 def _import(modules: set[str]) -> None:
     """Import the stages that will be needed, which takes seconds, while Ray starts. An error comes again where they are used."""
     with contextlib.suppress(Exception):
         for module in sorted(modules):
-            importlib.import_module(f"s2l_ray.stages.{module}")
+            importlib.import_module(f"s2l_ray.stages.{module}.make")
 
 
 def _share(missing: list[Node]) -> None:
@@ -513,7 +513,7 @@ def _share(missing: list[Node]) -> None:
     labels = {node.label for node in trainings}
     most: dict[int, int] = {}
     for node in trainings:
-        others = schedule.unrelated(node.label, needs, labels)
+        others = task_graph.unrelated(node.label, needs, labels)
         at_once = min(node.config.scaling.side_by_side, 1 + len(others))
         most[_workers(node)] = max(at_once, most.get(_workers(node), 1))
     for node in trainings:
@@ -526,7 +526,7 @@ def _workers(node: Node) -> int:
 
 
 def _workers_ended() -> contextlib.AbstractContextManager[None]:
-    from s2l_ray.stages import groups
+    from s2l_ray.edge import worker_pool as groups
 
     return groups.ended()
 
@@ -571,7 +571,9 @@ def _make(
             at_once=node.at_once,
             trainings_left=trainings_left,
         )
-        outcome: Outcome = importlib.import_module(f"s2l_ray.stages.{node.stage.module}").make(work)
+        outcome: Outcome = importlib.import_module(f"s2l_ray.stages.{node.stage.module}.make").make(
+            work
+        )
         manifest = Manifest(
             format=FORMAT,
             stage=node.stage.name,
@@ -596,17 +598,17 @@ def _make(
 def _lease(node: Node) -> contextlib.AbstractContextManager[None]:
     if node.stage.name == "report":  # quick, needs no Ray, and two writers write the same
         return contextlib.nullcontext()
-    from s2l_ray.stages import edge
+    from s2l_ray.edge import lease
 
-    return edge.lease(node.artifact)
+    return lease.lease(node.artifact)
 
 
 def _make_room(node: Node) -> None:
     if node.stage.module in ("training", "report"):
         return
-    from s2l_ray.stages import edge
+    from s2l_ray.edge import placement
 
-    edge.make_room(node.config, node.stage.name)
+    placement.make_room(node.config, node.stage.name)
 
 
 def versions() -> dict[str, str]:

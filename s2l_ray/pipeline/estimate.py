@@ -16,7 +16,7 @@ from s2l_ray.core.kmeans.features import bytes_of_row
 from s2l_ray.core.model import scoring
 from s2l_ray.core.model.loading import output_shape, parameters
 from s2l_ray.core.text.encoding import BYTES
-from s2l_ray.pipeline import Node, Plan
+from s2l_ray.pipeline.planning import Node, Plan
 
 BYTES_PER_TOKEN = 4.0  # of English text, for tokenizers that are not byte-level
 DTYPE_BYTES = {"bf16": 2, "fp32": 4}
@@ -189,10 +189,10 @@ def machines(costs: list[tuple[Config, str, Cost]]) -> str:
         return "everything is there already; nothing would be made."
     if "RAY_ADDRESS" not in os.environ or os.environ["RAY_ADDRESS"] == "local":
         return f"{need}; there is no Ray cluster to ask (RAY_ADDRESS is not set), this machine has {os.cpu_count()} CPUs."
-    from s2l_ray.stages import edge
+    from s2l_ray.edge import placement, session
 
-    edge.connect(costs[0][0])
-    have = edge.capacity()
+    session.connect(costs[0][0])
+    have = placement.capacity()
     verdict = (
         "it fits"
         if have["CPU"] >= cpus and have["GPU"] >= gpus

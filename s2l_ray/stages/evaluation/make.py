@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.data.files import PartRange, RawFile, read_part
 from s2l_ray.core.model.loading import load_encoder
 from s2l_ray.core.model.scoring import device_of, files_of, load_checkpoint, score
@@ -18,10 +19,9 @@ from s2l_ray.core.storage.store import Part
 from s2l_ray.core.storage.tables import evaluation_schema, parquet_bytes
 from s2l_ray.core.text.encoding import Encoder, prompt_and_answer, token_batches
 from s2l_ray.core.text.templates import THOUGHT_END
+from s2l_ray.edge.parts import PartContext, make_parts
 from s2l_ray.errors import UserError
-from s2l_ray.stages.edge import PartContext, make_parts
-from s2l_ray.stages.examples import part_job
-from s2l_ray.stages.work import Outcome, Work
+from s2l_ray.stages.examples.make import part_job
 
 
 def make(work: Work) -> Outcome:

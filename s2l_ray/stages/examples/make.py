@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.data.files import PartRange, PartRows, RawFile, original_rows, read_parts
 from s2l_ray.core.data.incremental import file_numbers, kept_parts, listing
 from s2l_ray.core.storage.store import Part
 from s2l_ray.core.storage.tables import parquet_bytes, schema_from_text, schema_text, unify
+from s2l_ray.edge.parts import PartContext, adopt_parts, make_parts
 from s2l_ray.errors import UserError
-from s2l_ray.stages.edge import PartContext, adopt_parts, make_parts
-from s2l_ray.stages.work import Outcome, Work
 
 REJECTS = pa.schema(
     [("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("text", pa.string())]

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import ray
 
+from s2l_ray.contract.work import Work, part_dict, part_from
 from s2l_ray.core.selection.facility import Candidates, blocks, candidates, merge, tree
 from s2l_ray.core.storage.tables import vectors
-from s2l_ray.stages.edge import TASK_CPUS, PartContext, bounded, part_context, reraise_user_errors
-from s2l_ray.stages.work import Work, part_dict, part_from
+from s2l_ray.edge.parts import PartContext, part_context
+from s2l_ray.edge.placement import TASK_CPUS
+from s2l_ray.edge.tasks import bounded
+from s2l_ray.edge.user_errors import reraise_user_errors
 
 
 @dataclass(frozen=True)

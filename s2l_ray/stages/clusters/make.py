@@ -20,16 +20,18 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from s2l_ray.config import Clusters
+from s2l_ray.contract.work import Outcome, Work, part_dict, part_from
 from s2l_ray.core.kmeans.features import bytes_of_row, check_finite, feature_steps, features
 from s2l_ray.core.kmeans.grouped import GroupedShard, StreamedShard, View, fit_group, moved
 from s2l_ray.core.kmeans.lloyd import FitResult, FitState
 from s2l_ray.core.kmeans.shard import merged
 from s2l_ray.core.storage.store import Manifest, Part, fingerprint
 from s2l_ray.core.storage.tables import CLUSTERS, parquet_bytes, vectors
+from s2l_ray.edge.parts import PartContext, part_context
+from s2l_ray.edge.placement import free
+from s2l_ray.edge.user_errors import reraise_user_errors
 from s2l_ray.errors import UserError
 from s2l_ray.progress import Tracker, track
-from s2l_ray.stages.edge import PartContext, free, part_context, reraise_user_errors
-from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
 log = logging.getLogger("s2l_ray")
 # Answers that one process waits for and adds up; where there are more shards, actors stand between it and the others. A message with

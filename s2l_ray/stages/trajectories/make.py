@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from s2l_ray.contract.work import Outcome, Work, part_dict, part_from
 from s2l_ray.core.data.incremental import scored_parts
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.model.loading import load_encoder
@@ -27,9 +28,8 @@ from s2l_ray.core.model.scoring import (
 from s2l_ray.core.storage.store import Part
 from s2l_ray.core.storage.tables import parquet_bytes, trajectories_schema, vector_column
 from s2l_ray.core.text.encoding import Encoded, Encoder
+from s2l_ray.edge.parts import PartContext, adopt_parts, make_parts
 from s2l_ray.errors import UserError
-from s2l_ray.stages.edge import PartContext, adopt_parts, make_parts
-from s2l_ray.stages.work import Outcome, Work, part_dict, part_from
 
 NOT_SAMPLED = "not in trajectories.sample"
 COLUMNS = ["example_id", "source", "messages", "tools"]  # that a row is encoded from

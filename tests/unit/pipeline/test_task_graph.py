@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2l_ray.schedule import in_order, unrelated
+from s2l_ray.pipeline.task_graph import in_order, unrelated
 
 TARGETS = {
     "examples": set[str](),

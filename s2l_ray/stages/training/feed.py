@@ -16,12 +16,12 @@ import pyarrow as pa
 import ray.data
 
 from s2l_ray.config import Training
+from s2l_ray.contract.work import part_from
 from s2l_ray.core.model import order
 from s2l_ray.core.model.loading import make_encoder
 from s2l_ray.core.storage.store import Artifact, Part
 from s2l_ray.core.text.encoding import ROWS_AT_ONCE, Encoded, Encoder
-from s2l_ray.stages.edge import READER_CPUS
-from s2l_ray.stages.work import part_from
+from s2l_ray.edge.placement import READER_CPUS
 
 ROWS_PER_READ = 8_192  # windows are read together until they have this many rows, so that a reader's start-up is worth it
 BLOCK_BYTES = (

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.kmeans.features import AXES
 from s2l_ray.core.report.data import (
     ClusterExample,
@@ -20,7 +21,6 @@ from s2l_ray.core.report.data import (
 from s2l_ray.core.report.page import render
 from s2l_ray.core.storage.store import Artifact, Manifest
 from s2l_ray.core.text.encoding import prompt_and_answer
-from s2l_ray.stages.work import Outcome, Work
 
 
 def make(work: Work) -> Outcome:

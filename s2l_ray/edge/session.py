@@ -1,0 +1,121 @@
+"""Joining a Ray cluster or starting one, and whether all its nodes see the storage."""
+
+import logging
+import os
+import uuid
+from typing import Any
+
+import ray
+import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from s2l_ray.config import Config
+from s2l_ray.core.storage.store import Store
+from s2l_ray.errors import UserError
+
+log = logging.getLogger("s2l_ray")
+
+
+NAMESPACE = "s2l_ray"  # of the names of all jobs; without it each job would have one of its own
+
+
+def connect(config: Config) -> None:
+    """Join the Ray cluster this process belongs to, or start one on this machine. Says which."""
+    if not ray.is_initialized():
+        _join(config)
+    elif ray.get_runtime_context().namespace != NAMESPACE:
+        log.warning(
+            "Ray was joined under another namespace than %s: other jobs do not see which artifacts this one makes",
+            NAMESPACE,
+        )
+    # Ray's libraries show progress of their own; ours stands in its place.
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails comes here as an exception
+
+
+def _join(config: Config) -> None:
+    # Workers' own lines stay in Ray's log folder: what matters comes back as results, progress or errors.
+    options: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
+    if os.environ.get("RAY_ADDRESS") != "local":
+        try:
+            ray.init(address="auto", **options)
+        except ConnectionError as error:
+            if "RAY_ADDRESS" in os.environ:
+                raise UserError(
+                    f"joining the Ray cluster at RAY_ADDRESS = {os.environ['RAY_ADDRESS']}: {error}. Is it running, and is "
+                    "RAY_AUTH_TOKEN its token? Unset RAY_ADDRESS to work on this machine alone."
+                ) from None
+            log.info("no Ray cluster to join here (%s)", str(error).splitlines()[0].rstrip("."))
+        else:
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+            log.info(
+                "joined the Ray cluster at %s: %d node(s), %s",
+                ray.get_runtime_context().gcs_address,
+                len(nodes),
+                _resources(),
+            )
+    if not ray.is_initialized():
+        cpus = config.scaling.local_cpus or os.cpu_count()
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=config.scaling.local_object_store,
+            include_dashboard=False,
+            **options,
+        )
+        log.info("started Ray on this machine: %s", _resources())
+
+
+def _resources() -> str:
+    have = ray.cluster_resources()
+    return ", ".join(f"{have.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
+
+
+@ray.remote(num_cpus=0)
+def _read_token(store_uri: str, name: str) -> str:
+    try:
+        return Store(store_uri).read(name).decode()
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def check_storage(store: Store) -> None:
+    """With more than one node, have every node read a token that the driver wrote.
+
+    Raises:
+        UserError: naming the nodes that cannot see it.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    token = uuid.uuid4().hex
+    name = f"tokens/{token}/token"
+    store.write(name, token.encode())
+    answers = {
+        f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})": _read_token.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(store.uri, name)
+        for node in nodes
+    }
+    seen = {node: ray.get(answer) for node, answer in answers.items()}
+    store.delete(f"tokens/{token}")
+    blind = {node: answer for node, answer in seen.items() if answer != token}
+    if blind:
+        node, answer = next(iter(blind.items()))
+        raise UserError(
+            f"checking the storage {store.uri}: {len(blind)} of {len(nodes)} nodes do not see what the driver wrote there, "
+            f"{node} first ({answer}). Set run.storage to a place that all nodes share: an object store (s3://, gs://) or a "
+            "network folder mounted at the same path everywhere."
+        )
+
+
+def node_name() -> str:
+    """The node this process runs on, as people know it."""
+    return f"{os.uname().nodename}/{ray.util.get_node_ip_address()}"
