@@ -104,6 +104,35 @@ def renumbered(ranges: Sequence[PartRange], numbers: Sequence[int]) -> list[Part
     return [replace(part, index=index) for index, part in enumerate(parts)]
 
 
+def extended(
+    ranges: Sequence[PartRange],
+    base: Manifest,
+    section: dict[str, Any],
+    on_changed: str,
+    where: str,
+) -> list[PartRange]:
+    """The parts of a data set that extends another, under the file numbers that the base began.
+
+    Args:
+        ranges: the parts of all files, numbered as if there were no base.
+        base: the manifest of `examples.extends`.
+        section: what of the config's section `examples` enters the artifact's name.
+        on_changed: see `file_numbers`.
+        where: the base's URI, for messages.
+
+    Raises:
+        UserError: the base's rows were cut or read in another way, or its files are gone or changed.
+    """
+    wrong = [name for name in section if base.section.get(name) != section[name]]
+    if wrong:
+        raise UserError(
+            f"extending {where}: it was made with examples.{wrong[0]} = "
+            f"{base.section.get(wrong[0])}, but the config says {section[wrong[0]]}. Set it as it "
+            "was then; ids and parts would not fit otherwise."
+        )
+    return renumbered(ranges, file_numbers(listing(ranges), base, on_changed, where).numbers)
+
+
 def kept_parts(base: Manifest, ranges: Iterable[PartRange]) -> dict[int, Part]:
     """Parts of the base's examples that the extended data set has as they are: part number -> the base's part."""
     kept = {(file.number, file.name, file.sha256) for file in files_of(base)}

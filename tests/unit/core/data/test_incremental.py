@@ -13,6 +13,7 @@ from s2l_ray.contract.work import Outcome
 from s2l_ray.core.data.files import PartRange, RawFile
 from s2l_ray.core.data.incremental import (
     Lineage,
+    extended,
     file_numbers,
     files_of,
     kept_parts,
@@ -46,6 +47,18 @@ def test_new_files_come_after_all_others_whatever_their_names() -> None:
     base = recorded(old, file_numbers(old, None, "stop", ""))
     found = file_numbers([("a", 1, "n"), *old, ("e", 1, "m")], base, "stop", "base")
     assert found == Lineage([2, 0, 1, 3], 4, ["a", "e"], [])
+
+
+def test_a_base_that_was_cut_or_read_in_another_way_is_refused() -> None:
+    file = RawFile("/a", "a", "a", 1, 0, "x")
+    ranges = [PartRange(0, 0, file, "lines", 0, 0, 1, 0, 1)]
+    old = [("a", 1, "x")]
+    base = dataclasses.replace(
+        recorded(old, file_numbers(old, None, "stop", "")), section={"rows_per_part": 5}
+    )
+    assert extended(ranges, base, {"rows_per_part": 5}, "stop", "base") == ranges
+    with pytest.raises(UserError, match=r"examples.rows_per_part = 5, but the config says 6"):
+        extended(ranges, base, {"rows_per_part": 6}, "stop", "base")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,108 @@
+"""The raw files of a job: each is read once, and its index is kept in the storage for later runs."""
+
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import Any
+
+from s2l_ray.config import Evaluation, Examples
+from s2l_ray.core.data.files import (
+    FileIndex,
+    PartRange,
+    RawFile,
+    check_columns,
+    find_files,
+    index_file,
+    part_ranges,
+)
+from s2l_ray.core.data.hub import store_dataset, stored_dataset
+from s2l_ray.core.storage.store import IO_THREADS, Store, fingerprint, is_folder
+from s2l_ray.errors import UserError
+
+log = logging.getLogger("s2l_ray")
+
+
+class RawFiles:
+    """The raw files of config sections and the parts they are cut into.
+
+    The first look at a file reads it whole, to hash it and to count its rows. The result is kept in
+    the storage under the file's URI, size and time of change, so that later runs need not read it.
+
+    Args:
+        store: where the indexes are kept, and data sets that were loaded from the Hub.
+        assume: a section whose files cannot be found has no parts, instead of an error.
+    """
+
+    def __init__(self, store: Store, assume: bool) -> None:
+        self.store, self.assume = store, assume
+        self.indexes: dict[str, FileIndex] = {}
+        self._ranges: dict[str, list[PartRange]] = {}
+
+    def ranges(self, section: Examples | Evaluation, name: str) -> list[PartRange]:
+        """The parts of a section's files, in file order; equal sections give the same list.
+
+        Args:
+            name: of the section, for messages.
+
+        Raises:
+            UserError: files that are missing, empty or damaged, or whose columns do not fit.
+        """
+        key = section.model_dump_json()
+        if key not in self._ranges:
+            try:
+                files = self._files(section, name)
+            except UserError:
+                if not self.assume:
+                    raise
+                files = []
+            with ThreadPoolExecutor(IO_THREADS) as pool:
+                indexes = list(
+                    pool.map(lambda file: self._index(file, section.rows_per_part), files)
+                )
+            self.indexes.update(
+                {file.uri: index for file, index in zip(files, indexes, strict=True)}
+            )
+            check_columns(files, indexes, section.columns)
+            self._ranges[key] = part_ranges(files, indexes)
+        return self._ranges[key]
+
+    def identity(self, ranges: list[PartRange]) -> list[Any]:
+        """What of the files enters the name of an artifact: no places and no times."""
+        files = {part.file_number: part.file for part in ranges}
+        return [
+            [number, file.name, file.bytes, file.sha256, file.source]
+            for number, file in sorted(files.items())
+        ]
+
+    def text_bytes(self, ranges: list[PartRange]) -> int:
+        """Bytes of text, uncompressed, of the files that these parts are of."""
+        return sum(self.indexes[uri].text_bytes for uri in {part.file.uri for part in ranges})
+
+    def _files(self, section: Examples | Evaluation, name: str) -> list[RawFile]:
+        dataset = getattr(section, "dataset", None)
+        if dataset is None or not isinstance(section, Examples):
+            return find_files(section.files, section.root, name) if section.files else []
+        if is_folder(dataset):
+            return find_files([dataset], section.root, name, section.split)
+        where = (self.store, dataset, section.dataset_config, section.split)
+        stored = stored_dataset(*where)
+        if stored is None and self.assume:
+            return []
+        log.info(
+            "%s: %s", dataset, "taken from the storage" if stored else "loading it into the storage"
+        )
+        source = dataset.partition("@")[0]
+        return [
+            replace(file, source=source)
+            for file in find_files(stored or store_dataset(*where), None, name)
+        ]
+
+    def _index(self, file: RawFile, rows_per_part: int) -> FileIndex:
+        path = f"index/{fingerprint([file.uri, file.bytes, file.mtime_ns, rows_per_part])}.json"
+        try:
+            return FileIndex.from_dict(json.loads(self.store.read(path)))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            index = index_file(file, rows_per_part)
+            self.store.write(path, json.dumps(asdict(index)).encode())
+            return index

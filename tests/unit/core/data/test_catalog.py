@@ -1,0 +1,76 @@
+"""Raw files are read once, however many sections and runs name them."""
+
+from pathlib import Path
+
+import pytest
+
+from s2l_ray.config import Examples
+from s2l_ray.core.data import catalog
+from s2l_ray.core.data.catalog import RawFiles
+from s2l_ray.core.storage.store import Store
+from s2l_ray.errors import UserError
+
+LINE = '{"instruction": "a", "output": "b"}\n'
+
+
+def section(folder: Path, rows_per_part: int = 2) -> Examples:
+    return Examples(files=[str(folder)], rows_per_part=rows_per_part)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "raw"
+    made.mkdir()
+    (made / "a.jsonl").write_text(LINE * 3)
+    (made / "b.jsonl").write_text(LINE)
+    return made
+
+
+def test_a_file_is_read_once_for_all_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path / "storage"))
+    first = RawFiles(store, assume=False).ranges(section(folder), "examples")
+    monkeypatch.setattr(catalog, "index_file", lambda *_: pytest.fail("read again"))
+    assert RawFiles(store, assume=False).ranges(section(folder), "examples") == first
+    assert [(part.file.name, part.rows) for part in first] == [
+        ("a.jsonl", 2),
+        ("a.jsonl", 1),
+        ("b.jsonl", 1),
+    ]
+
+
+def test_a_damaged_index_is_made_again(folder: Path, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "storage"))
+    first = RawFiles(store, assume=False).ranges(section(folder), "examples")
+    for name in store.list("index"):
+        store.write(f"index/{name}", b'{"kind": "lines"}')
+    assert RawFiles(store, assume=False).ranges(section(folder), "examples") == first
+
+
+def test_files_are_identified_by_name_and_content_not_by_place(
+    folder: Path, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path / "storage"))
+    raw = RawFiles(store, assume=False)
+    here = raw.identity(raw.ranges(section(folder), "examples"))
+    other = folder.rename(tmp_path / "other")
+    again = RawFiles(store, assume=False)
+    assert again.identity(again.ranges(section(other), "examples")) == here
+    assert [entry[:3] for entry in here] == [
+        [0, "a.jsonl", 3 * len(LINE)],
+        [1, "b.jsonl", len(LINE)],
+    ]
+
+
+def test_text_is_counted_once_a_file(folder: Path, tmp_path: Path) -> None:
+    raw = RawFiles(Store(str(tmp_path / "storage")), assume=False)
+    assert raw.text_bytes(raw.ranges(section(folder), "examples")) == 4 * len(LINE)
+
+
+def test_files_that_are_missing_have_no_parts_only_where_that_is_assumed(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "storage"))
+    missing = section(tmp_path / "nowhere")
+    assert RawFiles(store, assume=True).ranges(missing, "examples") == []
+    with pytest.raises(UserError, match="matches no file"):
+        RawFiles(store, assume=False).ranges(missing, "examples")
