@@ -3,7 +3,8 @@
 from typing import Any
 
 from s2l_ray.contract.work import Outcome
-from s2l_ray.core.storage.store import FORMAT, Artifact, Manifest
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import FORMAT, Manifest
 
 
 def manifest(stage: str, **fields: Any) -> Manifest:

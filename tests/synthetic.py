@@ -13,15 +13,11 @@ import pyarrow as pa
 
 from s2l_ray.config import expressions
 from s2l_ray.contract.work import Outcome
-from s2l_ray.core.storage.store import Artifact, Manifest, Store
-from s2l_ray.core.storage.tables import (
-    CLUSTERS,
-    MESSAGES,
-    parquet_bytes,
-    schema_text,
-    trajectories_schema,
-    vector_column,
-)
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import Manifest
+from s2l_ray.core.storage.parquet import parquet_bytes, schema_text
+from s2l_ray.core.storage.schemas import CLUSTERS, MESSAGES, trajectories_schema, vector_column
+from s2l_ray.core.storage.store import Store
 from tests.committed import commit
 
 STATISTICS = list(expressions.STATISTICS)

@@ -7,7 +7,8 @@ from typing import Any
 
 from s2l_ray.config import Config
 from s2l_ray.core.data.files import PartRange
-from s2l_ray.core.storage.store import Artifact, FileEntry, Manifest, Part
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import FileEntry, Manifest, Part
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from s2l_ray.core.storage.store import Artifact
+from s2l_ray.core.storage.artifact import Artifact
 
 log = logging.getLogger("s2l_ray")
 

@@ -15,7 +15,8 @@ import ray.data
 
 from s2l_ray.config import Config
 from s2l_ray.contract.work import Work
-from s2l_ray.core.storage.store import Artifact, Part
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import Part
 from s2l_ray.edge.placement import TASK_CPUS, actor_cpus, free
 from s2l_ray.edge.session import node_name
 from s2l_ray.edge.tasks import bounded

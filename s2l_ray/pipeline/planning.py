@@ -36,15 +36,9 @@ from s2l_ray.core.data.incremental import file_numbers, listing, renumbered
 from s2l_ray.core.model.loading import check_weights, identity, load_encoder, template_text
 from s2l_ray.core.selection import draw
 from s2l_ray.core.selection.quotas import budget_rows
-from s2l_ray.core.storage.store import (
-    FORMAT,
-    IO_THREADS,
-    Artifact,
-    Manifest,
-    Store,
-    fingerprint,
-    is_folder,
-)
+from s2l_ray.core.storage.artifact import IO_THREADS, Artifact
+from s2l_ray.core.storage.manifest import FORMAT, Manifest, fingerprint
+from s2l_ray.core.storage.store import Store, is_folder
 from s2l_ray.errors import UserError
 from s2l_ray.pipeline import task_graph
 

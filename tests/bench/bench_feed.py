@@ -29,7 +29,9 @@ sys.path.insert(0, str(ROOT))
 from s2l_ray.config import load  # noqa: E402
 from s2l_ray.contract.work import Work, part_dict  # noqa: E402
 from s2l_ray.core.model.scoring import files_of  # noqa: E402
-from s2l_ray.core.storage.store import Artifact, Manifest, Part, Store  # noqa: E402
+from s2l_ray.core.storage.artifact import Artifact  # noqa: E402
+from s2l_ray.core.storage.manifest import Manifest, Part  # noqa: E402
+from s2l_ray.core.storage.store import Store  # noqa: E402
 from s2l_ray.stages.training.make import _Place  # noqa: E402
 from tests.bench.frame import finish, show  # noqa: E402
 

@@ -54,7 +54,9 @@ sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import Config  # noqa: E402
 from s2l_ray.contract.work import Outcome, Work, part_dict  # noqa: E402
-from s2l_ray.core.storage.store import Artifact, Manifest, Part, Store  # noqa: E402
+from s2l_ray.core.storage.artifact import Artifact  # noqa: E402
+from s2l_ray.core.storage.manifest import Manifest, Part  # noqa: E402
+from s2l_ray.core.storage.store import Store  # noqa: E402
 from tests import synthetic, tiny  # noqa: E402
 from tests.bench import frame  # noqa: E402
 from tests.bench.bench_feed import timed  # noqa: E402

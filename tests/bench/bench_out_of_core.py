@@ -30,7 +30,8 @@ sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import Config  # noqa: E402
 from s2l_ray.contract.work import Work  # noqa: E402
-from s2l_ray.core.storage.store import Artifact, Store  # noqa: E402
+from s2l_ray.core.storage.artifact import Artifact  # noqa: E402
+from s2l_ray.core.storage.store import Store  # noqa: E402
 from tests import synthetic  # noqa: E402
 from tests.bench import frame  # noqa: E402
 

@@ -29,7 +29,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from s2l_ray.config import RULES, Config  # noqa: E402
 from s2l_ray.contract.work import Work  # noqa: E402
-from s2l_ray.core.storage.store import Artifact, Store  # noqa: E402
+from s2l_ray.core.storage.artifact import Artifact  # noqa: E402
+from s2l_ray.core.storage.store import Store  # noqa: E402
 from tests import synthetic  # noqa: E402
 from tests.bench.frame import finish, show  # noqa: E402
 

@@ -20,7 +20,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from s2l_ray.core.storage.store import Artifact, Store  # noqa: E402
+from s2l_ray.core.storage.artifact import Artifact  # noqa: E402
+from s2l_ray.core.storage.store import Store  # noqa: E402
 from tests.bench import frame  # noqa: E402
 
 STAGES = (

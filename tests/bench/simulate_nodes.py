@@ -47,7 +47,7 @@ sys.path.insert(0, str(ROOT))
 from s2l_ray.contract.work import part_dict  # noqa: E402
 from s2l_ray.core.kmeans.lloyd import START_ROWS  # noqa: E402
 from s2l_ray.core.selection.draw import GATHERED, SAMPLE  # noqa: E402
-from s2l_ray.core.storage.store import FileEntry, Manifest, Part  # noqa: E402
+from s2l_ray.core.storage.manifest import FileEntry, Manifest, Part  # noqa: E402
 from s2l_ray.edge.parts import MOST_TASKS  # noqa: E402
 from s2l_ray.stages.clusters.make import FAN_IN  # noqa: E402
 from s2l_ray.stages.subset.make import ROWS_PER_TASK, rows_per_task  # noqa: E402

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from s2l_ray.core.storage.store import Artifact, Manifest, Store
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import Manifest
+from s2l_ray.core.storage.store import Store
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]

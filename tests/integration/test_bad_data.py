@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from s2l_ray import run
-from s2l_ray.core.storage.store import Artifact, FileEntry, Store
-from s2l_ray.core.storage.tables import parquet_bytes
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import FileEntry
+from s2l_ray.core.storage.parquet import parquet_bytes
+from s2l_ray.core.storage.store import Store
 from tests import tiny
 from tests.integration.conftest import Finished
 

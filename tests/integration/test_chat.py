@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from s2l_ray.core.storage.store import Artifact
+from s2l_ray.core.storage.artifact import Artifact
 from tests import tiny
 from tests.integration.conftest import Finished, Runs, write_job
 

@@ -21,8 +21,11 @@ from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.kmeans.features import feature_steps, features
 from s2l_ray.core.kmeans.lloyd import fit
 from s2l_ray.core.kmeans.shard import Shard
-from s2l_ray.core.storage.store import Artifact, Manifest, Store
-from s2l_ray.core.storage.tables import parquet_bytes, vector_column
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import Manifest
+from s2l_ray.core.storage.parquet import parquet_bytes
+from s2l_ray.core.storage.schemas import vector_column
+from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
 from s2l_ray.stages.clusters.make import make as clusters
 from tests import tiny

@@ -13,7 +13,9 @@ import ray
 
 from s2l_ray.config import Config
 from s2l_ray.contract.work import Work
-from s2l_ray.core.storage.store import Artifact, Part, Store
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import Part
+from s2l_ray.core.storage.store import Store
 from s2l_ray.edge import lease, parts, placement
 from s2l_ray.errors import UserError
 from tests import tiny
@@ -86,7 +88,8 @@ def test_what_the_cluster_cannot_hold_is_refused(
 HOLDER = """
 import sys
 import ray
-from s2l_ray.core.storage.store import Artifact, Store
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.store import Store
 from s2l_ray.edge import lease, parts, placement
 
 address, namespace, storage = sys.argv[1:]

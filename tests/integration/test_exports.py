@@ -15,8 +15,10 @@ import yaml
 
 from s2l_ray.config import Config
 from s2l_ray.contract.work import Work
-from s2l_ray.core.storage.store import Artifact, Manifest, Store
-from s2l_ray.core.storage.tables import MESSAGES
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import Manifest
+from s2l_ray.core.storage.schemas import MESSAGES
+from s2l_ray.core.storage.store import Store
 from s2l_ray.core.text.encoding import byte_tokenizer
 from s2l_ray.errors import UserError
 from s2l_ray.stages.subset.make import make as subset

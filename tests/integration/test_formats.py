@@ -8,7 +8,9 @@ import pyarrow as pa
 import yaml
 
 from s2l_ray.core.data.files import original_rows
-from s2l_ray.core.storage.store import Artifact, Manifest, Store
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import Manifest
+from s2l_ray.core.storage.store import Store
 from tests import tiny
 from tests.integration.conftest import Runs
 from tests.unit.core.data.test_formats import WRITERS

@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from s2l_ray.core.storage.store import Artifact, Manifest, Store
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import Manifest
+from s2l_ray.core.storage.store import Store
 from tests import tiny
 from tests.integration.conftest import Ended, Runs, write_job
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from s2l_ray import config
-from s2l_ray.core.storage.store import Artifact, Store
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.store import Store
 from tests import tiny
 from tests.integration.conftest import Finished, Runs, write_job
 

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from s2l_ray.core.storage.store import Artifact, Store
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.store import Store
 from s2l_ray.stages.training.make import STEPS_PER_FILE, _Metrics, _Place
 
 

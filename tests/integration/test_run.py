@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from s2l_ray import config, pipeline, run
-from s2l_ray.core.storage.tables import vectors
+from s2l_ray.core.storage.schemas import vectors
 from tests import tiny
 from tests.integration.conftest import TOO_LONG, Finished, Runs, shared_job, write_job
 

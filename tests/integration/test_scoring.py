@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.storage.store import Artifact
+from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN
 from s2l_ray.stages.trajectories.make import NOT_SAMPLED
 from tests.integration.conftest import TOO_LONG, Finished, Runs

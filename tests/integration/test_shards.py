@@ -17,8 +17,11 @@ from s2l_ray.config import Config
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.data.files import find_files, index_file, part_ranges
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.storage.store import Artifact, Manifest, Part, Store
-from s2l_ray.core.storage.tables import parquet_bytes, trajectories_schema, vector_column
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import Manifest, Part
+from s2l_ray.core.storage.parquet import parquet_bytes
+from s2l_ray.core.storage.schemas import trajectories_schema, vector_column
+from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
 from s2l_ray.stages.clusters.make import make as clusters
 from s2l_ray.stages.examples.make import make as examples

@@ -20,7 +20,8 @@ from s2l_ray.core.model.scoring import files_of, load_checkpoint
 from s2l_ray.core.model.state import checkpoint_folder
 from s2l_ray.core.model.training import checkpoint_steps
 from s2l_ray.core.selection.draw import Keys, Points, draw, quotas
-from s2l_ray.core.storage.store import Artifact, Store
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
 from tests import tiny
 from tests.committed import commit

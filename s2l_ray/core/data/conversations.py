@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2l_ray.config import Columns
-from s2l_ray.core.storage.tables import MESSAGES
+from s2l_ray.core.storage.schemas import MESSAGES
 from s2l_ray.errors import UserError
 
 # Values of a column: Python objects where the file is JSON, else Arrow. M: turns of a part, N: its rows.

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from s2l_ray.core.storage.tables import is_json
+from s2l_ray.core.storage.columns import is_json
 
 CHAT_FOLDER = "chat"
 

@@ -21,15 +21,10 @@ from s2l_ray.core.data import formats
 from s2l_ray.core.data.conversations import Column, column_names, conversations, is_text, to_json
 from s2l_ray.core.data.formats import FileIndex, Rows, Source, Span
 from s2l_ray.core.data.hub import saved_files
+from s2l_ray.core.storage.columns import is_json, json_field, plain_column, unify
+from s2l_ray.core.storage.parquet import schema_from_text
+from s2l_ray.core.storage.schemas import EXAMPLES_FIXED
 from s2l_ray.core.storage.store import filesystem
-from s2l_ray.core.storage.tables import (
-    EXAMPLES_FIXED,
-    is_json,
-    json_field,
-    plain_column,
-    schema_from_text,
-    unify,
-)
 from s2l_ray.errors import UserError
 
 ID_BITS = 40  # rows of one file; the bits above hold the file's number (design, section 3)

@@ -18,13 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from s2l_ray.core.data.conversations import Column
-from s2l_ray.core.storage.tables import (
+from s2l_ray.core.storage.columns import plain_column, plain_type
+from s2l_ray.core.storage.parquet import (
     open_arrow_file,
     open_arrow_stream,
     open_parquet,
     parquet_bytes,
-    plain_column,
-    plain_type,
     schema_text,
 )
 from s2l_ray.errors import UserError

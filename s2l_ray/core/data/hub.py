@@ -8,8 +8,9 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from s2l_ray.core.data.formats import check_features
-from s2l_ray.core.storage.store import Store, fingerprint, join_uri
-from s2l_ray.core.storage.tables import parquet_bytes
+from s2l_ray.core.storage.manifest import fingerprint
+from s2l_ray.core.storage.parquet import parquet_bytes
+from s2l_ray.core.storage.store import Store, join_uri
 from s2l_ray.errors import UserError
 
 ROWS_PER_FILE = 65_536

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from s2l_ray.core.data.files import PartRange
-from s2l_ray.core.storage.store import Artifact, Manifest, Part, Store
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import Manifest, Part
+from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
 
 

@@ -23,7 +23,7 @@ from s2l_ray.core.kmeans.features import features
 from s2l_ray.core.kmeans.shard import Shard
 from s2l_ray.core.model.loading import build
 from s2l_ray.core.model.scoring import Weights, check_finite, score
-from s2l_ray.core.storage.store import Manifest
+from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.core.text.encoding import Encoded, Encoder
 
 PARTS_READ = 16  # at most so many parts are read for the rows, so that large data sets are as quick as small ones

@@ -13,7 +13,8 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from s2l_ray.config import Model, Training
-from s2l_ray.core.storage.store import filesystem, fingerprint
+from s2l_ray.core.storage.manifest import fingerprint
+from s2l_ray.core.storage.store import filesystem
 from s2l_ray.core.text.encoding import BYTES, Encoder, byte_tokenizer
 from s2l_ray.errors import UserError
 

@@ -12,7 +12,8 @@ from s2l_ray.core.model.allocation import keep_freed_memory
 from s2l_ray.core.model.loading import build, load_config, load_weights, read_weights, tensor_reader
 from s2l_ray.core.model.losses import example_statistics
 from s2l_ray.core.model.state import stored_tensors
-from s2l_ray.core.storage.store import Artifact, FileEntry, Manifest
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import FileEntry, Manifest
 from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN, Encoded, Encoder, pad, token_batches
 from s2l_ray.errors import UserError
 

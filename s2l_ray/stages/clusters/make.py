@@ -25,8 +25,9 @@ from s2l_ray.core.kmeans.features import bytes_of_row, check_finite, feature_ste
 from s2l_ray.core.kmeans.grouped import GroupedShard, StreamedShard, View, fit_group, moved
 from s2l_ray.core.kmeans.lloyd import FitResult, FitState
 from s2l_ray.core.kmeans.shard import merged
-from s2l_ray.core.storage.store import Manifest, Part, fingerprint
-from s2l_ray.core.storage.tables import CLUSTERS, parquet_bytes, vectors
+from s2l_ray.core.storage.manifest import Manifest, Part, fingerprint
+from s2l_ray.core.storage.parquet import parquet_bytes
+from s2l_ray.core.storage.schemas import CLUSTERS, vectors
 from s2l_ray.edge.parts import PartContext, part_context
 from s2l_ray.edge.placement import free
 from s2l_ray.edge.user_errors import reraise_user_errors

@@ -15,8 +15,9 @@ from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.data.files import PartRange, RawFile, read_part
 from s2l_ray.core.model.loading import load_encoder
 from s2l_ray.core.model.scoring import device_of, files_of, load_checkpoint, score
-from s2l_ray.core.storage.store import Part
-from s2l_ray.core.storage.tables import evaluation_schema, parquet_bytes
+from s2l_ray.core.storage.manifest import Part
+from s2l_ray.core.storage.parquet import parquet_bytes
+from s2l_ray.core.storage.schemas import evaluation_schema
 from s2l_ray.core.text.encoding import Encoder, prompt_and_answer, token_batches
 from s2l_ray.core.text.templates import THOUGHT_END
 from s2l_ray.edge.parts import PartContext, make_parts

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.data.files import PartRange, PartRows, RawFile, original_rows, read_parts
 from s2l_ray.core.data.incremental import file_numbers, kept_parts, listing
-from s2l_ray.core.storage.store import Part
-from s2l_ray.core.storage.tables import parquet_bytes, schema_from_text, schema_text, unify
+from s2l_ray.core.storage.columns import unify
+from s2l_ray.core.storage.manifest import Part
+from s2l_ray.core.storage.parquet import parquet_bytes, schema_from_text, schema_text
 from s2l_ray.edge.parts import PartContext, adopt_parts, make_parts
 from s2l_ray.errors import UserError
 

@@ -19,7 +19,8 @@ from s2l_ray.core.report.data import (
     Subset,
 )
 from s2l_ray.core.report.page import render
-from s2l_ray.core.storage.store import Artifact, Manifest
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.core.text.encoding import prompt_and_answer
 
 

@@ -12,7 +12,7 @@ import ray
 
 from s2l_ray.contract.work import Work, part_dict, part_from
 from s2l_ray.core.selection.facility import Candidates, blocks, candidates, merge, tree
-from s2l_ray.core.storage.tables import vectors
+from s2l_ray.core.storage.schemas import vectors
 from s2l_ray.edge.parts import PartContext, part_context
 from s2l_ray.edge.placement import TASK_CPUS
 from s2l_ray.edge.tasks import bounded

@@ -37,8 +37,9 @@ from s2l_ray.core.selection.draw import (
     rule_of,
 )
 from s2l_ray.core.selection.quotas import budget_rows
-from s2l_ray.core.storage.store import Part
-from s2l_ray.core.storage.tables import EXAMPLES_FIXED, parquet_bytes, schema_from_text, vectors
+from s2l_ray.core.storage.manifest import Part
+from s2l_ray.core.storage.parquet import parquet_bytes, schema_from_text
+from s2l_ray.core.storage.schemas import EXAMPLES_FIXED, vectors
 from s2l_ray.edge.parts import PartContext, make_parts, part_context
 from s2l_ray.edge.placement import TASK_CPUS
 from s2l_ray.edge.user_errors import reraise_user_errors

@@ -19,7 +19,8 @@ from s2l_ray.config import Training
 from s2l_ray.contract.work import part_from
 from s2l_ray.core.model import order
 from s2l_ray.core.model.loading import make_encoder
-from s2l_ray.core.storage.store import Artifact, Part
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.text.encoding import ROWS_AT_ONCE, Encoded, Encoder
 from s2l_ray.edge.placement import READER_CPUS
 

@@ -36,7 +36,8 @@ from s2l_ray.core.model.loading import (
 )
 from s2l_ray.core.model.state import checkpoint_files, checkpoint_folder
 from s2l_ray.core.model.training import TrainingPlan, checkpoint_steps, train
-from s2l_ray.core.storage.store import Artifact, FileEntry
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import FileEntry
 from s2l_ray.core.text.encoding import check_some_learned
 from s2l_ray.edge import worker_pool as groups
 from s2l_ray.edge.placement import worker_cpus

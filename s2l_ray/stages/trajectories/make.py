@@ -25,8 +25,9 @@ from s2l_ray.core.model.scoring import (
     reason_of,
     score_statistics,
 )
-from s2l_ray.core.storage.store import Part
-from s2l_ray.core.storage.tables import parquet_bytes, trajectories_schema, vector_column
+from s2l_ray.core.storage.manifest import Part
+from s2l_ray.core.storage.parquet import parquet_bytes
+from s2l_ray.core.storage.schemas import trajectories_schema, vector_column
 from s2l_ray.core.text.encoding import Encoded, Encoder
 from s2l_ray.edge.parts import PartContext, adopt_parts, make_parts
 from s2l_ray.errors import UserError

@@ -26,7 +26,7 @@ import yaml
 
 from s2l_ray import config, pipeline
 from s2l_ray.core.data.files import PartRange, original_rows, read_parts
-from s2l_ray.core.storage.tables import unify
+from s2l_ray.core.storage.columns import unify
 from s2l_ray.errors import UserError
 from tests import tiny
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from s2l_ray import config, pipeline
-from s2l_ray.core.storage.store import Artifact, Store
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
 from s2l_ray.pipeline import planning
 from tests import tiny

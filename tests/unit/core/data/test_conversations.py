@@ -20,7 +20,8 @@ from s2l_ray.core.data.files import (
     part_ranges,
     read_part,
 )
-from s2l_ray.core.storage.tables import MESSAGES, is_json, json_field, unify
+from s2l_ray.core.storage.columns import is_json, json_field, unify
+from s2l_ray.core.storage.schemas import MESSAGES
 from s2l_ray.errors import UserError
 
 Row = dict[str, Any]

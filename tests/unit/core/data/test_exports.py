@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from s2l_ray.core.data.exports import ChatFile, chat_lines, json_lines, stanzas
-from s2l_ray.core.storage.tables import EXAMPLES_FIXED
+from s2l_ray.core.storage.schemas import EXAMPLES_FIXED
 
 CALL = {"function": {"arguments": {"city": "Graz"}, "name": "weather"}, "type": "function"}
 

@@ -29,8 +29,9 @@ from s2l_ray.core.data.files import (
     part_ranges,
     read_part,
 )
+from s2l_ray.core.storage.parquet import open_parquet, parquet_bytes, read_parquet
+from s2l_ray.core.storage.schemas import EXAMPLES_FIXED
 from s2l_ray.core.storage.store import Store, filesystem, join_uri
-from s2l_ray.core.storage.tables import EXAMPLES_FIXED, open_parquet, parquet_bytes, read_parquet
 from s2l_ray.errors import UserError
 
 GOOD = {"instruction": "say a", "output": "a"}
@@ -491,7 +492,7 @@ import ray.data
 import pyarrow.parquet as pq
 from s2l_ray.config import Columns
 from s2l_ray.core.data.files import PartRange, find_files, index_file, read_part
-from s2l_ray.core.storage.tables import read_parquet
+from s2l_ray.core.storage.parquet import read_parquet
 from s2l_ray.errors import UserError
 for file in find_files([str(folder)], None):
     for attempt in (

@@ -11,7 +11,8 @@ from s2l_ray import config, pipeline
 from s2l_ray.config import Columns
 from s2l_ray.core.data.files import find_files, index_file, original_rows, part_ranges, read_part
 from s2l_ray.core.data.hub import store_dataset, stored_dataset
-from s2l_ray.core.storage.store import Store, fingerprint
+from s2l_ray.core.storage.manifest import fingerprint
+from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
 from tests import tiny
 

@@ -21,7 +21,9 @@ from s2l_ray.core.data.incremental import (
     renumbered,
     scored_parts,
 )
-from s2l_ray.core.storage.store import Artifact, Manifest, Part, Store
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import Manifest, Part
+from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
 from tests.committed import commit, manifest
 

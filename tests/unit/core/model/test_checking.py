@@ -15,7 +15,7 @@ from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.model import checking
 from s2l_ray.core.model.checking import Checkpoint, Setting
 from s2l_ray.core.model.scoring import Weights
-from s2l_ray.core.storage.store import Manifest
+from s2l_ray.core.storage.manifest import Manifest
 from tests import tiny
 from tests.families import examples, model, reference
 

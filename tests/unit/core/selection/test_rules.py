@@ -13,7 +13,8 @@ from s2l_ray.config import FACILITY_LOCATION, RULES, Config, load
 from s2l_ray.contract.work import Work, part_dict
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.selection.draw import Keys, draw, needs, quotas
-from s2l_ray.core.storage.store import Artifact, Store
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.store import Store
 from s2l_ray.edge.parts import PartContext
 from s2l_ray.errors import UserError
 from s2l_ray.stages.subset.make import make as subset

@@ -14,18 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from s2l_ray.core.storage.store import (
-    FORMAT,
-    Artifact,
-    FileEntry,
-    Manifest,
-    Part,
-    Store,
-    filesystem,
-    fingerprint,
-    join_uri,
-)
-from s2l_ray.core.storage.tables import parquet_bytes
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import FORMAT, FileEntry, Manifest, Part, fingerprint
+from s2l_ray.core.storage.parquet import parquet_bytes
+from s2l_ray.core.storage.store import Store, filesystem, join_uri
 from s2l_ray.errors import UserError
 
 TABLE = pa.table({"example_id": pa.array([1, 2, 3]), "text": ["a", "b", None]})
@@ -267,7 +259,8 @@ def test_a_killed_writer_leaves_nothing_that_counts(tmp_path: Path) -> None:
     artifact = artifact_in(Store(str(tmp_path)))
     code = (
         "import os, signal, sys\n"
-        "from s2l_ray.core.storage.store import Artifact, Store\n"
+        "from s2l_ray.core.storage.artifact import Artifact\n"
+        "from s2l_ray.core.storage.store import Store\n"
         "artifact = Artifact(Store(sys.argv[1]), 'clusters', 'f' * 24)\n"
         "artifact.write_part(0, 1, {'data': ('.bin', b'done')}, 'n', 'r', {})\n"
         "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray.core.storage.tables import MESSAGES
+from s2l_ray.core.storage.schemas import MESSAGES
 from s2l_ray.core.text import encoding
 from s2l_ray.core.text.encoding import (
     BYTE_END,

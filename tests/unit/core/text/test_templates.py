@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray.core.storage.tables import MESSAGES
+from s2l_ray.core.storage.schemas import MESSAGES
 from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN, Encoded, Encoder, byte_tokenizer
 from s2l_ray.core.text.templates import FIXED_DATE, Chat, Piece, Refused, Turn
 from s2l_ray.errors import UserError
