@@ -17,7 +17,9 @@ from s2l_ray.core.data.files import (
     part_ranges,
 )
 from s2l_ray.core.data.hub import store_dataset, stored_dataset
-from s2l_ray.core.storage.store import IO_THREADS, Store, fingerprint, is_folder
+from s2l_ray.core.storage.artifact import IO_THREADS
+from s2l_ray.core.storage.manifest import fingerprint
+from s2l_ray.core.storage.store import Store, is_folder
 from s2l_ray.errors import UserError
 
 log = logging.getLogger("s2l_ray")
