@@ -81,7 +81,7 @@ class Stage:
 
 STAGES = (
     Stage("examples", 2, "examples", lambda config: ()),
-    Stage("proxy", 2, "training", lambda config: ("examples",)),
+    Stage("proxy", 2, "proxy", lambda config: ("examples",)),
     Stage("trajectories", 2, "trajectories", lambda config: ("examples", "proxy")),
     Stage(
         "clusters",
@@ -101,7 +101,7 @@ STAGES = (
     Stage(
         "target",
         2,
-        "training",
+        "target",
         lambda config: ("subset",),
         lambda config: config.target is not None,
     ),
@@ -444,7 +444,7 @@ def run(made_plan: Plan, only: set[str] | None = None) -> list[Done]:
         left = [
             other
             for other in nodes
-            if other.label not in begun and other.stage.module == "training"
+            if other.label not in begun and other.stage.module in ("proxy", "target")
         ]
         return sum(_workers(other) == _workers(node) for other in left)
 
@@ -503,7 +503,7 @@ def _share(missing: list[Node]) -> None:
     Those of equally many workers get equal shares, so that the workers of one can do another.
     """
     needs = {node.label: node.made_from() for node in missing}
-    trainings = [node for node in missing if node.stage.module == "training"]
+    trainings = [node for node in missing if node.stage.module in ("proxy", "target")]
     labels = {node.label for node in trainings}
     most: dict[int, int] = {}
     for node in trainings:
@@ -598,7 +598,7 @@ def _lease(node: Node) -> contextlib.AbstractContextManager[None]:
 
 
 def _make_room(node: Node) -> None:
-    if node.stage.module in ("training", "report"):
+    if node.stage.module in ("proxy", "target", "report"):
         return
     from s2l_ray.edge import placement
 

@@ -32,7 +32,8 @@ from s2l_ray.core.model.scoring import files_of  # noqa: E402
 from s2l_ray.core.storage.artifact import Artifact  # noqa: E402
 from s2l_ray.core.storage.manifest import Manifest, Part  # noqa: E402
 from s2l_ray.core.storage.store import Store  # noqa: E402
-from s2l_ray.stages.training.make import _Place  # noqa: E402
+from s2l_ray.stages.training.metrics import read_metrics  # noqa: E402
+from s2l_ray.stages.training.place import Place  # noqa: E402
 from tests.bench.frame import finish, show  # noqa: E402
 
 
@@ -68,7 +69,7 @@ def main() -> None:
 
 def waiting(folder: str) -> dict[str, float]:
     """Seconds of the training and how much of them was waiting for data, the first step and the others by themselves."""
-    steps = _Place(only(folder, "proxy"), "member-0/").metrics()
+    steps = read_metrics(Place(only(folder, "proxy"), "member-0/"))
     first, others = steps[0], steps[1:]
     seconds = sum(step["seconds"] for step in others)
     return {

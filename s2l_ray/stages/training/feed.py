@@ -1,6 +1,7 @@
 """What feeds a training worker: its examples of every step, read and tokenised by Ray Data tasks.
 
-Nothing here needs torch, so that a reader is at work a second after it starts, and takes a third of the memory.
+Nothing here imports torch, so that a reader is at work a second after it starts, and takes a third
+of the memory.
 """
 
 import functools
@@ -9,14 +10,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
 
 from s2l_ray.config import Training
-from s2l_ray.contract.work import part_from
+from s2l_ray.contract.work import Work
 from s2l_ray.core.model import order
 from s2l_ray.core.model.loading import make_encoder
 from s2l_ray.core.storage.artifact import Artifact
@@ -24,10 +24,43 @@ from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.text.encoding import ROWS_AT_ONCE, Encoded, Encoder
 from s2l_ray.edge.placement import READER_CPUS
 
-ROWS_PER_READ = 8_192  # windows are read together until they have this many rows, so that a reader's start-up is worth it
-BLOCK_BYTES = (
-    1 << 20
-)  # of tokenised rows; small, so that the first step does not wait for a whole window
+# Windows are read together until they have this many rows, so that a reader's start-up is worth it.
+ROWS_PER_READ = 8_192
+# Of tokenised rows; small, so that the first step does not wait for a whole window.
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows to train on: parts of a committed artifact, and the role of their files with conversations."""
+
+    artifact: Artifact
+    parts: list[Part]
+    role: str
+
+    @classmethod
+    def of(cls, work: Work, stage: str, role: str) -> "Rows":
+        """The rows of one of a stage's inputs; of its parts only what reading needs."""
+        parts = [
+            Part(part.index, part.rows, {role: part.files[role]})
+            for part in work.manifests[stage].parts
+        ]
+        return cls(work.inputs[stage], parts, role)
+
+    def stream(self, section: Training) -> order.Stream:
+        """The order in which a training sees them."""
+        return order.stream(
+            [part.rows for part in self.parts],
+            section.shuffle_window,
+            section.seed,
+            section.global_batch,
+            section.epochs,
+            section.steps,
+        )
+
+    def read(self, part: Part) -> pa.Table:
+        """The conversations of a part."""
+        return self.artifact.read_part(part, ["example_id", "messages", "tools"], self.role)
 
 
 @dataclass(frozen=True)
@@ -35,22 +68,22 @@ class Feed:
     """The rows of a training and their order; small, because it travels with every task."""
 
     section: Training
-    data: Artifact
-    parts: list[dict[str, Any]]
-    role: str  # of the files to read
+    rows: Rows
     stream: order.Stream
     readers: int
 
     def batches(self, rank: int, world_size: int, first_step: int) -> Iterator[list[Encoded]]:
-        """A worker's examples of every step from `first_step` on, by a Ray Data pipeline of its own, which starts at once."""
+        """A worker's examples of every step from `first_step` on.
+
+        They come from a Ray Data pipeline of the worker's own, which starts at once.
+        """
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.target_max_block_size = BLOCK_BYTES
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        context.raise_original_map_exception = (
-            True  # wrapped, a UserError would lose its cause on its way here
-        )
+        # Wrapped in Ray's own exception, a UserError would lose its cause on its way here.
+        context.raise_original_map_exception = True
         reads = [
             {"windows": json.dumps([w.__dict__ for w in group])}
             for group in _reads(order.windows(self.stream, first_step))
@@ -102,7 +135,8 @@ def _steps(
                 waiting, step = [], step + 1
                 need = order.share_of(stream, step, rank, world_size) if step < stream.steps else -1
     if step < stream.steps and not need:
-        yield waiting  # the short last batch had nothing for this worker
+        # The short last batch has nothing for this worker.
+        yield waiting
 
 
 def _reads(windows: Iterator[order.Window]) -> Iterator[list[order.Window]]:
@@ -118,7 +152,10 @@ def _reads(windows: Iterator[order.Window]) -> Iterator[list[order.Window]]:
 
 @functools.lru_cache(maxsize=2)
 def _encoder(section: str) -> Encoder:
-    """A section's encoder, kept by the process: loading a large vocabulary takes as long as encoding thousands of rows."""
+    """A section's encoder, cached in the process.
+
+    Loading a large vocabulary takes as long as encoding thousands of rows.
+    """
     return make_encoder(Training.model_validate_json(section))
 
 
@@ -128,9 +165,7 @@ def _encode_windows(
     encoder = _encoder(feed.section.model_dump_json(include=set(Training.model_fields)))
     for raw in json.loads(batch["windows"][0].as_py()):
         window = order.Window(**{**raw, "parts": tuple(raw["parts"])})
-        table = pa.concat_tables(
-            [read_rows(feed.data, part_from(feed.parts[part]), feed.role) for part in window.parts]
-        )
+        table = pa.concat_tables([feed.rows.read(feed.rows.parts[part]) for part in window.parts])
         mine = order.shuffled(feed.stream, window)[
             order.owned(feed.stream, window, rank, world_size, first_step)
         ]
@@ -166,8 +201,3 @@ def _from_arrow(block: pa.Table) -> Iterator[Encoded]:
             chunk.column("example_id").to_pylist(), [0, *ends[:-1]], ends, strict=True
         ):
             yield Encoded(example_id, ids[first:end], learned[first:end])
-
-
-def read_rows(data: Artifact, part: Part, role: str) -> pa.Table:
-    """The conversations of a part."""
-    return data.read_part(part, ["example_id", "messages", "tools"], role)

@@ -275,7 +275,11 @@ def test_trainings_of_equally_many_workers_have_equal_shares(
     tree["scaling"] |= {"side_by_side": 2, "target_workers": target_workers}
     nodes = pipeline.plan(config.load(None, [], tree)).nodes
     planning._share(nodes)
-    shares = {(node.stage.name, node.at_once) for node in nodes if node.stage.module == "training"}
+    shares = {
+        (node.stage.name, node.at_once)
+        for node in nodes
+        if node.stage.module in ("proxy", "target")
+    }
     assert shares == {("proxy", proxy), ("target", target)}
 
 

@@ -1,0 +1,47 @@
+"""`proxy`: one or several small models, each trained on all examples, with checkpoints from step 0 on."""
+
+from s2l_ray.contract.work import Outcome, Work
+from s2l_ray.core.model.training import checkpoint_steps
+from s2l_ray.stages.training.feed import Rows
+from s2l_ray.stages.training.place import Place
+from s2l_ray.stages.training.run import OneTraining, check_first_rows, run
+
+
+def make(work: Work) -> Outcome:
+    """Train the members of the ensemble one after the other.
+
+    Raises:
+        UserError: the first rows leave nothing to learn, there are fewer steps than checkpoints, or
+            the training itself refuses (see `run`).
+    """
+    rows = Rows.of(work, "examples", "data")
+    sections = work.config.proxy.each()
+    check_first_rows(rows, sections, work.artifact.stage)
+    scaling = work.config.scaling
+    trainings = []
+    for number, section in enumerate(sections):
+        stream = rows.stream(section)
+        training = OneTraining(
+            section=section,
+            rows=rows,
+            stream=stream,
+            checkpoint_steps=(0, *checkpoint_steps(stream.steps, section.checkpoints)),
+            place=Place(work.artifact, f"member-{number}/"),
+            workers=scaling.proxy_workers,
+            micro_batch=scaling.proxy_micro_batch,
+        )
+        run(work, training, remaining=len(sections) - 1 - number)
+        trainings.append(training)
+    members = [
+        {
+            "steps": list(training.checkpoint_steps),
+            "folders": [training.place.folder(step) for step in training.checkpoint_steps],
+            **training.summary(work),
+        }
+        for training in trainings
+    ]
+    flops = [member["flops"] for member in members]
+    return Outcome(
+        files=[file for training in trainings for file in training.files()],
+        info={"members": members, "flops": sum(flops) if all(flops) else None},
+    )

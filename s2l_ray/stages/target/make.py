@@ -1,0 +1,51 @@
+"""`target`: the large model, trained on the subset, as a Hugging Face folder with its tokenizer."""
+
+import os
+import tempfile
+
+from s2l_ray.config import Training
+from s2l_ray.contract.work import Outcome, Work
+from s2l_ray.core.model.loading import load_tokenizer
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import FileEntry
+from s2l_ray.stages.training.feed import Rows
+from s2l_ray.stages.training.place import Place
+from s2l_ray.stages.training.run import OneTraining, check_first_rows, run
+
+
+def make(work: Work) -> Outcome:
+    """Train the target; its only checkpoint is that of the last step.
+
+    Raises:
+        UserError: the first rows leave nothing to learn, or the training itself refuses (see `run`).
+    """
+    section = work.config.target
+    assert section is not None
+    rows = Rows.of(work, "subset", "messages")
+    check_first_rows(rows, [section], work.artifact.stage)
+    stream = rows.stream(section)
+    training = OneTraining(
+        section=section,
+        rows=rows,
+        stream=stream,
+        checkpoint_steps=(stream.steps,),
+        place=Place(work.artifact, ""),
+        workers=work.config.scaling.target_workers,
+        micro_batch=work.config.scaling.target_micro_batch,
+    )
+    run(work, training, remaining=0)
+    folder = training.place.folder(stream.steps)
+    return Outcome(
+        files=[*training.files(), *_save_tokenizer(work.artifact, folder, section)],
+        info={"model": folder, **training.summary(work)},
+    )
+
+
+def _save_tokenizer(artifact: Artifact, folder: str, section: Training) -> list[FileEntry]:
+    entries = []
+    with tempfile.TemporaryDirectory() as scratch:
+        load_tokenizer(section).save_pretrained(scratch)
+        for name in sorted(os.listdir(scratch)):
+            with open(os.path.join(scratch, name), "rb") as file:
+                entries.append(artifact.write_named(f"{folder}/{name}", file.read()))
+    return entries
