@@ -15,7 +15,7 @@ from s2l_ray.config import Config, Training
 from s2l_ray.core.kmeans.features import bytes_of_row
 from s2l_ray.core.model import scoring
 from s2l_ray.core.model.loading import output_shape, parameters
-from s2l_ray.core.text.encoding import BYTES
+from s2l_ray.core.text.byte_tokenizer import BYTES
 from s2l_ray.pipeline.planning import Node, Plan
 
 BYTES_PER_TOKEN = 4.0  # of English text, for tokenizers that are not byte-level

@@ -38,7 +38,7 @@ import pyarrow as pa  # noqa: E402
 from s2l_ray.config import Columns  # noqa: E402
 from s2l_ray.core.data.files import PartRange, find_files, index_file, part_ranges, read_part  # noqa: E402
 from s2l_ray.core.text.encoding import Encoded, Encoder  # noqa: E402
-from s2l_ray.core.text.templates import STYLES  # noqa: E402
+from s2l_ray.core.text.headings import STYLES  # noqa: E402
 from tests.bench.frame import finish  # noqa: E402
 
 PROCESSES = 2

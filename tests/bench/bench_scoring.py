@@ -38,8 +38,9 @@ sys.path.insert(0, str(ROOT))
 
 from s2l_ray.core.model.allocation import keep_freed_memory  # noqa: E402
 from s2l_ray.core.model.loading import build  # noqa: E402
-from s2l_ray.core.model.scoring import score, scoring_batches  # noqa: E402
-from s2l_ray.core.text.encoding import Encoded, pad  # noqa: E402
+from s2l_ray.core.model.scoring import score  # noqa: E402
+from s2l_ray.core.text.batching import dense_batches, pad  # noqa: E402
+from s2l_ray.core.text.encoding import Encoded  # noqa: E402
 from tests.bench.frame import finish, in_turn, ratio, show  # noqa: E402
 
 SHORTEST, LONGEST = 40, 512
@@ -293,7 +294,7 @@ def examples(count: int) -> list[Encoded]:
 
 def sampled(part: Sequence[Encoded], tokens_per_batch: int, tokens: int) -> list[list[Encoded]]:
     """Batches of the part as they are cut, evenly spread over their lengths, with about so many tokens in all."""
-    batches = scoring_batches([len(row.input_ids) for row in part], tokens_per_batch)
+    batches = dense_batches([len(row.input_ids) for row in part], tokens_per_batch)
     share = tokens / sum(len(row.input_ids) for row in part)
     count = max(1, min(len(batches), round(share * len(batches))))
     return [
@@ -305,7 +306,7 @@ def sampled(part: Sequence[Encoded], tokens_per_batch: int, tokens: int) -> list
 def padding(job: Job) -> float:
     """Padded tokens of a whole part beside its own, minus 1."""
     lengths = [len(row.input_ids) for row in examples(job.part)]
-    batches = scoring_batches(lengths, job.tokens_per_batch)
+    batches = dense_batches(lengths, job.tokens_per_batch)
     return sum(len(one) * max(lengths[row] for row in one) for one in batches) / sum(lengths) - 1
 
 

@@ -30,7 +30,8 @@ from s2l_ray.core.model.allocation import keep_freed_memory  # noqa: E402
 from s2l_ray.core.model.loading import build  # noqa: E402
 from s2l_ray.core.model.losses import token_losses  # noqa: E402
 from s2l_ray.core.model.training import TrainingPlan, train  # noqa: E402
-from s2l_ray.core.text.encoding import Encoded, pad  # noqa: E402
+from s2l_ray.core.text.batching import pad  # noqa: E402
+from s2l_ray.core.text.encoding import Encoded  # noqa: E402
 from tests.bench.bench_scoring import DTYPES, examples, pythia  # noqa: E402
 from tests.bench.frame import finish, ratio, show  # noqa: E402
 

@@ -19,7 +19,7 @@ from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.core.storage.schemas import MESSAGES
 from s2l_ray.core.storage.store import Store
-from s2l_ray.core.text.encoding import byte_tokenizer
+from s2l_ray.core.text.byte_tokenizer import byte_tokenizer
 from s2l_ray.errors import UserError
 from s2l_ray.stages.subset.make import make as subset
 from tests import synthetic

@@ -23,7 +23,9 @@ from s2l_ray.core.kmeans.shard import Shard
 from s2l_ray.core.model import order, scoring
 from s2l_ray.core.selection import draw as drawing
 from s2l_ray.core.storage.schemas import EXAMPLES_FIXED, trajectories_schema
-from s2l_ray.core.text.encoding import Encoder, byte_tokenizer, token_batches
+from s2l_ray.core.text.batching import token_batches
+from s2l_ray.core.text.byte_tokenizer import byte_tokenizer
+from s2l_ray.core.text.encoding import Encoder
 from s2l_ray.pipeline import STAGES
 from tests import tiny
 

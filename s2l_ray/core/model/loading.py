@@ -15,7 +15,8 @@ from pyarrow import fs as pafs
 from s2l_ray.config import Model, Training
 from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.core.storage.store import filesystem
-from s2l_ray.core.text.encoding import BYTES, Encoder, byte_tokenizer
+from s2l_ray.core.text.byte_tokenizer import BYTES, byte_tokenizer
+from s2l_ray.core.text.encoding import Encoder
 from s2l_ray.errors import UserError
 
 NOT_IDENTITY = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".md")

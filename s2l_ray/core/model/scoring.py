@@ -14,12 +14,11 @@ from s2l_ray.core.model.losses import example_statistics
 from s2l_ray.core.model.state import stored_tensors
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import FileEntry, Manifest
-from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN, Encoded, Encoder, pad, token_batches
+from s2l_ray.core.text.batching import dense_batches, pad
+from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN, Encoded, Encoder
 from s2l_ray.errors import UserError
 
 ANSWER_LOSS = "answer_loss"
-# Small parts pad more than large ones: batches are made smaller, down to so many tokens, until so little is padding.
-MOST_PADDING, FEWEST_TOKENS = 0.03, 2_048
 
 
 def files_of(manifest: Manifest) -> dict[str, list[Any]]:
@@ -202,16 +201,6 @@ def flops(
     return total
 
 
-def scoring_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """token_batches of a part, with its limit halved as often as MOST_PADDING asks for and FEWEST_TOKENS allows."""
-    while True:
-        batches = token_batches(lengths, tokens_per_batch)
-        padded = sum(len(batch) * lengths[batch[0]] for batch in batches)
-        if padded <= (1 + MOST_PADDING) * sum(lengths) or tokens_per_batch // 2 < FEWEST_TOKENS:
-            return batches
-        tokens_per_batch //= 2
-
-
 def _one_pass(
     models: Sequence[Any],
     examples: Sequence[Encoded],
@@ -223,9 +212,7 @@ def _one_pass(
     import torch
 
     made = {name: np.empty((len(examples), len(models)), np.float32) for name in ("loss", *names)}
-    for batch in scoring_batches(
-        [len(example.input_ids) for example in examples], tokens_per_batch
-    ):
+    for batch in dense_batches([len(example.input_ids) for example in examples], tokens_per_batch):
         arrays = pad([examples[row] for row in batch], pad_id)
         input_ids_BL, learned_BL = (torch.from_numpy(array).to(device) for array in arrays)
         for column, model in enumerate(models):

@@ -36,7 +36,8 @@ from s2l_ray.core.model.state import (
     stored_tensors,
     total_numel,
 )
-from s2l_ray.core.text.encoding import Encoded, pad
+from s2l_ray.core.text.batching import pad
+from s2l_ray.core.text.encoding import Encoded
 from s2l_ray.errors import UserError
 
 # Gradients reduced at once. Buffers of this size are allocated, so a smaller model lowers it to its own size.

@@ -18,8 +18,9 @@ from s2l_ray.core.model.scoring import device_of, files_of, load_checkpoint, sco
 from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.schemas import evaluation_schema
-from s2l_ray.core.text.encoding import Encoder, prompt_and_answer, token_batches
-from s2l_ray.core.text.templates import THOUGHT_END
+from s2l_ray.core.text.batching import token_batches
+from s2l_ray.core.text.encoding import Encoder
+from s2l_ray.core.text.turns import THOUGHT_END, prompt_and_answer
 from s2l_ray.edge.parts import PartContext, make_parts
 from s2l_ray.errors import UserError
 from s2l_ray.stages.examples.make import part_job

@@ -21,7 +21,7 @@ from s2l_ray.core.report.data import (
 from s2l_ray.core.report.page import render
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import Manifest
-from s2l_ray.core.text.encoding import prompt_and_answer
+from s2l_ray.core.text.turns import prompt_and_answer
 
 
 def make(work: Work) -> Outcome:

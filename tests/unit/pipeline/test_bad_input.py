@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from s2l_ray import config, pipeline, run
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.store import Store
-from s2l_ray.core.text.encoding import byte_tokenizer
+from s2l_ray.core.text.byte_tokenizer import byte_tokenizer
 from s2l_ray.pipeline import planning
 from tests import tiny
 from tests.committed import commit, manifest

@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from s2l_ray.core.model.losses import example_losses, example_statistics
-from s2l_ray.core.text.encoding import Encoded, pad, token_batches
+from s2l_ray.core.text.batching import pad, token_batches
+from s2l_ray.core.text.encoding import Encoded
 from tests.families import COMMON, FAMILIES, SPAN, WINDOW, examples, model, rebuilt, reference, span
 
 pytestmark = pytest.mark.usefixtures("one_thread")

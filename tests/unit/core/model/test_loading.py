@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from s2l_ray.config import Model, Training
 from s2l_ray.core.model import loading
-from s2l_ray.core.text.encoding import byte_tokenizer
+from s2l_ray.core.text.byte_tokenizer import byte_tokenizer
 from s2l_ray.errors import UserError
 from tests.tiny import LLAMA
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2l_ray.core.model.losses import example_losses, token_losses
-from s2l_ray.core.text.encoding import Encoded, pad, token_batches
+from s2l_ray.core.text.batching import pad, token_batches
+from s2l_ray.core.text.encoding import Encoded
 from tests.families import examples, model, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,15 +13,10 @@ from s2l_ray.core.model.scoring import (
     reason_of,
     score,
     score_statistics,
-    scoring_batches,
 )
-from s2l_ray.core.text.encoding import (
-    NO_LEARNED_TOKEN,
-    Encoded,
-    Encoder,
-    byte_tokenizer,
-    token_batches,
-)
+from s2l_ray.core.text.batching import dense_batches, token_batches
+from s2l_ray.core.text.byte_tokenizer import byte_tokenizer
+from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN, Encoded, Encoder
 from s2l_ray.errors import UserError
 from tests.families import examples, model, reference
 
@@ -117,7 +112,7 @@ def test_batches_of_a_small_part_are_cut_smaller_until_little_is_padding() -> No
     def padded_tokens(batches: list[list[int]]) -> int:
         return sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
 
-    cut = {limit: scoring_batches(lengths, limit) for limit in (1_000, 2_048, 16_384, 10**6)}
+    cut = {limit: dense_batches(lengths, limit) for limit in (1_000, 2_048, 16_384, 10**6)}
     padded = {limit: padded_tokens(batches) for limit, batches in cut.items()}
     assert padded[16_384] <= 1.03 * sum(lengths) < padded_tokens(token_batches(lengths, 16_384))
     assert cut[1_000] == token_batches(lengths, 1_000), (
@@ -126,8 +121,8 @@ def test_batches_of_a_small_part_are_cut_smaller_until_little_is_padding() -> No
     for batches in cut.values():
         assert sorted(row for batch in batches for row in batch) == list(range(300))
     same = [100] * 300
-    assert scoring_batches(same, 10**6) == [list(range(300))]
-    assert scoring_batches([], 16_384) == []
+    assert dense_batches(same, 10**6) == [list(range(300))]
+    assert dense_batches([], 16_384) == []
 
 
 def test_flops_count_each_pass_and_the_gram_matrices() -> None:

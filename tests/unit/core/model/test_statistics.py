@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from s2l_ray.core.model import losses
 from s2l_ray.core.model.losses import example_statistics
-from s2l_ray.core.text.encoding import Encoded, pad
+from s2l_ray.core.text.batching import pad
+from s2l_ray.core.text.encoding import Encoded
 from tests.families import FAMILIES, examples, model
 
 NAMES = ("mean_probability", "min_probability", "el2n", "grand")

@@ -12,18 +12,10 @@ from hypothesis import strategies as st
 
 from s2l_ray.core.storage.schemas import MESSAGES
 from s2l_ray.core.text import encoding
-from s2l_ray.core.text.encoding import (
-    BYTE_END,
-    BYTE_PAD,
-    NO_LEARNED_TOKEN,
-    Encoded,
-    Encoder,
-    byte_tokenizer,
-    check_some_learned,
-    pad,
-    prompt_and_answer,
-    token_batches,
-)
+from s2l_ray.core.text.batching import pad, token_batches
+from s2l_ray.core.text.byte_tokenizer import BYTE_END, BYTE_PAD, byte_tokenizer
+from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN, Encoded, Encoder, check_some_learned
+from s2l_ray.core.text.turns import prompt_and_answer
 from s2l_ray.errors import UserError
 
 SPECIALS = ["<s>", "</s>", "<|end|>", "<|pad|>"]

@@ -17,8 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2l_ray.core.storage.schemas import MESSAGES
-from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN, Encoded, Encoder, byte_tokenizer
-from s2l_ray.core.text.templates import FIXED_DATE, Chat, Piece, Refused, Turn
+from s2l_ray.core.text.byte_tokenizer import byte_tokenizer
+from s2l_ray.core.text.chat_template import FIXED_DATE, ChatRenderer
+from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN, Encoded, Encoder
+from s2l_ray.core.text.rendering import Piece
+from s2l_ray.core.text.turns import Refused, Turn
 from s2l_ray.errors import UserError
 
 needs_trl = pytest.mark.skipif(
@@ -520,7 +523,9 @@ def test_tools_that_a_template_does_not_know_are_refused() -> None:
         ("[]", "<|user|>"),
         (None, "<|user|>"),
     ):
-        (piece,) = Chat(tokenizer_for(asking), None, "all").example(CASES["single"][0], tools)
+        (piece,) = ChatRenderer(tokenizer_for(asking), None, "all").example(
+            CASES["single"][0], tools
+        )
         assert piece.text.startswith(start)
 
 
@@ -563,7 +568,7 @@ def test_templates_get_every_field_of_a_turn_and_arguments_as_objects() -> None:
         Turn("user", "one", "two"),
         assistant("three", tool_calls=[text_call, odd_call], weight=0.5, reasoning_content="hm"),
     ]
-    (piece,) = Chat(tokenizer_for(template), None, "everything").example(turns, None)
+    (piece,) = ChatRenderer(tokenizer_for(template), None, "everything").example(turns, None)
     asked, answered = (
         json.loads(part) for part in re.findall(r"\{.*?\}(?=\{\"content|none|null)", piece.text)
     )
@@ -579,13 +584,15 @@ def test_templates_get_every_field_of_a_turn_and_arguments_as_objects() -> None:
 
 def test_a_date_in_a_template_is_always_the_same() -> None:
     dated = "\n{{ strftime_now('%d %b %Y|%Y-%m-%d|%d %B %Y') }}" + PLAIN
-    (piece,) = Chat(tokenizer_for(dated), None, "all").example(*CASES["single"])
+    (piece,) = ChatRenderer(tokenizer_for(dated), None, "all").example(*CASES["single"])
     assert piece.text.startswith("\n26 Jul 2024|2024-07-26|26 July 2024<|user|>")
 
 
 @needs_trl
 def test_llamas_date() -> None:
-    (piece,) = Chat(tokenizer_for(shipped("llama3_2")), None, "all").example(*CASES["single"])
+    (piece,) = ChatRenderer(tokenizer_for(shipped("llama3_2")), None, "all").example(
+        *CASES["single"]
+    )
     assert "Today Date: 26 Jul 2024\n" in piece.text
 
 
@@ -689,7 +696,7 @@ def test_a_tokenizer_with_several_templates_uses_the_one_for_tools() -> None:
     tokenizer = tokenizer_for(PLAIN)
     tokenizer.chat_template = {"default": PLAIN, "tool_use": "{{ tools[0].function.name }}" + PLAIN}
     for tools, start in ((None, "<|user|>Hi?"), (json.dumps([SCHEMA]), "weather<|user|>Hi?")):
-        (piece,) = Chat(tokenizer, None, "all").example(CASES["single"][0], tools)
+        (piece,) = ChatRenderer(tokenizer, None, "all").example(CASES["single"][0], tools)
         assert piece.text.startswith(start)
 
 
@@ -727,8 +734,8 @@ def texts(pieces: list[Piece]) -> tuple[list[str], list[str]]:
 
 
 @cache
-def chat_for(family: str, learn: str = "all") -> Chat:
-    return Chat(tokenizer_for(shipped(family)), None, learn)
+def chat_for(family: str, learn: str = "all") -> ChatRenderer:
+    return ChatRenderer(tokenizer_for(shipped(family)), None, learn)
 
 
 @needs_trl

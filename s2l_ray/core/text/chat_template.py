@@ -1,0 +1,286 @@
+"""Conversations by a chat template, with the ranges that are learned.
+
+transformers renders the template. The learned ranges are those between the template's generation
+marks. A template without marks is rendered up to each answer, and once more with the answer; the
+answer's range is accepted only if both texts are prefixes of the whole conversation's text.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from s2l_ray.core.text.rendering import Piece
+from s2l_ray.core.text.turns import (
+    Refused,
+    Turn,
+    last_answer,
+    tool_calls,
+    with_input,
+    without_thought,
+)
+from s2l_ray.errors import UserError
+
+GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+# Characters of a template's own error message that enter a reason.
+LONGEST_MESSAGE = 200
+MARKS = "Give a template with generation marks (training field `template`)"
+# Some templates print today's date. The tokens of a row must not depend on the day, so it is always
+# this one, which the templates of Llama 3.1 and later print where they know no date.
+FIXED_DATE = (
+    "{% macro strftime_now(format) %}{{ format | replace('%d', '26') | replace('%b', 'Jul')"
+    " | replace('%B', 'July') | replace('%m', '07') | replace('%y', '24')"
+    " | replace('%Y', '2024') | replace('%A', 'Friday') }}{% endmacro +%}"
+)
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    """One conversation as a template gets it, to be rendered up to any of its turns."""
+
+    renderer: "ChatRenderer"
+    template: str
+    turns: Sequence[Turn]
+    messages: list[dict[str, Any]]
+    schemas: list[Any] | None
+
+    def text(self, count: int, prompt: bool = False) -> str:
+        """The text of the first `count` turns, with the generation prompt if asked for."""
+        return self._rendered(count, prompt, False)[0]
+
+    def marked(self, count: int) -> tuple[str, list[tuple[int, int]]]:
+        """The text of the first `count` turns, and the ranges between its generation marks."""
+        return self._rendered(count, False, True)
+
+    def _rendered(
+        self, count: int, prompt: bool, marked: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
+        import jinja2
+
+        try:
+            texts, marks = self.renderer.engine(
+                [self.messages[:count]],
+                tools=self.schemas,
+                chat_template=self.template,
+                return_assistant_tokens_mask=marked,
+                add_generation_prompt=prompt,
+                **self.renderer.variables,
+            )
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(
+                f"reading the chat template: line {error.lineno}: {error.message}. Correct the "
+                "template, or name another as `template`."
+            ) from None
+        # A template is a program that runs on users' rows: it may raise anything.
+        except Exception as error:
+            known = isinstance(error, jinja2.TemplateError)
+            message = str(error) if known else f"{type(error).__name__}: {error}"
+            message = " ".join(message.split())[:LONGEST_MESSAGE]
+            raise Refused(f"the chat template refuses the conversation: {message}") from None
+        return str(texts[0]), [(first, end) for first, end in marks[0]] if marked else []
+
+
+class ChatRenderer:
+    """Renders conversations by a chat template: the tokenizer's own, or a given one.
+
+    Attributes:
+        closing: the special token that ends an answer by this template, as a list of at most one;
+            it is looked for in a conversation of two turns.
+
+    Raises:
+        UserError: there is no template, or it is not Jinja.
+    """
+
+    def __init__(self, tokenizer: Any, template: str | None, learn: str) -> None:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        if template is None and not tokenizer.chat_template:
+            raise UserError(
+                "loading the tokenizer: prompt is chat, but the tokenizer has no chat template. "
+                "Name a file with one as `template`, name the tokenizer of a chat model, or use "
+                "prompt: alpaca or plain."
+            )
+        self.engine: Any = render_jinja_template
+        self.tokenizer, self.given, self.learn = tokenizer, template, learn
+        self.variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
+        self.end_text: str = tokenizer.eos_token or ""
+        self.names = special_names(tokenizer)
+        self.special = re.compile("|".join(map(re.escape, self.names)) or "(?!)")
+        self.closing = self._closing()
+
+    def example(self, turns: Sequence[Turn], tools: str | None) -> list[Piece]:
+        """One piece, as the template writes its end tokens itself."""
+        last = last_answer(turns)
+        answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+        learned = [last] if self.learn == "last" else answers
+        conversation = self._conversation(turns, tools)
+        marks: list[tuple[int, int]] | None = None
+        if GENERATION.search(conversation.template):
+            text, marks = conversation.marked(len(turns))
+        else:
+            text = conversation.text(len(turns))
+        _refuse_omissions(conversation, text)
+        if self.learn == "everything":
+            spans = [(0, len(text))]
+        elif marks is not None:
+            spans = self._by_marks(conversation, text, marks, learned)
+        else:
+            spans = [self._by_prefixes(conversation, text, number) for number in learned]
+        return [Piece(text, [(first, end) for first, end in spans if first < end])]
+
+    def prompt(self, turns: Sequence[Turn], tools: str | None) -> list[Piece]:
+        """One piece: the earlier turns and the template's generation prompt."""
+        return [Piece(self._conversation(turns, tools).text(last_answer(turns), prompt=True))]
+
+    def _conversation(self, turns: Sequence[Turn], tools: str | None) -> _Conversation:
+        """What the template gets.
+
+        Raises:
+            Refused: a text holds a special token's name, which would become that token.
+        """
+        messages = [_message(turn) for turn in turns]
+        schemas = (json.loads(tools) if tools else None) or None
+        for text in _strings([messages, schemas]):
+            found = self.special.search(text)
+            if found:
+                raise Refused(
+                    f"a text holds the name of the special token {found[0]}, which a chat template "
+                    "would turn into the token"
+                )
+        template: str = self.given or self.tokenizer.get_chat_template(None, schemas)
+        if "strftime_now" in template:
+            template = FIXED_DATE + template
+        return _Conversation(self, template, turns, messages, schemas)
+
+    def _by_marks(
+        self,
+        conversation: _Conversation,
+        text: str,
+        marks: list[tuple[int, int]],
+        learned: list[int],
+    ) -> list[tuple[int, int]]:
+        """All generation marks, or with learn: last those that the last answer adds."""
+        if self.learn == "last":
+            before, earlier = conversation.marked(learned[0]) if learned[0] else ("", [])
+            reached = earlier[-1][1] if earlier else 0
+            if marks[: len(earlier)] != earlier or text[:reached] != before[:reached]:
+                raise Refused(
+                    "the chat template renders an earlier answer differently once the conversation "
+                    "goes on, so the last one's generation marks cannot be told. "
+                    f"{MARKS} that does not, or set learn: all"
+                )
+            marks = marks[len(earlier) :]
+        said = "".join(text[first:end] for first, end in marks)
+        if not all(_shows(said, conversation.turns[number]) for number in learned):
+            raise Refused(
+                "the chat template's generation marks do not hold the text of an answer. "
+                f"{MARKS} that do"
+            )
+        return marks
+
+    def _by_prefixes(self, conversation: _Conversation, text: str, number: int) -> tuple[int, int]:
+        """The range of an answer: from the end of its generation prompt to the end of its turn."""
+        turns = conversation.turns
+        remedy = MARKS if number == last_answer(turns) else f"{MARKS}, or set learn: last"
+        opened = conversation.text(number, prompt=True)
+        if not text.startswith(opened):
+            raise Refused(
+                "the chat template is not prefix-stable: an answer does not begin with the "
+                f"generation prompt. {remedy}"
+            )
+        closed = text
+        if number < len(turns) - 1:
+            closed = conversation.text(number + 1)
+            # Some templates write the end token after the last turn only.
+            if not text.startswith(closed):
+                closed = closed.removesuffix(self.end_text)
+            if not text.startswith(closed):
+                raise Refused(
+                    "the chat template is not prefix-stable: an answer is rendered differently "
+                    f"once the conversation goes on. {remedy}"
+                )
+        if not _shows(text[len(opened) : len(closed)], turns[number]):
+            raise Refused(
+                f"the chat template does not show the text of an answer where it belongs. {remedy}"
+            )
+        said = closed.rstrip()
+        # White space after the token that closes a turn is the template's: the model has stopped.
+        return len(opened), len(said) if said.endswith(tuple(self.names)) else len(closed)
+
+    def _closing(self) -> list[str]:
+        turns = [Turn("user", "Question"), Turn("assistant", "Answer")]
+        try:
+            text = self._conversation(turns, None).text(len(turns))
+        except Refused:
+            return []
+        return self.special.findall(text.rpartition("Answer")[2])[:1]
+
+
+def special_names(tokenizer: Any) -> list[str]:
+    """The texts that a tokenizer turns into special tokens wherever they stand, longest first."""
+    further = tokenizer.chat_control_tokens or ()
+    tokens = tokenizer.added_tokens_decoder.values()
+    return sorted(
+        {token.content for token in tokens if token.special or token.content in further},
+        key=lambda name: (-len(name), name),
+    )
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    """A turn as chat templates want it.
+
+    The arguments of a tool call are an object there, while OpenAI's files have them as JSON text.
+    """
+    extra = json.loads(turn.extra) if turn.extra else {}
+    for call in extra.get("tool_calls") or []:
+        function = call.get("function", call) if isinstance(call, dict) else {}
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            # Text that is no JSON is handed to the template as it is.
+            with contextlib.suppress(ValueError):
+                function["arguments"] = json.loads(function["arguments"])
+    return {**extra, "role": turn.role, "content": with_input(turn)}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in a JSON value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def _shows(text: str, turn: Turn) -> bool:
+    """Whether a text has a turn's content and the names of its tool calls, plain or as JSON.
+
+    A thought in an answer may be missing, as templates rearrange or drop thoughts.
+    """
+    content = without_thought(turn.content) if turn.role == "assistant" else turn.content.strip()
+    wanted = [content, (turn.input or "").strip(), *_function_names(tool_calls(turn))]
+    return all(
+        part in text or json.dumps(part, ensure_ascii=False)[1:-1] in text for part in wanted
+    )
+
+
+def _function_names(tools: list[Any]) -> list[str]:
+    functions = [tool.get("function", tool) for tool in tools if isinstance(tool, dict)]
+    return [str(function.get("name", "")) for function in functions if isinstance(function, dict)]
+
+
+def _refuse_omissions(conversation: _Conversation, text: str) -> None:
+    """Refuse a text without a turn, a tool call or a tool: some templates drop silently what they
+    do not know."""
+    for turn in conversation.turns:
+        if not _shows(text, turn):
+            raise Refused(
+                f"the chat template leaves out what a turn of the role {turn.role} says. "
+                "Give another template"
+            )
+    if not all(name in text for name in _function_names(conversation.schemas or [])):
+        raise Refused("the chat template leaves out the tools. Give another template")

@@ -1,0 +1,98 @@
+"""The turns of a conversation, as renderers and the report read them from `examples`."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+THOUGHT_END = "</think>"
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation; the fields of the column `messages`.
+
+    Attributes:
+        role: who speaks; the turns of the role assistant are answers.
+        input: a further text beside an instruction, where the data has one.
+        extra: JSON text of an object with all other fields of the turn, tool calls among them.
+    """
+
+    role: str
+    content: str
+    input: str | None = None
+    extra: str | None = None
+
+
+class Refused(ValueError):
+    """A row that cannot be rendered; the message is the reason, for people and for counting."""
+
+
+def turns_of(rows: pa.Table) -> Iterator[tuple[list[Turn], str | None]]:
+    """The turns and the tools of each row (columns messages, tools).
+
+    The list column is read as flat columns over the turns of all rows, which is faster than a
+    Python list a row.
+    """
+    lists = rows["messages"].combine_chunks()
+    flat = lists.flatten()
+    columns = (flat.field(name).to_pylist() for name in Turn._fields)
+    turns = list(map(Turn._make, zip(*columns, strict=True)))
+    ends = np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False)).tolist()
+    for first, end, tools in zip([0, *ends], ends, rows["tools"].to_pylist(), strict=False):
+        yield turns[first:end], tools
+
+
+def last_answer(turns: Sequence[Turn]) -> int:
+    """Place of the last assistant turn.
+
+    Raises:
+        Refused: there is none.
+    """
+    for number in range(len(turns) - 1, -1, -1):
+        if turns[number].role == "assistant":
+            return number
+    raise Refused("the conversation has no assistant turn")
+
+
+def with_input(turn: Turn) -> str:
+    """The content of a turn, and its input on the lines after it."""
+    return f"{turn.content}\n{turn.input}" if turn.input else turn.content
+
+
+def answer_text(turn: Turn) -> str:
+    """What an assistant turn says, without a template: its content, then its tool calls as JSON."""
+    calls = tool_calls(turn)
+    if not calls:
+        return turn.content
+    text = json.dumps(calls, ensure_ascii=False)
+    return f"{turn.content}\n{text}" if turn.content else text
+
+
+def tool_calls(turn: Turn) -> list[Any]:
+    """The tool calls of a turn, as they stand in its extra fields."""
+    calls = json.loads(turn.extra).get("tool_calls") if turn.extra else None
+    return calls if isinstance(calls, list) else []
+
+
+def prompt_and_answer(messages: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """The text before the last assistant turn and the text of that turn, without a template.
+
+    The roles of the speakers are written only where more than one turn comes before the answer.
+    """
+    turns = [Turn(**message) for message in messages]
+    last = last_answer(turns)
+    if last == 1:
+        asked = with_input(turns[0])
+    else:
+        asked = "\n".join(f"{turn.role}: {with_input(turn)}" for turn in turns[:last])
+    return asked, answer_text(turns[last])
+
+
+def without_thought(answer: str) -> str:
+    """An answer without the thought before it, and without white space around it.
+
+    A thought is no part of an answer: some models write one, and some templates an empty one.
+    """
+    return answer.rpartition(THOUGHT_END)[2].strip()
