@@ -112,8 +112,8 @@ def check(first: config.Config, nodes: dict[str, pipeline.Node], args: argparse.
     settings = checking.settings(
         checkpoints, first.trajectories.tokens_per_batch, default != {"eager"}
     )
-    device = scoring.device_of(first)
-    torch.set_num_threads(max(first.scaling.threads, len(os.sched_getaffinity(0))))
+    device = scoring.device_of(first.scaling.trajectories)
+    torch.set_num_threads(max(first.scaling.trajectories.threads, len(os.sched_getaffinity(0))))
     with track("check", (1 + len(settings)) * len(checkpoints), "passes") as tracker:
         reference, found = checking.measure(checkpoints, settings, device, tracker.advance)
 

@@ -238,5 +238,9 @@ CONFIG: dict[str, Any] = {
         "random": {"subset.rule": "random"},
         "s2l": {},
     },
-    "scaling": {"proxy_micro_batch": 128, "target_micro_batch": 64, "side_by_side": 2},
+    "scaling": {
+        "proxy": {"micro_batch": 128},
+        "target": {"micro_batch": 64},
+        "side_by_side": 2,
+    },
 }

@@ -107,7 +107,7 @@ def run(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
 
     from s2l_ray.edge import session
 
-    session.connect(base)
+    session.connect(base.scaling)
     pipeline.run(plans[0], only=shared)
     return _tune(base, grid, until)
 

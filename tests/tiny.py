@@ -100,9 +100,10 @@ def job(folder: Path, count: int = 300, **sections: Any) -> dict[str, Any]:
         "target": {**training, "steps": 6, "zero_stage": 2},
         "evaluation": {"files": [str(folder / "heldout")], "max_new_tokens": 8},
         "scaling": {
-            "proxy_micro_batch": 8,
-            "target_micro_batch": 8,
-            "scorers": 1,
+            "proxy": {"micro_batch": 8},
+            "trajectories": {"workers": 1},
+            "target": {"micro_batch": 8},
+            "evaluation": {"workers": 1},
             "local_cpus": 2,
             "local_object_store": 100_000_000,
         },

@@ -10,7 +10,7 @@ from s2l_ray.config.job import Config, Job
 from s2l_ray.config.loading import load
 from s2l_ray.config.messages import describe
 from s2l_ray.config.rules import FACILITY_LOCATION, GROUPS, RULES, Rule, Subset, group_kind
-from s2l_ray.config.scaling import Scaling
+from s2l_ray.config.scaling import ModelWorkers, Scaling, ShardWorkers, TrainingWorkers
 from s2l_ray.config.section import MAX_ROWS_PER_PART, Section, merge
 from s2l_ray.config.training import Model, Proxy, Statistic, Training, Trajectories
 
@@ -26,15 +26,18 @@ __all__ = [
     "Examples",
     "Job",
     "Model",
+    "ModelWorkers",
     "Proxy",
     "Report",
     "Rule",
     "Run",
     "Scaling",
     "Section",
+    "ShardWorkers",
     "Statistic",
     "Subset",
     "Training",
+    "TrainingWorkers",
     "Trajectories",
     "describe",
     "group_kind",

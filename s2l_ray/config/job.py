@@ -6,7 +6,7 @@ from s2l_ray.config import expressions
 from s2l_ray.config.clustering import Clusters
 from s2l_ray.config.data import Evaluation, Examples, Report, Run
 from s2l_ray.config.rules import FACILITY_LOCATION, RULES, Subset
-from s2l_ray.config.scaling import Scaling
+from s2l_ray.config.scaling import Scaling, TrainingWorkers
 from s2l_ray.config.section import Section
 from s2l_ray.config.training import Proxy, Training, Trajectories
 
@@ -33,17 +33,13 @@ class Config(Section):
     def _fits_together(self) -> "Config":
         problems = []
         for member in self.proxy.each():
-            problems += _batch_problem(
-                "proxy", member, self.scaling.proxy_workers, self.scaling.proxy_micro_batch
-            )
+            problems += _batch_problem("proxy", member, self.scaling.proxy)
             if member.steps is not None and member.checkpoints > member.steps:
                 problems.append(
                     f"proxy.checkpoints: expected at most proxy.steps = {member.steps}, got {member.checkpoints}"
                 )
         if self.target is not None:
-            problems += _batch_problem(
-                "target", self.target, self.scaling.target_workers, self.scaling.target_micro_batch
-            )
+            problems += _batch_problem("target", self.target, self.scaling.target)
         if self.evaluation is not None and self.target is None:
             problems.append(
                 "evaluation: there is no target section, so there is nothing to evaluate"
@@ -75,12 +71,13 @@ def _rule_problem(subset: Subset, trajectories: Trajectories) -> list[str]:
     ]
 
 
-def _batch_problem(section: str, training: Training, workers: int, micro_batch: int) -> list[str]:
+def _batch_problem(section: str, training: Training, scaling: TrainingWorkers) -> list[str]:
+    workers, micro_batch = scaling.workers, scaling.micro_batch
     if not training.trained or training.global_batch % (workers * micro_batch) == 0:
         return []
     return [
-        f"{section}.global_batch: expected a multiple of scaling.{section}_workers x scaling.{section}_micro_batch = "
-        f"{workers} x {micro_batch}, got {training.global_batch}"
+        f"{section}.global_batch: expected a multiple of scaling.{section}.workers x "
+        f"scaling.{section}.micro_batch = {workers} x {micro_batch}, got {training.global_batch}"
     ]
 
 

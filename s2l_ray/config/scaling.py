@@ -1,49 +1,79 @@
-"""The section `scaling`: where and how fast; recorded with an artifact, never part of its name."""
+"""The section `scaling`: where and how fast; recorded with an artifact, never part of its name.
+
+A subsection per stage says how many processes work on it and what each of them has.
+"""
 
 from pydantic import Field
 
 from s2l_ray.config.section import Section
 
 
-class Scaling(Section):
-    proxy_workers: int = Field(1, ge=1, description="data-parallel workers per proxy")
-    proxy_micro_batch: int = Field(
-        16, ge=1, description="examples per worker and forward pass; the accumulation follows"
-    )
-    target_workers: int = Field(1, ge=1, description="data-parallel workers of the target")
-    target_micro_batch: int = Field(4, ge=1, description="examples per worker and forward pass")
-    gpus_per_worker: float = Field(
-        0.0, ge=0, description="GPUs of one training worker, scorer or evaluator"
-    )
-    cpus_per_worker: float | None = Field(
+class Workers(Section):
+    """The processes of a stage, and what each of them takes of the cluster."""
+
+    workers: int = Field(1, ge=1, description="processes that work on this stage")
+    cpus: float | None = Field(
         None,
         gt=0,
-        description="CPUs of one training worker, scorer or evaluator; default: one, or what leaves room for reading",
+        description="CPUs of one worker; default: one, or an equal share of what is free",
     )
-    threads: int = Field(1, ge=1, description="CPU threads of torch in a worker")
+
+
+class ModelWorkers(Workers):
+    """Workers that hold a model."""
+
+    gpus: float = Field(0.0, ge=0, description="GPUs of one worker")
+    threads: int = Field(1, ge=1, description="CPU threads of torch in one worker")
+
+
+class Scorers(ModelWorkers):
+    workers: int = Field(
+        2, ge=1, description="actors, each with a model; fewer start when the cluster is smaller"
+    )
+
+
+class TrainingWorkers(ModelWorkers):
+    workers: int = Field(1, ge=1, description="data-parallel workers of one training")
+    readers: int = Field(2, ge=1, description="tasks that read and tokenise for one worker")
+    micro_batch: int = Field(
+        16,
+        ge=1,
+        description="examples of one worker and forward pass; gradient accumulation follows",
+    )
+
+
+class TargetWorkers(TrainingWorkers):
+    micro_batch: int = Field(
+        4,
+        ge=1,
+        description="examples of one worker and forward pass; gradient accumulation follows",
+    )
+
+
+class ShardWorkers(Workers):
+    workers: int = Field(2, ge=1, description="k-means shard actors; each holds some parts")
+    memory: int | None = Field(
+        None,
+        ge=1,
+        description="bytes that one shard actor may use for rows; where its parts need more, it "
+        "reads them again every round. Default: it holds all",
+    )
+
+
+class Scaling(Section):
+    proxy: TrainingWorkers = Field(default_factory=TrainingWorkers)
+    trajectories: Scorers = Field(default_factory=Scorers)
+    clusters: ShardWorkers = Field(default_factory=ShardWorkers)
+    target: TargetWorkers = Field(default_factory=TargetWorkers)
+    evaluation: Scorers = Field(default_factory=Scorers)
     side_by_side: int = Field(
         1,
         ge=1,
-        description="artifacts made at the same time where none needs another, such as the targets of several variants; trainings "
-        "share the CPUs and GPUs equally",
-    )
-    readers: int = Field(
-        2, ge=1, description="tasks that read and tokenise for one training worker"
-    )
-    scorers: int = Field(
-        2,
-        ge=1,
-        description="actors that score, and that evaluate; fewer start when the cluster is smaller",
-    )
-    shards: int = Field(2, ge=1, description="k-means shard actors")
-    shard_memory: int | None = Field(
-        None,
-        ge=1,
-        description="bytes that one shard actor may use for rows; where its parts need more, it reads them again every round. "
-        "Default: it holds all",
+        description="artifacts made at the same time where none needs another, such as the targets "
+        "of several variants; trainings share the CPUs and GPUs equally",
     )
     max_failures: int = Field(
-        3, ge=0, description="worker or node losses that a training survives before the run stops"
+        3, ge=0, description="worker or node losses that a stage survives before the run stops"
     )
     local_cpus: int | None = Field(
         None, ge=1, description="CPUs of a Ray started on this machine; default: all"

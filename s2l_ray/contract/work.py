@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s2l_ray.config import Config
+from s2l_ray.contract.stage import Request
 from s2l_ray.core.data.files import PartRange
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import FileEntry, Manifest, Part
@@ -13,9 +14,23 @@ from s2l_ray.core.storage.manifest import FileEntry, Manifest, Part
 
 @dataclass
 class Work:
-    """One artifact to make: its place, the config it follows, the committed artifacts it is made from, this run's id, the parts of
-    raw files for the stages that read them, the section and stage version that name it, how many such
-    trainings may go on at the same time, how many of this run have not begun, and when its making started."""
+    """One artifact to make.
+
+    Attributes:
+        config: the variant's config.
+        artifact: the place of what is made.
+        inputs: the committed artifacts it is made from, by the names that its stage gave them.
+        manifests: theirs.
+        run: this run's id.
+        ranges: parts of raw files, for stages that read them.
+        section: what of the config names the artifact.
+        version: of the stage.
+        request: what of the cluster the stage may use at once.
+        at_once: how many artifacts with an equal request may be made at the same time.
+        remaining: how many artifacts with an equal request this run has not begun.
+        started: time.time() when the making started.
+        began: the same, of the first row.
+    """
 
     config: Config
     artifact: Artifact
@@ -25,10 +40,11 @@ class Work:
     ranges: list[PartRange] = field(default_factory=list)
     section: dict[str, Any] = field(default_factory=dict)
     version: int = 0
+    request: Request = field(default_factory=lambda: Request("nothing"))
     at_once: int = 1
-    trainings_left: Callable[[], int] = lambda: 0
+    remaining: Callable[[], int] = lambda: 0
     started: float = field(default_factory=time.time)
-    began: float | None = None  # of the first row
+    began: float | None = None
 
     @property
     def label(self) -> str:

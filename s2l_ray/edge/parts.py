@@ -110,7 +110,6 @@ def make_parts(
     make: MakePart | None = None,
     make_several: MakeParts | None = None,
     load: Callable[[PartContext], Callable[[dict[str, Any]], Part]] | None = None,
-    actors: int = 1,
     tasks: Mapping[int, str] | None = None,
 ) -> list[Part]:
     """Make the parts that no earlier run finished, by streaming their descriptors through Ray Data tasks, or actors.
@@ -118,7 +117,7 @@ def make_parts(
     Args:
         jobs: part number -> small JSON descriptor.
         make: makes a part in a task. `make_several`: makes all parts of a task, in the order of their numbers. `load`: prepares an actor
-            and gives the function that makes parts in it. One of the three.
+            and gives the function that makes parts in it; there are as many actors as `work.request` allows. One of the three.
         tasks: part number -> name of the task that makes it; without it, each part has its own. Neighbours share one where there
             would be more than MOST_TASKS.
 
@@ -143,21 +142,20 @@ def make_parts(
         return [done[index] for index in jobs]
     rows = ray.data.from_items(todo, override_num_blocks=len(todo))
     context = part_context(work)
-    scaling = work.config.scaling
     if load is None:
         several = make_several or functools.partial(_make_each, make=make)
         parts = rows.flat_map(_make_in_task, fn_args=(several, context), num_cpus=TASK_CPUS)  # type: ignore[arg-type]
     else:
-        cpus = actor_cpus(work.config, actors)
+        cpus = actor_cpus(work.request)
         fits = max(1, int(free()["CPU"] // cpus))
         parts = rows.flat_map(
             _ActorPart,
             fn_constructor_args=(load, context),
             compute=ray.data.ActorPoolStrategy(
-                min_size=1, max_size=max(1, min(actors, fits, len(todo)))
+                min_size=1, max_size=max(1, min(work.request.count, fits, len(todo)))
             ),
             num_cpus=cpus,
-            num_gpus=scaling.gpus_per_worker or None,
+            num_gpus=work.request.gpus or None,
         )
     with track(work.label, len(jobs), "parts", len(done)) as tracker, reraise_user_errors():
         for row in parts.iter_rows():

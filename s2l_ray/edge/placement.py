@@ -1,16 +1,14 @@
-"""What the cluster holds, and what a stage may take of it."""
+"""What the cluster holds, and what a stage's request may take of it."""
 
 import ray
 
-from s2l_ray.config import Config
-from s2l_ray.edge import worker_pool as groups
+from s2l_ray.contract.stage import Request
+from s2l_ray.edge import worker_pool
 from s2l_ray.errors import UserError
 
 # A little less than one, so that a task that makes a part fits beside the trial of a sweep.
 TASK_CPUS = 0.9
-
-
-# Of one task that reads and tokenises; small, so that readers always find room beside the workers.
+# Of one task that reads and tokenises; small, so that readers find room beside training workers.
 READER_CPUS = 0.25
 
 
@@ -24,83 +22,89 @@ def capacity() -> dict[str, float]:
 
 
 def free() -> dict[str, float]:
-    """Of the capacity, what this job's groups of training workers do not hold."""
-    held = groups.held()
+    """Of the capacity, what this job's training workers do not hold."""
+    held = worker_pool.held()
     return {kind: amount - held[kind] for kind, amount in capacity().items()}
 
 
-def make_room(config: Config, stage: str) -> None:
-    """Have groups of training workers that have nothing to do end where a stage wants what they hold."""
-    scaling, left = config.scaling, free()
-    actors = scaling.scorers if stage in ("trajectories", "evaluation") else 0
-    cpus = max(TASK_CPUS, actors * (scaling.cpus_per_worker or 0.0))
-    if left["CPU"] < cpus or left["GPU"] < actors * scaling.gpus_per_worker:
-        groups.give_up()
+def make_room(request: Request) -> None:
+    """End idle training workers where they hold what a request for actors or tasks needs."""
+    if request.kind not in ("actors", "tasks"):
+        return
+    left = free()
+    cpus = max(TASK_CPUS, request.count * (request.cpus or 0.0))
+    if left["CPU"] < cpus or left["GPU"] < request.count * request.gpus:
+        worker_pool.give_up()
 
 
-def worker_cpus(config: Config, workers: int, section: str, at_once: int) -> float:
-    """CPUs of one training worker, leaving room for the tasks that feed it; without that room training would wait for ever.
+def check_placement(request: Request, at_once: int) -> None:
+    """Refuse a request that the cluster cannot hold before the first stage starts, not hours later.
 
     Args:
-        at_once: how many trainings may go on at the same time; each takes at most such a share, so that all can be held.
+        at_once: see `worker_cpus`.
+
+    Raises:
+        UserError: it cannot be held.
+    """
+    if request.kind == "workers":
+        worker_cpus(request, at_once)
+    elif request.kind == "actors":
+        actor_cpus(request)
+
+
+def worker_cpus(request: Request, at_once: int) -> float:
+    """CPUs of one training worker. The tasks that feed it need some too, or it would wait for ever.
+
+    Args:
+        at_once: how many trainings may go on at the same time; each takes at most such a share.
 
     Raises:
         UserError: the request cannot be held beside its readers.
     """
-    have, scaling = capacity(), config.scaling
-    wanted, all_workers = scaling.cpus_per_worker, workers * at_once
-    who = (
-        f"{workers} workers"
-        if at_once == 1
-        else f"{at_once} trainings side by side of {workers} workers each"
-    )
-    remedy = f"Lower scaling.{section}_workers" + (
-        " or scaling.side_by_side" if at_once > 1 else ""
-    )
-    if scaling.gpus_per_worker * all_workers > have["GPU"]:
+    have, stage, count = capacity(), request.stage, request.count
+    workers = count * at_once
+    who = f"{count} workers"
+    remedy = f"Lower scaling.{stage}.workers"
+    if at_once > 1:
+        who = f"{at_once} trainings side by side of {count} workers each"
+        remedy += " or scaling.side_by_side"
+    if request.gpus * workers > have["GPU"]:
         raise UserError(
-            f"placing {section}: {who} with scaling.gpus_per_worker = {scaling.gpus_per_worker} need more than "
-            f"the {have['GPU']:g} GPUs of the cluster. {remedy}, or add nodes."
+            f"placing {stage}: {who} with scaling.{stage}.gpus = {request.gpus} need more than the "
+            f"{have['GPU']:g} GPUs of the cluster. {remedy}, or add nodes."
         )
     readers = 2 * READER_CPUS * at_once
-    share = int(100 * (have["CPU"] - readers) / all_workers) / 100
-    if wanted is None and share > 0:
+    share = int(100 * (have["CPU"] - readers) / workers) / 100
+    if request.cpus is None and share > 0:
         return min(1.0, share)
-    if wanted is None or wanted * all_workers > have["CPU"] - readers:
+    if request.cpus is None or request.cpus * workers > have["CPU"] - readers:
         raise UserError(
-            f"placing {section}: {who} take {(wanted or 0.01) * all_workers:g} of {have['CPU']:g} CPUs and leave fewer than "
-            f"{readers:g} for reading data. {remedy} or scaling.cpus_per_worker, or leave the latter out."
+            f"placing {stage}: {who} take {(request.cpus or 0.01) * workers:g} of {have['CPU']:g} "
+            f"CPUs and leave fewer than {readers:g} for reading data. {remedy} or "
+            f"scaling.{stage}.cpus, or leave the latter out."
         )
-    return wanted
+    return request.cpus
 
 
-def actor_cpus(config: Config, actors: int) -> float:
-    """CPUs of one scoring actor: as asked for, or those of a task where they fit and an equal share of what is free where they do not.
+def actor_cpus(request: Request) -> float:
+    """CPUs of one actor: as asked for, or else those of a task where all fit, and an equal share of
+    nine tenths of what is free where they do not.
+
+    The last tenth is left for whoever waits for the actors, such as the trial of a sweep.
 
     Raises:
-        UserError: not even one actor fits, so that its stage would wait for ever.
+        UserError: not even one actor fits (not all, where all are needed), so that its stage would
+            wait for ever.
     """
-    have, scaling = capacity(), config.scaling
-    cpus = scaling.cpus_per_worker or max(
-        0.1, min(TASK_CPUS, int(90 * free()["CPU"] / actors) / 100)
-    )
-    if cpus > have["CPU"] or scaling.gpus_per_worker > have["GPU"]:
+    have, stage = capacity(), request.stage
+    least, most = (0.01, 1.0) if request.all_at_once else (0.1, TASK_CPUS)
+    share = int(90 * free()["CPU"] / request.count) / 100
+    cpus = request.cpus or max(least, min(most, share))
+    together = request.count if request.all_at_once else 1
+    if cpus * together > have["CPU"] or request.gpus * together > have["GPU"]:
         raise UserError(
-            f"placing scorers: one needs {cpus:g} CPUs and {scaling.gpus_per_worker:g} GPUs, but the cluster has {have['CPU']:g} and "
-            f"{have['GPU']:g}. Lower scaling.cpus_per_worker or scaling.gpus_per_worker, or add nodes."
+            f"placing {stage}: {together} actor(s) need {cpus * together:g} CPUs and "
+            f"{request.gpus * together:g} GPUs, but the cluster has {have['CPU']:g} and "
+            f"{have['GPU']:g}. Lower scaling.{stage}, or add nodes."
         )
     return cpus
-
-
-def check_placement(config: Config, stage: str, at_once: int) -> None:
-    """Refuse a request that the cluster cannot hold before the first stage starts, not hours later when its own stage does.
-
-    Args:
-        at_once: see `worker_cpus`.
-    """
-    if stage == "proxy":
-        worker_cpus(config, config.scaling.proxy_workers, "proxy", at_once)
-    elif stage == "target":
-        worker_cpus(config, config.scaling.target_workers, "target", at_once)
-    elif stage in ("trajectories", "evaluation"):
-        actor_cpus(config, config.scaling.scorers)

@@ -9,23 +9,25 @@ import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from s2l_ray.config import Config
+from s2l_ray.config import Scaling
 from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
 
 log = logging.getLogger("s2l_ray")
 
 
-NAMESPACE = "s2l_ray"  # of the names of all jobs; without it each job would have one of its own
+# Of the names that jobs give to what they share; without it each job would have one of its own.
+NAMESPACE = "s2l_ray"
 
 
-def connect(config: Config) -> None:
+def connect(scaling: Scaling) -> None:
     """Join the Ray cluster this process belongs to, or start one on this machine. Says which."""
     if not ray.is_initialized():
-        _join(config)
+        _join(scaling)
     elif ray.get_runtime_context().namespace != NAMESPACE:
         log.warning(
-            "Ray was joined under another namespace than %s: other jobs do not see which artifacts this one makes",
+            "Ray was joined under another namespace than %s: other jobs do not see which artifacts "
+            "this one makes",
             NAMESPACE,
         )
     # Ray's libraries show progress of their own; ours stands in its place.
@@ -33,11 +35,12 @@ def connect(config: Config) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails comes here as an exception
+        # What fails comes here as an exception.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _join(config: Config) -> None:
-    # Workers' own lines stay in Ray's log folder: what matters comes back as results, progress or errors.
+def _join(scaling: Scaling) -> None:
+    # Workers' own lines stay in Ray's log folder: what matters comes back as results or errors.
     options: dict[str, Any] = {
         "namespace": NAMESPACE,
         "log_to_driver": False,
@@ -49,8 +52,9 @@ def _join(config: Config) -> None:
         except ConnectionError as error:
             if "RAY_ADDRESS" in os.environ:
                 raise UserError(
-                    f"joining the Ray cluster at RAY_ADDRESS = {os.environ['RAY_ADDRESS']}: {error}. Is it running, and is "
-                    "RAY_AUTH_TOKEN its token? Unset RAY_ADDRESS to work on this machine alone."
+                    f"joining the Ray cluster at RAY_ADDRESS = {os.environ['RAY_ADDRESS']}: {error}. "
+                    "Is it running, and is RAY_AUTH_TOKEN its token? Unset RAY_ADDRESS to work on "
+                    "this machine alone."
                 ) from None
             log.info("no Ray cluster to join here (%s)", str(error).splitlines()[0].rstrip("."))
         else:
@@ -62,11 +66,11 @@ def _join(config: Config) -> None:
                 _resources(),
             )
     if not ray.is_initialized():
-        cpus = config.scaling.local_cpus or os.cpu_count()
+        cpus = scaling.local_cpus or os.cpu_count()
         ray.init(
             address="local",
             num_cpus=cpus,
-            object_store_memory=config.scaling.local_object_store,
+            object_store_memory=scaling.local_object_store,
             include_dashboard=False,
             **options,
         )

@@ -1,5 +1,6 @@
 """The plan of a job, and the loop that reuses or makes its artifacts."""
 
-from s2l_ray.pipeline.planning import NAMES, STAGES, Done, Node, Plan, plan, run, versions
+from s2l_ray.pipeline.execution import Done, run
+from s2l_ray.pipeline.planning import NAMES, Node, Plan, plan
 
-__all__ = ["NAMES", "STAGES", "Done", "Node", "Plan", "plan", "run", "versions"]
+__all__ = ["NAMES", "Done", "Node", "Plan", "plan", "run"]

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import load  # noqa: E402
+from s2l_ray.contract.stage import Request  # noqa: E402
 from s2l_ray.contract.work import Work, part_dict  # noqa: E402
 from s2l_ray.core.model.scoring import files_of  # noqa: E402
 from s2l_ray.core.storage.artifact import Artifact  # noqa: E402
@@ -118,9 +119,8 @@ def job(folder: Path, args: argparse.Namespace) -> str:
         "subset": {"budget": args.rows // 4},
         "clusters": {"k": 2},
         "scaling": {
-            "proxy_workers": args.workers,
-            "proxy_micro_batch": 4,
-            "scorers": 1,
+            "proxy": {"workers": args.workers, "micro_batch": 4},
+            "trajectories": {"workers": 1},
             "local_cpus": 2,
         },
     }
@@ -145,11 +145,11 @@ def scoring(path: str, folder: str) -> dict[str, float]:
     manifests = {stage: artifact.manifest() for stage, artifact in inputs.items()}
     config = load(path, []).first
     place = Artifact(Store(f"{folder}/storage"), "trajectories", "0" * 32)
-    work = Work(config, place, inputs, manifests, "bench")
-    session.connect(config)
+    work = Work(config, place, inputs, manifests, "bench", request=Request("actors", 1))
+    session.connect(config.scaling)
     jobs = {part.index: {"part": part_dict(part)} for part in manifests["examples"].parts}
     loader = timed(manifests["proxy"])
-    parts = parts.make_parts(work, jobs, load=loader, actors=1)
+    parts = parts.make_parts(work, jobs, load=loader)
     make = loader(parts.part_context(work))
     bare = [make({"part": part_dict(part)}).stats["cpu"] for part in manifests["examples"].parts]
     times = sorted((part.stats["began"], part.stats["ended"]) for part in parts)

@@ -53,6 +53,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import Config  # noqa: E402
+from s2l_ray.contract.stage import Request  # noqa: E402
 from s2l_ray.contract.work import Outcome, Work, part_dict  # noqa: E402
 from s2l_ray.core.storage.artifact import Artifact  # noqa: E402
 from s2l_ray.core.storage.manifest import Manifest, Part  # noqa: E402
@@ -429,7 +430,7 @@ def make(
     from s2l_ray.stages.subset import make as subset
 
     work = work_of(stage, f"{places}{'few' if size == 'warm' else size}", count, size, rounds)
-    session.connect(work.config)
+    session.connect(work.config.scaling)
     module: Any = {"clusters": clusters, "subset": subset}[stage]
     module.make(work)
     ended = time.time()
@@ -446,7 +447,12 @@ def work_of(stage: str, place: str, count: int, name: str, rounds: int) -> Work:
     manifests = {name: artifact.manifest() for name, artifact in inputs.items()}
     config = config_of(place, k=100, rounds=rounds, shards=count)
     return Work(
-        config, Artifact(Store(place), stage, f"{count}-{name}"), inputs, manifests, "bench"
+        config,
+        Artifact(Store(place), stage, f"{count}-{name}"),
+        inputs,
+        manifests,
+        "bench",
+        request=Request("actors", count, all_at_once=True),
     )
 
 
@@ -455,15 +461,20 @@ def score(place: str, count: int) -> tuple[float, tuple[float, float]]:
     from s2l_ray.edge import parts, session
 
     config = config_of(place, k=2, rounds=1, shards=count)
-    session.connect(config)
+    session.connect(config.scaling)
     store = Store(place)
     inputs = {name: Artifact(store, name, synthetic.NAME) for name in ("examples", "proxy")}
     manifests = {name: artifact.manifest() for name, artifact in inputs.items()}
     work = Work(
-        config, Artifact(store, "trajectories", f"scored-{count}"), inputs, manifests, "bench"
+        config,
+        Artifact(store, "trajectories", f"scored-{count}"),
+        inputs,
+        manifests,
+        "bench",
+        request=Request("actors", count),
     )
     jobs = {part.index: {"part": part_dict(part)} for part in manifests["examples"].parts}
-    parts = parts.make_parts(work, jobs, load=timed(manifests["proxy"]), actors=count)
+    parts = parts.make_parts(work, jobs, load=timed(manifests["proxy"]))
     nodes = {part.node for part in parts}
     if len(nodes) < count:
         raise RuntimeError(f"only {len(nodes)} of {count} hosts scored: raise --scored")
@@ -493,7 +504,7 @@ def config_of(place: str, k: int, rounds: int, shards: int) -> Config:
             "trajectories": {"dtype": "fp32"},
             "clusters": {"k": k, "max_rounds": rounds, "tolerance": 0.0},
             "subset": {"budget": 0.11},
-            "scaling": {"shards": shards, "scorers": shards, "local_cpus": 2},
+            "scaling": {"local_cpus": 2},
         }
     )
 
@@ -608,6 +619,7 @@ def rounds_of(place: str, shards: int, k: int, rounds: int = 6) -> dict[str, Any
         inputs,
         {"trajectories": inputs["trajectories"].manifest()},
         "",
+        request=Request("actors", shards, all_at_once=True),
     )
     times: list[tuple[float, float]] = []
     clusters._asked = watched
@@ -736,7 +748,7 @@ def driver_costs(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place:
         artifact = Artifact(Store(place), "trajectories", "f")
         work = Work(config_of(place, 2, 1, 1), artifact, {}, {}, "bench")
-        session.connect(work.config)
+        session.connect(work.config.scaling)
         jobs: dict[int, dict[str, Any]] = {
             number: {"part": {"rows": 16_384}} for number in range(count)
         }

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import Config  # noqa: E402
+from s2l_ray.contract.stage import Request  # noqa: E402
 from s2l_ray.contract.work import Work  # noqa: E402
 from s2l_ray.core.storage.artifact import Artifact  # noqa: E402
 from s2l_ray.core.storage.store import Store  # noqa: E402
@@ -53,7 +54,7 @@ def main() -> None:
         "--limit", type=int, default=512_000_000, help="bytes of private memory of a shard actor"
     )
     parser.add_argument(
-        "--shard-memory", type=int, default=1, help="scaling.shard_memory; 1: all sizes stream"
+        "--shard-memory", type=int, default=1, help="scaling.clusters.memory; 1: all sizes stream"
     )
     parser.add_argument(
         "--storage",
@@ -139,10 +140,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 "epochs": 1,
             },
             "clusters": {"k": args.k, "max_rounds": args.rounds, "tolerance": 0.0},
-            "scaling": {"shards": args.shards, "local_cpus": 2, "shard_memory": args.shard_memory},
+            "scaling": {"local_cpus": 2, "clusters": {"memory": args.shard_memory}},
         }
     )
-    session.connect(config)
+    session.connect(config.scaling)
     store = Store(args.measure)
     names = {stage: synthetic.NAME for stage in ("examples", "trajectories", "clusters")}
     if "clusters" in args.stages:
@@ -159,9 +160,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         began = time.monotonic()
         forget_peak()
         artifact = Artifact(store, stage, "bench")
-        manifests[stage] = synthetic.commit(
-            artifact, module.make(Work(config, artifact, inputs, manifests, "bench"))
-        )
+        request = Request("actors", args.shards, all_at_once=True)
+        work = Work(config, artifact, inputs, manifests, "bench", request=request)
+        manifests[stage] = synthetic.commit(artifact, module.make(work))
         answer[f"{stage} s"] = round(time.monotonic() - began, 1)
         answer[f"{prefix}driver MB"] = resident_mb("VmHWM")
     if "subset" in args.stages:

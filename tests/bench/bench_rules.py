@@ -65,7 +65,7 @@ def main() -> None:
         sources = [f"source {number}" for number in range(args.sources)]
         synthetic.build(storage, args.rows, steps=args.steps, sources=sources, clusters=args.k)
         print(f"built {args.rows:,} rows in {time.monotonic() - began:.0f} s", flush=True)
-        session.connect(config_of(storage, "random"))
+        session.connect(config_of(storage, "random").scaling)
         draw_seconds(storage, "random")  # starts the workers, which a run has long done by then
         results = []
         for rule, _, fan_in in itertools.product(

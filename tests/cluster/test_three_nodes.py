@@ -40,7 +40,7 @@ def data_files(storage: Path, stage: str) -> set[tuple[str, bytes]]:
 def storage(ray_hosts: RayHosts) -> Path:
     """The storage of a demo that ran on all three hosts."""
     folder = ray_hosts.hosts.shared / "storage"
-    wide = ["--scaling.scorers=3", "--scaling.shards=3"]
+    wide = ["--scaling.trajectories.workers=3", "--scaling.clusters.workers=3"]
     status, output = ray_hosts.submit(
         [*RUN, f"--run.storage={folder}", *SHORT, *wide], REPO, timeout=1200
     )
@@ -63,7 +63,12 @@ def test_every_host_made_parts(storage: Path, ray_hosts: RayHosts) -> None:
 def test_one_node_chooses_the_same_bytes(storage: Path, tmp_path: Path) -> None:
     for folder in ("demo", "index", "examples", "proxy", "trajectories"):
         shutil.copytree(storage / folder, tmp_path / folder)
-    arguments = [f"--run.storage={tmp_path}", *SHORT, "--until=subset", "--scaling.shards=2"]
+    arguments = [
+        f"--run.storage={tmp_path}",
+        *SHORT,
+        "--until=subset",
+        "--scaling.clusters.workers=2",
+    ]
     env = {**os.environ, "RAY_ADDRESS": "local"}
     done = subprocess.run(
         [*RUN, *arguments], cwd=REPO, env=env, capture_output=True, text=True, timeout=600

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from s2l_ray.config import Clusters, Config
+from s2l_ray.config import Clusters, Config, ShardWorkers
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.kmeans.features import feature_steps, features
@@ -28,6 +28,7 @@ from s2l_ray.core.storage.schemas import vector_column
 from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
 from s2l_ray.stages.clusters.make import make as clusters
+from s2l_ray.stages.clusters.stage import CLUSTERS
 from tests import tiny
 from tests.committed import commit
 
@@ -120,14 +121,15 @@ def make(
     base: Manifest | None = None,
 ) -> Manifest:
     """Clusters under a name of their own."""
-    scaling = config.scaling.model_copy(update={"shards": shards, "shard_memory": shard_memory})
+    workers = ShardWorkers(workers=shards, memory=shard_memory)
+    scaling = config.scaling.model_copy(update={"clusters": workers})
     config = config.model_copy(update={"scaling": scaling})
     inputs = {"trajectories": data.artifact("trajectories", "t")}
     manifests = {"trajectories": data.manifest if trajectories is None else trajectories}
     if base is not None:
         inputs["base"], manifests["base"] = data.artifact("clusters", base.fingerprint), base
     artifact = data.artifact("clusters", name)
-    work = Work(config, artifact, inputs, manifests, "run")
+    work = Work(config, artifact, inputs, manifests, "run", request=CLUSTERS.request(config))
     return commit(artifact, clusters.make(work), section=config.clusters.model_dump(mode="json"))
 
 
@@ -458,6 +460,7 @@ def test_losses_that_are_not_finite_are_refused_with_example_and_step(data: Data
         {"trajectories": artifact},
         {"trajectories": bad},
         "run",
+        request=CLUSTERS.request(config),
     )
     with pytest.raises(
         UserError, match=rf"got nan for example_id {data.ids[33]} at step 10 of proxy number 0"

@@ -12,6 +12,7 @@ import pytest
 import ray
 
 from s2l_ray.config import Config
+from s2l_ray.contract.stage import Request
 from s2l_ray.contract.work import Work
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import Part
@@ -23,16 +24,16 @@ from tests import tiny
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def work_for(folder: Path, **scaling: Any) -> Work:
+def work_for(folder: Path) -> Work:
     config = Config.model_validate(
         {
             "run": {"storage": str(folder)},
             "examples": {"files": ["none"]},
             "proxy": {"model": {"config": tiny.LLAMA}, "tokenizer": "bytes", "epochs": 1},
-            "scaling": scaling,
         }
     )
-    return Work(config, Artifact(Store(str(folder)), "examples", "e"), {}, {}, "run")
+    artifact = Artifact(Store(str(folder)), "examples", "e")
+    return Work(config, artifact, {}, {}, "run", request=Request("actors", 1))
 
 
 def write(context: parts.PartContext, job: dict[str, Any]) -> Part:
@@ -63,26 +64,26 @@ def test_every_part_is_made_once(
 
 def test_a_training_leaves_room_for_its_readers_and_for_those_beside_it() -> None:
     """On two CPUs: alone a worker gets one, of two trainings side by side half as much of what readers leave."""
-    config = work_for(Path("/nowhere")).config
-    assert placement.worker_cpus(config, 1, "target", 1) == 1.0
-    assert placement.worker_cpus(config, 1, "target", 2) == 0.5
-    assert 2 * placement.worker_cpus(config, 2, "target", 2) * 2 <= 2 - 4 * placement.READER_CPUS
+    one, two = Request("workers", 1), Request("workers", 2)
+    assert placement.worker_cpus(one, 1) == 1.0
+    assert placement.worker_cpus(one, 2) == 0.5
+    assert 2 * placement.worker_cpus(two, 2) * 2 <= 2 - 4 * placement.READER_CPUS
 
 
 @pytest.mark.parametrize(
-    ("scaling", "at_once", "said"),
+    ("asked", "at_once", "said"),
     [
-        ({"cpus_per_worker": 1.2}, 2, "2 trainings side by side of 1 workers each"),
-        ({"cpus_per_worker": 1.6}, 1, "1 workers take 1.6 of 2 CPUs"),
-        ({"gpus_per_worker": 1.0}, 1, "need more than the 0 GPUs"),
+        ({"cpus": 1.2}, 2, "2 trainings side by side of 1 workers each"),
+        ({"cpus": 1.6}, 1, "1 workers take 1.6 of 2 CPUs"),
+        ({"gpus": 1.0}, 1, "need more than the 0 GPUs"),
         ({}, 4, "or scaling.side_by_side"),
     ],
 )
 def test_what_the_cluster_cannot_hold_is_refused(
-    scaling: dict[str, Any], at_once: int, said: str
+    asked: dict[str, Any], at_once: int, said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        placement.worker_cpus(work_for(Path("/nowhere"), **scaling).config, 1, "target", at_once)
+        placement.worker_cpus(Request("workers", 1, **asked, stage="target"), at_once)
 
 
 HOLDER = """

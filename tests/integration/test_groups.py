@@ -10,11 +10,10 @@ import pytest
 import ray
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from s2l_ray.config import Config
+from s2l_ray.contract.stage import Request
 from s2l_ray.edge import placement
 from s2l_ray.edge import worker_pool as groups
 from s2l_ray.errors import UserError
-from tests import tiny
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("local_ray")]
 
@@ -91,25 +90,19 @@ def test_a_group_that_was_lost_while_it_waited_is_replaced(
     assert not set(done_by(shape, tmp_path, coming=0)) & set(first)
 
 
-def config_for(**scaling: float) -> Config:
-    proxy = {"model": {"config": tiny.LLAMA}, "tokenizer": "bytes", "epochs": 1}
-    return Config.model_validate(
-        {"examples": {"files": ["none"]}, "proxy": proxy, "scaling": scaling}
-    )
-
-
 def test_a_group_waits_only_where_others_have_room_beside_it(
     shape: groups.Shape, tmp_path: Path
 ) -> None:
     """Of two CPUs it holds one: actors share what is left, unless they were promised more; a task always has room."""
     done_by(shape, tmp_path, coming=1)
-    for stage in ("examples", "trajectories"):
-        placement.make_room(config_for(), stage)
+    actors = Request("actors", 2)
+    for request in (Request("tasks"), actors):
+        placement.make_room(request)
     assert groups.held() == {"CPU": 1.0, "GPU": 0.0}
-    assert placement.actor_cpus(config_for(), 2) == 0.45
-    placement.make_room(config_for(cpus_per_worker=0.6), "trajectories")
+    assert placement.actor_cpus(actors) == 0.45
+    placement.make_room(Request("actors", 2, cpus=0.6))
     assert groups.held()["CPU"] == 0
-    assert placement.actor_cpus(config_for(), 2) == 0.9
+    assert placement.actor_cpus(actors) == 0.9
     wait_until_free()
 
 

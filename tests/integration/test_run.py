@@ -175,8 +175,8 @@ CHANGES = {
     "report.sample_rows=1": STAGES[7:],
     "proxy.seed=1": STAGES[1:],
     "proxy.state_every=2": (),
-    "scaling.shards=7": (),
-    "scaling.proxy_micro_batch=4": (),
+    "scaling.clusters.workers=7": (),
+    "scaling.proxy.micro_batch=4": (),
     "examples.rows_per_part=25": STAGES,
 }
 
@@ -280,13 +280,11 @@ def test_a_broken_line_stops_the_run_with_its_place(tmp_path: Path, runs: Runs) 
 
 
 def test_a_request_that_leaves_no_cpu_for_reading_is_refused(tmp_path: Path, runs: Runs) -> None:
-    ended = runs(
-        broken(tmp_path, count=100), "--scaling.cpus_per_worker=2", "--scaling.local_cpus=2"
-    )
+    ended = runs(broken(tmp_path, count=100), "--scaling.proxy.cpus=2", "--scaling.local_cpus=2")
     assert ended.status == 1
     errors = [line for line in ended.err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
-    assert "scaling.cpus_per_worker" in errors[0]
+    assert "scaling.proxy.cpus" in errors[0]
     assert "Traceback" not in ended.err
 
 
@@ -334,7 +332,7 @@ def test_an_ensemble_of_two_families_on_two_workers_each(
     other = {"model": {"config": tiny.GPT_NEOX}, "tokenizer": str(tokenizer), "checkpoints": 2}
     overrides = (
         f"--proxy.members={json.dumps([{}, other])}",
-        "--scaling.proxy_workers=2",
+        "--scaling.proxy.workers=2",
         "--run.name=ensemble",
         "--subset.rule=high_learnability",
         "--until=subset",

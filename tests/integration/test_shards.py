@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from s2l_ray.config import Config
+from s2l_ray.contract.stage import Request
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.data.files import find_files, index_file, part_ranges
 from s2l_ray.core.hashing import keyed_hash
@@ -130,15 +131,21 @@ def cluster(
     parts: list[Part] | None = None,
 ) -> Manifest:
     """Make clusters under a name of their own, handing the parts over in the given order."""
-    config = config.model_copy(
-        update={"scaling": config.scaling.model_copy(update={"shards": shards})}
-    )
     trajectories = replace(source["trajectories"], parts=parts or source["trajectories"].parts)
     artifact = Artifact(Store(config.run.storage), "clusters", name)
     inputs = {"trajectories": artifact_of(source, "trajectories", config)}
     return commit(
         artifact,
-        clusters.make(Work(config, artifact, inputs, {"trajectories": trajectories}, "run")),
+        clusters.make(
+            Work(
+                config,
+                artifact,
+                inputs,
+                {"trajectories": trajectories},
+                "run",
+                request=Request("actors", shards, all_at_once=True),
+            )
+        ),
     )
 
 

@@ -184,7 +184,10 @@ def test_aws_workers_start_from_zero_and_go_when_idle() -> None:
 
 def test_the_cpus_that_the_aws_file_tells_to_ask_for_select_the_node_types_it_says() -> None:
     text = (ROOT / "clusters" / "aws.yaml").read_text()
-    small, large = (int(cpus) for cpus in re.findall(r"--scaling\.cpus_per_worker=(\d+)", text))
+    small, large = (
+        int(re.findall(rf"--scaling\.{stage}='{{gpus: 1, cpus: (\d+)}}'", text)[0])
+        for stage in ("proxy", "target")
+    )
     types = load("aws")["available_node_types"]
     fits = {
         cpus: {

@@ -26,7 +26,7 @@ from s2l_ray.core.storage.schemas import EXAMPLES_FIXED, trajectories_schema
 from s2l_ray.core.text.batching import token_batches
 from s2l_ray.core.text.byte_tokenizer import byte_tokenizer
 from s2l_ray.core.text.encoding import Encoder
-from s2l_ray.pipeline import STAGES
+from s2l_ray.stages import STAGES
 from tests import tiny
 
 # (stage, version) -> hash of what it made when that version was released. Add a line; do not change one.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from s2l_ray.config import Config, Training
+from s2l_ray.config import ModelWorkers, Training
 from s2l_ray.core.model.allocation import keep_freed_memory
 from s2l_ray.core.model.loading import build, load_config, load_weights, read_weights, tensor_reader
 from s2l_ray.core.model.losses import example_statistics
@@ -83,15 +83,13 @@ def starting_weights(training: Training) -> Weights:
     )
 
 
-def device_of(config: Config) -> Any:
+def device_of(scaling: ModelWorkers) -> Any:
     """Where this worker computes, with its CPU threads and the C library's memory set up for it."""
     import torch
 
     keep_freed_memory()
-    torch.set_num_threads(config.scaling.threads)
-    return torch.device(
-        "cuda" if config.scaling.gpus_per_worker and torch.cuda.is_available() else "cpu"
-    )
+    torch.set_num_threads(scaling.threads)
+    return torch.device("cuda" if scaling.gpus and torch.cuda.is_available() else "cpu")
 
 
 def checkpoint_labels(steps: Sequence[Sequence[int]]) -> list[list[str]]:

@@ -43,6 +43,11 @@ def needs(section: Subset) -> set[str]:
     return grouped | {expressions.COLUMNS[name] for name in expressions.parse(rule.score).names}
 
 
+def by_cluster(section: Subset) -> bool:
+    """Whether the rule reads what k-means made, so that there must be clusters."""
+    return bool(needs(section) & {"cluster", "distance"})
+
+
 def uses_at(section: Subset) -> bool:
     """Whether `subset.at` matters to the rule."""
     return expressions.parse(rule_of(section).score).uses_at

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from s2l_ray.core.storage.manifest import Manifest, Part, fingerprint
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.schemas import CLUSTERS, vectors
 from s2l_ray.edge.parts import PartContext, part_context
-from s2l_ray.edge.placement import free
+from s2l_ray.edge.placement import actor_cpus
 from s2l_ray.edge.user_errors import reraise_user_errors
 from s2l_ray.errors import UserError
 from s2l_ray.progress import Tracker, track
@@ -252,7 +253,7 @@ def _spread(shards: "_Shards", number: int, found: FitResult) -> np.ndarray:
 
 @ray.remote
 class ShardActor:
-    """Has the features of some parts: reads them when first asked, and again after a restart; or every time, see scaling.shard_memory."""
+    """Has the features of some parts: reads them when first asked, and again after a restart; or every time, see scaling.clusters.memory."""
 
     def __init__(
         self,
@@ -270,7 +271,7 @@ class ShardActor:
     def _loaded(self) -> GroupedShard | StreamedShard:
         if self.shard is None:
             limit, num_rows = (
-                self.context.config.scaling.shard_memory,
+                self.context.config.scaling.clusters.memory,
                 sum(raw["rows"] for raw in self.parts),
             )
             columns = len(feature_steps(self.steps, self.context.config.clusters))
@@ -339,11 +340,12 @@ class _Shards:
     def __init__(self, work: Work, groups: list[Source]) -> None:
         steps = work.manifests["trajectories"].info["steps"]
         parts = [part_dict(part) for part in work.manifests["trajectories"].parts]
-        count = min(work.config.scaling.shards, len(parts))
+        request = replace(work.request, count=min(work.request.count, len(parts)))
+        count = request.count
         self.parts = [parts[number::count] for number in range(count)]
         # All shards or none: two jobs that each held half of their actors would wait for each other for ever. A tenth of the
         # free CPUs stays so for whoever called this, such as a trial of a sweep.
-        cpus = max(0.01, min(1.0, int(90 * free()["CPU"] / count) / 100))
+        cpus = actor_cpus(request)
         self.place = placement_group([{"CPU": cpus}] * count, strategy="SPREAD")
         ray.get(self.place.ready())
         losses = work.config.scaling.max_failures

@@ -39,7 +39,7 @@ def make(work: Work) -> Outcome:
         return _Evaluator(context, folder, files).make_part
 
     jobs = {part.index: part_job(part) for part in work.ranges}
-    parts = make_parts(work, jobs, load=load, actors=work.config.scaling.scorers)
+    parts = make_parts(work, jobs, load=load)
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for part in parts:
         for source, values in part.stats["sums"].items():
@@ -68,7 +68,7 @@ class _Evaluator:
         assert target is not None
         assert section is not None
         self.context, self.section = context, section
-        self.device = device_of(context.config)
+        self.device = device_of(context.config.scaling.evaluation)
         self.encoder = load_encoder(target)
         self.model = load_checkpoint(
             context.inputs["target"], folder, files, target.dtype, self.device

@@ -59,7 +59,7 @@ def make(work: Work) -> Outcome:
         work.artifact.store, work.version, work.section, proxy_name, digests
     )
     adopt_parts(work, scored_before)
-    parts = make_parts(work, jobs, load=load, actors=work.config.scaling.scorers)
+    parts = make_parts(work, jobs, load=load)
     sums: dict[str, Counter[str]] = {"reasons": Counter(), "sources": Counter()}
     for part in parts:
         for name, counter in sums.items():
@@ -101,7 +101,7 @@ class Scorer:
         self, context: PartContext, members: list[dict[str, Any]], files: dict[str, list[Any]]
     ) -> None:
         self.context, self.section = context, context.config.trajectories
-        self.device = device_of(context.config)
+        self.device = device_of(context.config.scaling.trajectories)
         labels = checkpoint_labels([member["steps"] for member in members])
         self.members = [
             Member(

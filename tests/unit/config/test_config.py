@@ -94,7 +94,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(override: str, said:
         ("--trajectories.sample=0", "trajectories.sample"),
         ("--run.name=../x", "run.name"),
         ("--run.storage=5", "run.storage"),
-        ("--scaling.gpus_per_worker=-1", "scaling.gpus_per_worker"),
+        ("--scaling.target.gpus=-1", "scaling.target.gpus"),
     ],
 )
 def test_a_wrong_type_or_range_is_named_with_its_field(override: str, field: str) -> None:
@@ -131,12 +131,12 @@ def test_a_budget_above_the_data_says_how_many_there_are() -> None:
     ("overrides", "said"),
     [
         (
-            ["--scaling.proxy_workers=3"],
-            "proxy.global_batch: expected a multiple of scaling.proxy_workers x",
+            ["--scaling.proxy.workers=3"],
+            "proxy.global_batch: expected a multiple of scaling.proxy.workers x",
         ),
         (
             ["--target.global_batch=6"],
-            "target.global_batch: expected a multiple of scaling.target_workers x",
+            "target.global_batch: expected a multiple of scaling.target.workers x",
         ),
         (
             ["--proxy.epochs=null", "--proxy.steps=5"],
@@ -198,7 +198,7 @@ def test_all_problems_come_in_one_message() -> None:
         for field in ("clusters.k", "clusters.kk", "subset.budget", "proxy.dtype")
     ] == [1] * 4
     together = refusal(
-        "--scaling.proxy_workers=3", "--target.global_batch=7", "--examples.files=[]"
+        "--scaling.proxy.workers=3", "--target.global_batch=7", "--examples.files=[]"
     )
     assert "3 problem(s)" in together
 
@@ -282,7 +282,7 @@ def test_the_command_line_changes_what_a_variant_sets_itself_only_by_its_name() 
         assert [made.clusters.k for made in job.variants.values()] == expected
 
 
-@pytest.mark.parametrize("change", [{"scaling.shards": 3}, {"run.name": "other"}])
+@pytest.mark.parametrize("change", [{"scaling.clusters.workers": 3}, {"run.name": "other"}])
 def test_variants_share_run_and_scaling(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="variants must not change run or scaling"):
         config.load(None, [], base(variants={"a": {}, "b": change}))

@@ -19,7 +19,7 @@ from s2l_ray import config, pipeline, run
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.store import Store
 from s2l_ray.core.text.byte_tokenizer import byte_tokenizer
-from s2l_ray.pipeline import planning
+from s2l_ray.pipeline import execution
 from tests import tiny
 from tests.committed import commit, manifest
 
@@ -329,5 +329,5 @@ def test_it_is_refused_in_one_message_before_ray_and_nothing_is_made(
 def test_the_case_itself_is_good(case: Case) -> None:
     """Without damage the plan stands and its models load, so that each refusal above is due to its damage alone."""
     made = case.plan()
-    planning._check_models(made.nodes)
+    execution.check_models(made.nodes)
     assert [node.stage.name for node in made.nodes][:2] == ["examples", "proxy"]

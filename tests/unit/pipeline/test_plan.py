@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from s2l_ray import config, pipeline
+from s2l_ray.core.data import catalog
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
-from s2l_ray.pipeline import planning
+from s2l_ray.pipeline import execution, planning
+from s2l_ray.stages import STAGES
 from tests import tiny
 from tests.committed import commit
 
@@ -106,13 +108,13 @@ def test_a_changed_field_renames_its_artifact_and_all_after_it(
 @pytest.mark.parametrize(
     "override",
     [
-        "--scaling.proxy_workers=2",
-        "--scaling.proxy_micro_batch=4",
-        "--scaling.target_workers=2",
-        "--scaling.threads=2",
-        "--scaling.scorers=7",
-        "--scaling.shards=5",
-        "--scaling.gpus_per_worker=1",
+        "--scaling.proxy.workers=2",
+        "--scaling.proxy.micro_batch=4",
+        "--scaling.target.workers=2",
+        "--scaling.proxy.threads=2",
+        "--scaling.trajectories.workers=7",
+        "--scaling.clusters.workers=5",
+        "--scaling.target.gpus=1",
         "--scaling.max_failures=0",
         "--proxy.state_every=7",
         "--target.state_every=7",
@@ -173,9 +175,7 @@ def test_a_change_of_a_stages_version_renames_it_and_all_after_it(
     named: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = named()
-    newer = tuple(
-        dataclasses.replace(s, version=99) if s.name == "clusters" else s for s in pipeline.STAGES
-    )
+    newer = tuple(dataclasses.replace(s, version=99) if s.name == "clusters" else s for s in STAGES)
     monkeypatch.setattr(planning, "STAGES", newer)
     assert same(before, named()) == BEFORE_CLUSTERS
 
@@ -272,14 +272,12 @@ def test_trainings_of_equally_many_workers_have_equal_shares(
         "more": {"subset.budget": 6},
         "many": {"subset.budget": 7},
     }
-    tree["scaling"] |= {"side_by_side": 2, "target_workers": target_workers}
+    tree["scaling"]["side_by_side"] = 2
+    for stage, workers in (("proxy", 1), ("target", target_workers)):
+        tree["scaling"][stage] = {"workers": workers, "micro_batch": 8}
     nodes = pipeline.plan(config.load(None, [], tree)).nodes
-    planning._share(nodes)
-    shares = {
-        (node.stage.name, node.at_once)
-        for node in nodes
-        if node.stage.module in ("proxy", "target")
-    }
+    execution.share(nodes)
+    shares = {(node.stage.name, node.at_once) for node in nodes if node.request.kind == "workers"}
     assert shares == {("proxy", proxy), ("target", target)}
 
 
@@ -302,7 +300,7 @@ def test_parts_are_fixed_ranges_of_rows_of_one_file(tree: dict[str, Any]) -> Non
         (0, "a.jsonl", 0, 0, 64), (1, "a.jsonl", 0, 64, 64), (2, "a.jsonl", 0, 128, 22),
         (3, "b.jsonl", 1, 0, 64), (4, "b.jsonl", 1, 64, 64), (5, "b.jsonl", 1, 128, 22),
     ]  # fmt: skip
-    assert plan.rows == {"s2l": 300}
+    assert plan.facts["s2l"].rows == 300
     assert sum(p.rows for p in plan.of("s2l")["evaluation"].ranges) == 30
 
 
@@ -310,9 +308,9 @@ def test_a_file_is_read_once_and_remembered_until_it_changes(
     tree: dict[str, Any], named: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    index_file = planning.index_file
+    index_file = catalog.index_file
     monkeypatch.setattr(
-        planning, "index_file", lambda file, rows: read.append(file.name) or index_file(file, rows)
+        catalog, "index_file", lambda file, rows: read.append(file.name) or index_file(file, rows)
     )
     first = named()
     assert sorted(read) == ["a.jsonl", "b.jsonl", "h.jsonl"]
@@ -364,7 +362,7 @@ def test_a_dry_run_may_assume_what_is_not_at_hand(tree: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"absent.jsonl matches no"):
         pipeline.plan(job)
     plan = pipeline.plan(job, assume=True)
-    assert plan.rows == {"s2l": 1000}
+    assert plan.facts["s2l"].rows == 1000
     assert list(names_of(plan)) == ALL
 
 

@@ -1,0 +1,63 @@
+"""What a run leaves behind beside its artifacts: <storage>/runs/<name>/run.json, and files of the job."""
+
+import importlib
+import importlib.metadata
+import json
+from typing import Any
+
+from s2l_ray.core.storage.manifest import Manifest
+from s2l_ray.pipeline.planning import Node, Plan
+
+PACKAGES = (
+    "s2l_ray", "ray", "torch", "transformers", "deepspeed", "pyarrow", "faiss-cpu", "numpy",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides results."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            # s2l_ray itself, when a job runs it from its working directory.
+            found[package] = importlib.import_module(package).__version__
+    return found
+
+
+def write_record(plan: Plan, manifests: dict[str, Manifest]) -> None:
+    """Write the run record, and beside it the files of what was made of the whole job.
+
+    Args:
+        manifests: by label of the plan's nodes.
+    """
+    config = plan.job.first
+    folder = f"runs/{config.run.name}"
+    variants = {
+        variant: {
+            stage: _entry(node, manifests[node.label]) for stage, node in plan.of(variant).items()
+        }
+        for variant in plan.job.variants
+    }
+    record = {
+        "name": config.run.name,
+        "config": {name: each.model_dump(mode="json") for name, each in plan.job.variants.items()},
+        "artifacts": variants[next(iter(variants))],
+        "variants": variants,
+        "versions": versions(),
+    }
+    plan.store.write(f"{folder}/run.json", json.dumps(record, indent=1).encode())
+    for node in plan.nodes:
+        if node.stage.of_job:
+            for entry in manifests[node.label].files:
+                plan.store.write(f"{folder}/{entry.name}", node.artifact.read_file(entry))
+
+
+def _entry(node: Node, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "uri": node.artifact.uri,
+        "fingerprint": node.artifact.fingerprint,
+        "rows": manifest.rows,
+        "seconds": manifest.seconds,
+        "flops": manifest.info.get("flops"),
+    }

@@ -1,0 +1,38 @@
+"""`evaluation`: the target's losses and answers on held-out rows."""
+
+from typing import Any
+
+from s2l_ray.config import Config, Evaluation
+from s2l_ray.contract.stage import Request, Stage
+from s2l_ray.core.data.catalog import RawFiles
+from s2l_ray.core.data.files import PartRange
+
+
+def identity(config: Config, assume: bool) -> dict[str, Any]:
+    return _section(config).model_dump(mode="json", exclude={"files", "root"})
+
+
+def parts(config: Config, raw: RawFiles) -> list[PartRange]:
+    return raw.ranges(_section(config), "evaluation")
+
+
+def _section(config: Config) -> Evaluation:
+    assert config.evaluation is not None
+    return config.evaluation
+
+
+def request(config: Config) -> Request:
+    scaling = config.scaling.evaluation
+    return Request("actors", scaling.workers, scaling.cpus, scaling.gpus, stage="evaluation")
+
+
+EVALUATION = Stage(
+    name="evaluation",
+    version=2,
+    make="s2l_ray.stages.evaluation.make",
+    identity=identity,
+    inputs=lambda config: {"target": "target"},
+    wanted=lambda config: config.evaluation is not None,
+    parts=parts,
+    request=request,
+)

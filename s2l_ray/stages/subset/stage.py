@@ -1,0 +1,37 @@
+"""`subset`: the chosen rows, exactly the budget."""
+
+from typing import Any
+
+from s2l_ray.config import Config
+from s2l_ray.contract.stage import Cost, Facts, Request, Stage
+from s2l_ray.core.selection.draw import by_cluster, uses_at
+from s2l_ray.core.selection.quotas import budget_rows
+from s2l_ray.core.storage.artifact import Artifact
+
+
+def identity(config: Config, assume: bool) -> dict[str, Any]:
+    # A job that sets `at` for one rule does not make the subsets of the others again.
+    unused = set() if uses_at(config.subset) else {"at"}
+    return config.subset.model_dump(mode="json", exclude=unused)
+
+
+def inputs(config: Config) -> dict[str, str | Artifact]:
+    clusters = {"clusters": "clusters"} if by_cluster(config.subset) else {}
+    return {"examples": "examples", "trajectories": "trajectories", **clusters}
+
+
+def check(config: Config, facts: Facts) -> None:
+    if isinstance(config.subset.budget, int):
+        budget_rows(config.subset.budget, facts.rows)
+
+
+SUBSET = Stage(
+    name="subset",
+    version=2,
+    make="s2l_ray.stages.subset.make",
+    identity=identity,
+    inputs=inputs,
+    check=check,
+    request=lambda config: Request("tasks", stage="subset"),
+    cost=lambda config, facts: Cost(rows=facts.chosen),
+)

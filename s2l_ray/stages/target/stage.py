@@ -1,0 +1,34 @@
+"""`target`: the model that is fine-tuned on the subset."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from s2l_ray.config import Config, Training
+from s2l_ray.contract.stage import Cost, Facts, Stage
+from s2l_ray.stages.training.declared import training_cost, training_identity, training_request
+
+
+def identity(config: Config, assume: bool) -> dict[str, Any]:
+    (section,) = models(config)
+    return training_identity(section, assume)
+
+
+def models(config: Config) -> Sequence[Training]:
+    return [] if config.target is None else [config.target]
+
+
+def cost(config: Config, facts: Facts) -> Cost:
+    return training_cost(models(config), facts.chosen, facts, config.scaling.target.workers)
+
+
+TARGET = Stage(
+    name="target",
+    version=2,
+    make="s2l_ray.stages.target.make",
+    identity=identity,
+    inputs=lambda config: {"subset": "subset"},
+    wanted=lambda config: config.target is not None,
+    models=models,
+    request=lambda config: training_request(config.scaling.target, "target"),
+    cost=cost,
+)

@@ -1,0 +1,70 @@
+"""What the stages that train a model declare alike: what names a model, and what training costs.
+
+Estimates take 6 FLOPs a parameter and token for training (2 forward, 4 backward); memory counts
+weights, gradients and optimizer state as ZeRO shards them, not activations.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from s2l_ray.config import Training, TrainingWorkers
+from s2l_ray.contract.stage import Cost, Facts, Request
+from s2l_ray.core.model.loading import identity, parameters, template_text
+from s2l_ray.core.storage.manifest import fingerprint
+from s2l_ray.errors import UserError
+
+BYTES_OF_DTYPE = {"bf16": 2, "fp32": 4}
+# Fields that do not decide what is trained, or enter by the content of what they name.
+NOT_CONTENT = {"model", "tokenizer", "state_every", "members", "use"}
+
+
+def training_identity(section: Training, assume: bool) -> dict[str, Any]:
+    """What decides the weights that a training ends with, the content of the model's files included.
+
+    Raises:
+        UserError: the model or the template is not there, unless that is to be assumed.
+    """
+    dumped = section.model_dump(mode="json", exclude=NOT_CONTENT)
+    try:
+        template = template_text(section)
+        dumped["template"] = template and fingerprint(template)
+        return {**dumped, **identity(section.model, section.tokenizer)}
+    except UserError:
+        if not assume:
+            raise
+        assumed = section.model.model_dump()
+        return {**dumped, "assumed": assumed, "tokenizer": section.tokenizer}
+
+
+def training_request(scaling: TrainingWorkers, stage: str) -> Request:
+    return Request("workers", scaling.workers, scaling.cpus, scaling.gpus, stage=stage)
+
+
+def training_cost(sections: Sequence[Training], rows: int, facts: Facts, workers: int) -> Cost:
+    """Of models that are trained one after the other, each on so many rows."""
+    tokens, flops, memory = 0.0, 0.0, 0.0
+    for section in sections:
+        size = parameters(section.model) or 0
+        own = rows_trained(section, rows) * min(facts.tokens_per_row, section.max_length)
+        tokens += own
+        flops += 6.0 * size * own
+        memory = max(memory, size * _bytes_per_parameter(section, workers))
+    return Cost(rows, tokens, flops, memory)
+
+
+def rows_trained(section: Training, rows: int) -> int:
+    """Examples that go through the model, all epochs counted."""
+    if section.epochs is not None:
+        return rows * section.epochs
+    return section.global_batch * int(section.steps or 0)
+
+
+def _bytes_per_parameter(section: Training, workers: int) -> float:
+    """Of one worker. ZeRO 1 shards the optimizer (12 bytes), 2 also fp32 gradients (4), 3 also weights."""
+    weights, gradients, optimizer = BYTES_OF_DTYPE[section.dtype], 4, 12
+    sharded = {
+        1: optimizer,
+        2: optimizer + gradients,
+        3: optimizer + gradients + weights,
+    }[section.zero_stage]
+    return weights + gradients + optimizer - sharded + sharded / workers
