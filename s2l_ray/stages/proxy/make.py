@@ -17,7 +17,6 @@ def make(work: Work) -> Outcome:
     rows = Rows.of(work, "examples", "data")
     sections = work.config.proxy.each()
     check_first_rows(rows, sections, work.artifact.stage)
-    scaling = work.config.scaling
     trainings = []
     for number, section in enumerate(sections):
         stream = rows.stream(section)
@@ -27,8 +26,7 @@ def make(work: Work) -> Outcome:
             stream=stream,
             checkpoint_steps=(0, *checkpoint_steps(stream.steps, section.checkpoints)),
             place=Place(work.artifact, f"member-{number}/"),
-            workers=scaling.proxy_workers,
-            micro_batch=scaling.proxy_micro_batch,
+            scaling=work.config.scaling.proxy,
         )
         run(work, training, remaining=len(sections) - 1 - number)
         trainings.append(training)

@@ -30,8 +30,7 @@ def make(work: Work) -> Outcome:
         stream=stream,
         checkpoint_steps=(stream.steps,),
         place=Place(work.artifact, ""),
-        workers=work.config.scaling.target_workers,
-        micro_batch=work.config.scaling.target_micro_batch,
+        scaling=work.config.scaling.target,
     )
     run(work, training, remaining=0)
     folder = training.place.folder(stream.steps)

@@ -18,7 +18,7 @@ import ray.train.torch
 import torch
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from s2l_ray.config import Training
+from s2l_ray.config import Training, TrainingWorkers
 from s2l_ray.contract.work import Work
 from s2l_ray.core.model import order
 from s2l_ray.core.model.loading import build, load_config, load_encoder, tensor_reader
@@ -53,8 +53,7 @@ class OneTraining:
     stream: order.Stream
     checkpoint_steps: tuple[int, ...]
     place: Place
-    workers: int
-    micro_batch: int
+    scaling: TrainingWorkers
 
     def complete(self) -> bool:
         """Whether every checkpoint is there."""
@@ -98,11 +97,10 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
     if training.complete():
         log.info("%s: all checkpoints are there from an earlier run", work.label)
         return
-    scaling = work.config.scaling
-    cpus = worker_cpus(work.config, training.workers, work.artifact.stage, work.at_once)
-    shape = worker_pool.Shape(
-        training.workers, cpus, scaling.gpus_per_worker, work.artifact.store.uri
-    )
+    scaling, max_failures = training.scaling, work.config.scaling.max_failures
+    cpus = worker_cpus(work.request, work.at_once)
+    uri = work.artifact.store.uri
+    shape = worker_pool.Shape(work.request.count, cpus, work.request.gpus, uri)
     job = _Job(
         feed=Feed(training.section, training.rows, training.stream, scaling.readers),
         plan=_plan(training),
@@ -113,7 +111,7 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
     def all_remaining() -> int:
         # DeepSpeed holds on to a model of ZeRO-3 in two tables of its modules, which only the end of
         # the process frees: such workers do no second training.
-        return 0 if training.section.zero_stage == 3 else remaining + work.trainings_left()
+        return 0 if training.section.zero_stage == 3 else remaining + work.remaining()
 
     for attempt in itertools.count():
         try:
@@ -125,13 +123,13 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
             found = find_user_error(error)
             if found is not None:
                 raise found from None
-            if attempt == scaling.max_failures:
+            if attempt == max_failures:
                 raise
             log.warning(
                 "%s: attempt %d of %d failed; going on from the last state: %s",
                 work.label,
                 attempt + 1,
-                scaling.max_failures + 1,
+                max_failures + 1,
                 error,
             )
 
@@ -152,7 +150,7 @@ def _plan(training: OneTraining) -> TrainingPlan:
         total_steps=training.stream.steps,
         checkpoint_steps=training.checkpoint_steps,
         global_batch=section.global_batch,
-        micro_batch=training.micro_batch,
+        micro_batch=training.scaling.micro_batch,
         learning_rate=section.learning_rate,
         schedule=section.schedule,
         warmup_ratio=section.warmup_ratio,
