@@ -10,8 +10,8 @@ import numpy as np
 from s2l_ray.config import ModelWorkers, Training
 from s2l_ray.core.model.allocation import keep_freed_memory
 from s2l_ray.core.model.loading import build, load_config, load_weights, read_weights, tensor_reader
-from s2l_ray.core.model.losses import example_statistics
 from s2l_ray.core.model.state import stored_tensors
+from s2l_ray.core.model.statistics import example_statistics
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import FileEntry, Manifest
 from s2l_ray.core.text.batching import dense_batches, pad
@@ -144,7 +144,7 @@ def score_statistics(
 ) -> dict[str, np.ndarray]:
     """`loss` and the named statistics (trajectories.statistics) of each example under each model: float32 [n, models] each.
 
-    All come from one forward pass (losses.example_statistics) but `answer_loss`: the loss of the learned tokens without the
+    All come from one forward pass (statistics.example_statistics) but `answer_loss`: the loss of the learned tokens without the
     prompt, which takes another one over `answers`.
 
     Raises:

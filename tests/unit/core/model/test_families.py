@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from s2l_ray.core.model.losses import example_losses, example_statistics
+from s2l_ray.core.model.statistics import example_statistics
 from s2l_ray.core.text.batching import pad, token_batches
 from s2l_ray.core.text.encoding import Encoded
 from tests.families import COMMON, FAMILIES, SPAN, WINDOW, examples, model, rebuilt, reference, span
@@ -52,7 +52,7 @@ def batched(made: Any, rows: list[Encoded], tokens_per_batch: int, pad_id: int =
     losses = torch.empty(len(rows))
     for batch in token_batches([len(row.input_ids) for row in rows], tokens_per_batch):
         ids_BL, learned_BL = tensors([rows[number] for number in batch], pad_id)
-        losses[batch] = example_losses(made, ids_BL, learned_BL)
+        losses[batch] = example_statistics(made, ids_BL, learned_BL)["loss"]
     return losses
 
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray.core.model.losses import example_losses, token_losses
+from s2l_ray.core.model.losses import token_losses
+from s2l_ray.core.model.statistics import example_statistics
 from s2l_ray.core.text.batching import pad, token_batches
 from s2l_ray.core.text.encoding import Encoded
 from tests.families import examples, model, reference
@@ -21,7 +22,8 @@ CLOSE = {"rtol": 1e-6, "atol": 1e-5}  # fp32 numbers near 50 lie 4e-6 apart
 
 def batched(made: Any, rows: list[Encoded], pad_id: int = 0) -> torch.Tensor:
     ids_BL, learned_BL = pad(rows, pad_id)
-    return example_losses(made, torch.from_numpy(ids_BL), torch.from_numpy(learned_BL))
+    tensors = torch.from_numpy(ids_BL), torch.from_numpy(learned_BL)
+    return example_statistics(made, *tensors)["loss"]
 
 
 @pytest.mark.parametrize("family", FEW)

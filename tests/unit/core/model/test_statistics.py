@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray.core.model import losses
-from s2l_ray.core.model.losses import example_statistics
+from s2l_ray.core.model import losses, output_layer
+from s2l_ray.core.model.statistics import example_statistics
 from s2l_ray.core.text.batching import pad
 from s2l_ray.core.text.encoding import Encoded
 from tests.families import FAMILIES, examples, model
@@ -141,7 +141,7 @@ def check(found: dict[str, torch.Tensor], expected: list[dict[str, float]]) -> N
 def test_statistics_equal_numpy(
     monkeypatch: pytest.MonkeyPatch, after: str, bias: bool, width: int, at_once: int
 ) -> None:
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once * 23)
+    monkeypatch.setattr(output_layer, "LOGITS_AT_ONCE", at_once * 23)
     made, numbers = table(3, width, bias, after)
     batch = rows(4, [2, 40, 3, 17, 12, 31, 2])
     expected = [by_hand(numbers, bias, after, row) for row in batch]
