@@ -279,7 +279,7 @@ def _table(
 
 def _place(example_id: int, examples: pipeline.Node) -> str:
     """File and row of an example."""
-    from s2l_ray.core.data.files import ID_BITS
+    from s2l_ray.core.data.parts import ID_BITS
 
     number, row = example_id >> ID_BITS, example_id & ((1 << ID_BITS) - 1)
     name = next(part.file.name for part in examples.ranges if part.file_number == number)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from s2l_ray.config import Config, Training
 from s2l_ray.core.data.catalog import RawFiles
-from s2l_ray.core.data.files import PartRange
+from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.storage.artifact import Artifact
 
 # Of English text, for tokenizers that are not byte-level.

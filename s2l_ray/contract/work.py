@@ -7,7 +7,7 @@ from typing import Any
 
 from s2l_ray.config import Config
 from s2l_ray.contract.stage import Request
-from s2l_ray.core.data.files import PartRange
+from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import FileEntry, Manifest, Part
 

@@ -11,7 +11,7 @@ from typing import Any
 from s2l_ray.config import Config, Job
 from s2l_ray.contract.stage import Facts, Request, Stage
 from s2l_ray.core.data.catalog import RawFiles
-from s2l_ray.core.data.files import PartRange
+from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import FORMAT, fingerprint
 from s2l_ray.core.storage.store import Store

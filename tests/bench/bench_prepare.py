@@ -36,7 +36,9 @@ import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 
 from s2l_ray.config import Columns  # noqa: E402
-from s2l_ray.core.data.files import PartRange, find_files, index_file, part_ranges, read_part  # noqa: E402
+from s2l_ray.core.data.find import find_files  # noqa: E402
+from s2l_ray.core.data.parts import PartRange, part_ranges  # noqa: E402
+from s2l_ray.core.data.read import index_file, read_part  # noqa: E402
 from s2l_ray.core.text.encoding import Encoded, Encoder  # noqa: E402
 from s2l_ray.core.text.headings import STYLES  # noqa: E402
 from tests.bench.frame import finish  # noqa: E402

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from s2l_ray.core.data.files import original_rows
+from s2l_ray.core.data.original import original_rows
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.core.storage.store import Store

@@ -16,7 +16,9 @@ import ray
 from s2l_ray.config import Config
 from s2l_ray.contract.stage import Request
 from s2l_ray.contract.work import Outcome, Work
-from s2l_ray.core.data.files import find_files, index_file, part_ranges
+from s2l_ray.core.data.find import find_files
+from s2l_ray.core.data.parts import part_ranges
+from s2l_ray.core.data.read import index_file
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import Manifest, Part

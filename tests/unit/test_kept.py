@@ -15,7 +15,9 @@ import pytest
 
 from s2l_ray.config import Clusters, Columns
 from s2l_ray.core.data import exports
-from s2l_ray.core.data.files import find_files, index_file, part_ranges, read_part
+from s2l_ray.core.data.find import find_files
+from s2l_ray.core.data.parts import part_ranges
+from s2l_ray.core.data.read import index_file, read_part
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.kmeans import grouped, lloyd
 from s2l_ray.core.kmeans.features import features

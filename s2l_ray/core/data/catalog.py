@@ -1,24 +1,23 @@
 """The raw files of a job: each is read once, and its index is kept in the storage for later runs."""
 
-import json
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from s2l_ray.config import Evaluation, Examples
-from s2l_ray.core.data.files import (
-    FileIndex,
-    PartRange,
-    RawFile,
-    check_columns,
-    find_files,
-    index_file,
-    part_ranges,
-)
+from s2l_ray.config import Columns, Evaluation, Examples
+from s2l_ray.core.data.columns import column_names
+from s2l_ray.core.data.find import find_files
+from s2l_ray.core.data.formats.spans import FileIndex
 from s2l_ray.core.data.hub import store_dataset, stored_dataset
+from s2l_ray.core.data.parts import PartRange, RawFile, part_ranges
+from s2l_ray.core.data.read import index_file
 from s2l_ray.core.storage.artifact import IO_THREADS
+from s2l_ray.core.storage.columns import unify
 from s2l_ray.core.storage.manifest import fingerprint
+from s2l_ray.core.storage.parquet import schema_from_text
+from s2l_ray.core.storage.records import from_bytes, to_bytes
 from s2l_ray.core.storage.store import Store, is_folder
 from s2l_ray.errors import UserError
 
@@ -103,8 +102,25 @@ class RawFiles:
     def _index(self, file: RawFile, rows_per_part: int) -> FileIndex:
         path = f"index/{fingerprint([file.uri, file.bytes, file.mtime_ns, rows_per_part])}.json"
         try:
-            return FileIndex.from_dict(json.loads(self.store.read(path)))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return from_bytes(FileIndex, self.store.read(path))
+        except (FileNotFoundError, ValueError):
             index = index_file(file, rows_per_part)
-            self.store.write(path, json.dumps(asdict(index)).encode())
+            self.store.write(path, to_bytes(index))
             return index
+
+
+def check_columns(files: Sequence[RawFile], indexes: Sequence[FileIndex], columns: Columns) -> None:
+    """Check the columns of those files that have a schema, before any work: their meaning, and
+    whether they fit each other.
+
+    Raises:
+        UserError: a file whose columns fit no schema, or two files whose columns do not fit.
+    """
+    known = [
+        (file.uri, schema_from_text(index.schema, file.uri))
+        for file, index in zip(files, indexes, strict=True)
+        if index.schema
+    ]
+    for uri, schema in known:
+        column_names(schema.names, columns, uri)
+    unify(known)

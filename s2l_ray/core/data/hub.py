@@ -7,7 +7,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from s2l_ray.core.data.formats import check_features
+from s2l_ray.core.data.formats.schemas import check_features
 from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.store import Store, join_uri

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from s2l_ray.core.data.files import PartRange
+from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import Manifest, Part
 from s2l_ray.core.storage.store import Store

@@ -16,7 +16,8 @@ import torch
 from torch.nn import functional as F
 
 from s2l_ray.config import Clusters, Examples
-from s2l_ray.core.data.files import PartRange, read_part
+from s2l_ray.core.data.parts import PartRange
+from s2l_ray.core.data.read import read_part
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.kmeans import lloyd
 from s2l_ray.core.kmeans.features import features

@@ -12,18 +12,19 @@ import numpy as np
 import pyarrow as pa
 
 from s2l_ray.contract.work import Outcome, Work
-from s2l_ray.core.data.files import PartRange, RawFile, read_part
+from s2l_ray.core.data.parts import PartRange
+from s2l_ray.core.data.read import read_part
 from s2l_ray.core.model.loading import load_encoder
 from s2l_ray.core.model.scoring import device_of, files_of, load_checkpoint, score
 from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.parquet import parquet_bytes
+from s2l_ray.core.storage.records import from_json, to_json
 from s2l_ray.core.storage.schemas import evaluation_schema
 from s2l_ray.core.text.batching import token_batches
 from s2l_ray.core.text.encoding import Encoder
 from s2l_ray.core.text.turns import THOUGHT_END, prompt_and_answer
 from s2l_ray.edge.parts import PartContext, make_parts
 from s2l_ray.errors import UserError
-from s2l_ray.stages.examples.make import part_job
 
 
 def make(work: Work) -> Outcome:
@@ -38,7 +39,7 @@ def make(work: Work) -> Outcome:
     def load(context: PartContext) -> Callable[[dict[str, Any]], Part]:
         return _Evaluator(context, folder, files).make_part
 
-    jobs = {part.index: part_job(part) for part in work.ranges}
+    jobs = {part.index: to_json(part) for part in work.ranges}
     parts = make_parts(work, jobs, load=load)
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for part in parts:
@@ -75,7 +76,7 @@ class _Evaluator:
         )
 
     def make_part(self, job: dict[str, Any]) -> Part:
-        part = PartRange(**{**job, "file": RawFile(**job["file"])})
+        part = from_json(PartRange, job)
         rows = read_part(part, self.section.columns).table
         examples = self.encoder.examples(rows)
         unlearned = [example for example in examples if not example.learned.any()]

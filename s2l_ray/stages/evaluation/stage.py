@@ -5,7 +5,7 @@ from typing import Any
 from s2l_ray.config import Config, Evaluation
 from s2l_ray.contract.stage import Request, Stage
 from s2l_ray.core.data.catalog import RawFiles
-from s2l_ray.core.data.files import PartRange
+from s2l_ray.core.data.parts import PartRange
 
 
 def identity(config: Config, assume: bool) -> dict[str, Any]:

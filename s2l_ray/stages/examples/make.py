@@ -5,18 +5,20 @@ The parts are decided here, once: a fixed range of rows of one raw file. All row
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2l_ray.contract.work import Outcome, Work
-from s2l_ray.core.data.files import PartRange, PartRows, RawFile, original_rows, read_parts
 from s2l_ray.core.data.incremental import file_numbers, kept_parts, listing
+from s2l_ray.core.data.original import original_rows
+from s2l_ray.core.data.parts import PartRange
+from s2l_ray.core.data.read import PartRows, read_parts
 from s2l_ray.core.storage.columns import unify
 from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.parquet import parquet_bytes, schema_from_text, schema_text
+from s2l_ray.core.storage.records import from_json, to_json
 from s2l_ray.edge.parts import PartContext, adopt_parts, make_parts
 from s2l_ray.errors import UserError
 
@@ -31,7 +33,7 @@ def make(work: Work) -> Outcome:
     Raises:
         UserError: a bad row (unless rejected), no good row at all, or files whose columns cannot be unified.
     """
-    jobs = {part.index: part_job(part) for part in work.ranges}
+    jobs = {part.index: to_json(part) for part in work.ranges}
     base = work.manifests.get("base")
     if base is not None:
         kept = kept_parts(base, work.ranges)
@@ -67,14 +69,9 @@ def make(work: Work) -> Outcome:
     return Outcome(parts, info=info)
 
 
-def part_job(part: PartRange) -> dict[str, Any]:
-    """The descriptor of a part, as a task gets it."""
-    return asdict(part)
-
-
 def _make_parts(context: PartContext, jobs: list[dict[str, Any]]) -> Iterator[Part]:
     """Parts of one file, in order."""
-    parts = [PartRange(**{**job, "file": RawFile(**job["file"])}) for job in jobs]
+    parts = [from_json(PartRange, job) for job in jobs]
     section = context.config.examples
     for part, read in zip(
         parts, read_parts(parts, section.columns, section.on_bad_row), strict=True

@@ -5,8 +5,8 @@ from typing import Any
 from s2l_ray.config import Config
 from s2l_ray.contract.stage import Cost, Facts, Request, Stage
 from s2l_ray.core.data.catalog import RawFiles
-from s2l_ray.core.data.files import PartRange
 from s2l_ray.core.data.incremental import extended
+from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.errors import UserError
 

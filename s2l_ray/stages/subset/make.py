@@ -21,7 +21,8 @@ import ray
 from s2l_ray.config import FACILITY_LOCATION, Rule, Subset, expressions
 from s2l_ray.contract.work import Outcome, Work, part_dict, part_from
 from s2l_ray.core.data import exports
-from s2l_ray.core.data.files import ID_BITS, original_rows
+from s2l_ray.core.data.original import original_rows
+from s2l_ray.core.data.parts import ID_BITS
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.selection.draw import (
     Draw,

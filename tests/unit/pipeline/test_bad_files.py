@@ -25,7 +25,9 @@ import pytest
 import yaml
 
 from s2l_ray import config, pipeline
-from s2l_ray.core.data.files import PartRange, original_rows, read_parts
+from s2l_ray.core.data.original import original_rows
+from s2l_ray.core.data.parts import PartRange
+from s2l_ray.core.data.read import read_parts
 from s2l_ray.core.storage.columns import unify
 from s2l_ray.errors import UserError
 from tests import tiny

@@ -11,15 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2l_ray.config import Columns
-from s2l_ray.core.data.conversations import FOLLOWERS, ROLES, START, to_json, without_nulls
-from s2l_ray.core.data.files import (
-    PartRows,
-    find_files,
-    index_file,
-    original_rows,
-    part_ranges,
-    read_part,
-)
+from s2l_ray.core.data.find import find_files
+from s2l_ray.core.data.json_text import to_json_text, without_nulls
+from s2l_ray.core.data.original import original_rows
+from s2l_ray.core.data.parts import part_ranges
+from s2l_ray.core.data.read import PartRows, index_file, read_part
+from s2l_ray.core.data.turns import FOLLOWERS, ROLES, START
 from s2l_ray.core.storage.columns import is_json, json_field, unify
 from s2l_ray.core.storage.schemas import MESSAGES
 from s2l_ray.errors import UserError
@@ -125,7 +122,7 @@ def test_what_else_a_turn_has_is_kept_as_json_in_its_order(tmp_path: Path) -> No
 def test_nulls_that_columns_fill_in_are_not_told_from_absent_keys() -> None:
     value = [{"a": None, "b": [{"c": None}, None], "d": {}}]
     assert without_nulls(value) == [{"b": [{}, None], "d": {}}]
-    assert to_json({"b": 1, "a": "é"}) == '{"b":1,"a":"é"}'
+    assert to_json_text({"b": 1, "a": "é"}) == '{"b":1,"a":"é"}'
 
 
 # ---- order of roles

@@ -19,16 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2l_ray.config import Columns
-from s2l_ray.core.data import formats
-from s2l_ray.core.data.files import (
-    PartRange,
-    PartRows,
-    find_files,
-    index_file,
-    original_rows,
-    part_ranges,
-    read_part,
-)
+from s2l_ray.core.data.find import find_files
+from s2l_ray.core.data.formats import source
+from s2l_ray.core.data.original import original_rows
+from s2l_ray.core.data.parts import PartRange, part_ranges
+from s2l_ray.core.data.read import PartRows, index_file, read_part
 from s2l_ray.core.storage.parquet import open_parquet, parquet_bytes, read_parquet
 from s2l_ray.core.storage.schemas import EXAMPLES_FIXED
 from s2l_ray.core.storage.store import Store, filesystem, join_uri
@@ -111,7 +106,7 @@ def test_every_line_comes_out_once_with_its_number(
         + (end if closed else b"")
     )
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "CHUNK", chunk)
+        patch.setattr(source, "CHUNK", chunk)
         path = Path(folder) / "x.jsonl"
         path.write_bytes(data)
         (file,) = find_files([str(path)], None)
@@ -491,7 +486,9 @@ READ_EVIL = (
 import ray.data
 import pyarrow.parquet as pq
 from s2l_ray.config import Columns
-from s2l_ray.core.data.files import PartRange, find_files, index_file, read_part
+from s2l_ray.core.data.find import find_files
+from s2l_ray.core.data.parts import PartRange
+from s2l_ray.core.data.read import index_file, read_part
 from s2l_ray.core.storage.parquet import read_parquet
 from s2l_ray.errors import UserError
 for file in find_files([str(folder)], None):

@@ -20,16 +20,13 @@ from hypothesis import strategies as st
 
 from s2l_ray.config import Columns
 from s2l_ray.core.data import formats
-from s2l_ray.core.data.files import (
-    PartRange,
-    find_files,
-    index_file,
-    original_rows,
-    part_ranges,
-    read_part,
-    read_parts,
-    source_of,
-)
+from s2l_ray.core.data.find import find_files, source_of
+from s2l_ray.core.data.formats import columnar, json_array, source
+from s2l_ray.core.data.formats.spans import FileIndex, Span
+from s2l_ray.core.data.original import original_rows
+from s2l_ray.core.data.parts import PartRange, part_ranges
+from s2l_ray.core.data.read import index_file, read_part, read_parts
+from s2l_ray.core.storage.records import from_bytes, to_bytes
 
 Row = dict[str, Any]
 
@@ -140,7 +137,7 @@ def test_rows_of_text_are_the_same_in_every_format(
     name: str, rows: list[Row], every: int, chunk: int, together: bool
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "CHUNK", chunk)
+        patch.setattr(source, "CHUNK", chunk)
         parts = parts_of(Path(folder), name, WRITERS[name](rows), every)
         made = read_all(parts, Columns(), together)
     assert [part.rows for part in parts] == [
@@ -262,7 +259,7 @@ def test_items_of_an_array_end_where_json_says(
     items: list[Any], chunk: int, indent: int | None
 ) -> None:
     data = json.dumps(items, ensure_ascii=False, indent=indent).encode()
-    scanner, ends, closed = formats._Items(0), [], None
+    scanner, ends, closed = json_array.ItemScanner(0), [], None
     for first in range(0, len(data), chunk):
         ends += (first + scanner.ends(data[first : first + chunk])).tolist()
         if scanner.closed is not None:
@@ -375,13 +372,11 @@ def test_rows_of_five_megabytes(tmp_path: Path, name: str) -> None:
 
 
 def test_indexes_survive_json(tmp_path: Path) -> None:
-    from dataclasses import asdict
-
     for name, write in WRITERS.items():
         (tmp_path / name).write_bytes(write([{"prompt": "q", "completion": "a"}] * 5))
     for file in find_files([str(tmp_path)], None):
         index = index_file(file, 2)
-        assert formats.FileIndex.from_dict(json.loads(json.dumps(asdict(index)))) == index
+        assert from_bytes(FileIndex, to_bytes(index)) == index
         assert index.rows == 5
         assert index.sha256 == hashlib.sha256((tmp_path / file.name).read_bytes()).hexdigest()
 
@@ -426,8 +421,8 @@ def test_batches_that_no_later_span_needs_are_let_go() -> None:
     batches = ((first, table.slice(first, 5).to_batches()[0]) for first in range(0, 100, 5))
     held: list[tuple[int, pa.RecordBatch]] = []
     for first in range(0, 100, 12):
-        span = formats.Span(first, min(12, 100 - first))
-        assert formats._gather(span, held, batches, table.schema)["n"].to_pylist() == list(
+        span = Span(first, min(12, 100 - first))
+        assert columnar.gather(span, held, batches, table.schema)["n"].to_pylist() == list(
             range(first, first + span.rows)
         )
         assert len(held) <= 4

@@ -9,8 +9,11 @@ import pytest
 
 from s2l_ray import config, pipeline
 from s2l_ray.config import Columns
-from s2l_ray.core.data.files import find_files, index_file, original_rows, part_ranges, read_part
+from s2l_ray.core.data.find import find_files
 from s2l_ray.core.data.hub import store_dataset, stored_dataset
+from s2l_ray.core.data.original import original_rows
+from s2l_ray.core.data.parts import part_ranges
+from s2l_ray.core.data.read import index_file, read_part
 from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError

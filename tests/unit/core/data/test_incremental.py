@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2l_ray.contract.work import Outcome
-from s2l_ray.core.data.files import PartRange, RawFile
 from s2l_ray.core.data.incremental import (
     Lineage,
     extended,
@@ -21,6 +20,7 @@ from s2l_ray.core.data.incremental import (
     renumbered,
     scored_parts,
 )
+from s2l_ray.core.data.parts import PartRange, RawFile
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import Manifest, Part
 from s2l_ray.core.storage.store import Store

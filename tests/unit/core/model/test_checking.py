@@ -10,7 +10,9 @@ import torch
 
 from s2l_ray.check import _evenly
 from s2l_ray.config import Clusters, Examples
-from s2l_ray.core.data.files import find_files, index_file, part_ranges
+from s2l_ray.core.data.find import find_files
+from s2l_ray.core.data.parts import part_ranges
+from s2l_ray.core.data.read import index_file
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.model import checking
 from s2l_ray.core.model.checking import Checkpoint, Setting

@@ -1,0 +1,133 @@
+"""Columns of lists of turns, as OpenAI's messages or ShareGPT's conversations have them."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from s2l_ray.config import Columns
+from s2l_ray.core.data.columns import PartColumns, is_list, is_text
+from s2l_ray.core.data.json_text import BadValue, json_list, to_json_text, without_nulls
+from s2l_ray.core.data.turns import ASSISTANT, ROLE_NAMES, ROLES, USER, Turns
+from s2l_ray.errors import UserError
+
+# Role, text, and the JSON text of what else the turn has.
+Turn = tuple[int, str, str | None]
+
+
+class ChatReader:
+    """Reads lists of turns, each an object with a role and a text.
+
+    Args:
+        given: the user's names of these keys and of roles; the usual ones where left out.
+    """
+
+    def __init__(self, given: Columns) -> None:
+        self.given = given
+        self.roles = {
+            **ROLE_NAMES,
+            **{name: ROLES.index(role) for name, role in given.roles.items()},
+        }
+
+    def turns(self, part: PartColumns, meaning: str) -> Turns:
+        """The turns of a column of lists, or of lists written as JSON text.
+
+        Raises:
+            UserError: a column that holds neither.
+        """
+        column = part.values(meaning)
+        if not (isinstance(column, list) or is_text(column.type) or is_list(column.type)):
+            raise UserError(
+                f"reading {part.uri}, field {part.names[meaning]!r}: expected lists of turns, got "
+                f"{column.type}. Name another column with examples.columns.{meaning}."
+            )
+        rows: list[int] = []
+        flat: list[Turn] = []
+        for row, value in enumerate(part.objects(meaning)):
+            try:
+                turns = self.conversation(value)
+            except BadValue as error:
+                part.report(row, meaning, error.reason, error.detail)
+                continue
+            rows += [row] * len(turns)
+            flat += turns
+        role, content, extra = zip(*flat, strict=True) if flat else ((), (), ())
+        return Turns(
+            np.array(rows, np.int64),
+            np.array(role, np.int8),
+            pa.array(content, pa.string()),
+            pa.nulls(len(flat), pa.string()),
+            pa.array(extra, pa.string()),
+        )
+
+    def conversation(self, value: Any) -> list[Turn]:
+        """The turns of one row.
+
+        Raises:
+            BadValue: no list of turns.
+        """
+        if isinstance(value, str):
+            value = json_list(value, "turns")
+        if not isinstance(value, list):
+            raise BadValue(f"expected a list of turns, got {type(value).__name__}")
+        if not value:
+            raise BadValue("expected turns, got an empty conversation")
+        return [self._turn(turn, number) for number, turn in enumerate(value, 1)]
+
+    def _turn(self, turn: Any, number: int) -> Turn:
+        if not isinstance(turn, dict):
+            raise BadValue(
+                f"expected turns that are objects, got {type(turn).__name__}", f", turn {number}"
+            )
+        role_key = self.given.role or _present(turn, "role", "from")
+        text_key = self.given.content or _present(turn, "content", "value")
+        name = turn.get(role_key)
+        role = self.roles.get(name) if isinstance(name, str) else None
+        if role is None:
+            raise BadValue(
+                f"expected a known role under the key {role_key!r}",
+                f", got {name!r} in turn {number}; examples.columns.roles can tell what it means",
+            )
+        if len(turn) == 2 and text_key in turn:
+            extra: dict[str, Any] = {}
+        else:
+            extra = without_nulls({k: v for k, v in turn.items() if k not in (role_key, text_key)})
+        text = _text(turn.get(text_key), text_key, number, "tool_calls" in extra)
+        if (
+            role in (USER, ASSISTANT)
+            and not extra.get("tool_calls")
+            and (not text or text.isspace())
+        ):
+            raise BadValue(f"expected text, got an empty {ROLES[role]} turn", f", turn {number}")
+        return role, text, to_json_text(extra) if extra else None
+
+
+def _present(turn: dict[str, Any], key: str, other: str) -> str:
+    """The first of two keys that has a value; the first where none has."""
+    return other if turn.get(key) is None and other in turn else key
+
+
+def _text(content: Any, key: str, number: int, calls: bool) -> str:
+    """The text of a turn: a string, a list's parts of text joined, or nothing where tools are
+    called."""
+    if isinstance(content, str):
+        return content
+    if content is None and calls:
+        return ""
+    if not isinstance(content, list):
+        raise BadValue(
+            f"expected text under the key {key!r}, got {type(content).__name__}", f", turn {number}"
+        )
+    pieces = []
+    for piece in content:
+        text = (
+            piece.get("text") if isinstance(piece, dict) and piece.get("type") == "text" else piece
+        )
+        if not isinstance(text, str):
+            kind = piece.get("type") if isinstance(piece, dict) else type(piece).__name__
+            raise BadValue(
+                f"expected nothing but parts of text under the key {key!r}",
+                f", got one of type {kind!r} in turn {number}",
+            )
+        pieces.append(text)
+    return "".join(pieces)

@@ -1,0 +1,200 @@
+"""The columns of raw files: which one means what, and their values as text."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from s2l_ray.config import Columns
+from s2l_ray.core.data.formats.spans import Column
+from s2l_ray.errors import UserError
+
+# Reports that the row at a position of the part is bad: the reason, which is counted, and a detail
+# for people.
+BadPosition = Callable[[int, str, str], None]
+
+MEANINGS = ("instruction", "input", "output", "messages", "system", "tools", "source")
+RESERVED = ("example_id", "cluster", "score")
+SCHEMAS = (
+    {"instruction": "instruction", "input": "input", "output": "output"},
+    {"instruction": "instruction", "input": "context", "output": "response"},
+    {"instruction": "prompt", "output": "completion", "tools": "tools"},
+    {"instruction": "question", "output": "answer"},
+    {"instruction": "query", "output": "response"},
+    {"messages": "messages", "tools": "tools"},
+    {"messages": "conversations", "tools": "tools"},
+)
+NEEDED = ("instruction", "output", "messages")
+
+
+def column_names(present: list[str], columns: Columns, uri: str) -> dict[str, str]:
+    """Meaning -> column name, for the columns that a file has: instruction and output, or messages,
+    and what goes with them.
+
+    Args:
+        present: the file's columns.
+        columns: names that the user gave.
+
+    Raises:
+        UserError: a reserved or doubled column, a given one that is absent, no schema that fits, or
+            several.
+    """
+    for name in RESERVED:
+        if name in present:
+            raise UserError(
+                f"reading {uri}: a column is named {name!r}, which the subset adds itself. Rename "
+                "the column."
+            )
+    if len(set(present)) < len(present):
+        raise UserError(f"reading {uri}: two columns have the same name in {present}. Rename one.")
+    given = {
+        meaning: name for meaning in MEANINGS if (name := getattr(columns, meaning)) is not None
+    }
+    absent = [
+        f"{name!r} (examples.columns.{meaning})"
+        for meaning, name in given.items()
+        if name not in present
+    ]
+    if absent:
+        raise UserError(
+            f"reading {uri}: no column {', '.join(absent)}; it has {present}. Correct "
+            "examples.columns."
+        )
+    names = {**_schema(present, given, uri), **given}
+    for meaning in ("system", "source"):
+        if meaning in present and meaning not in names:
+            names[meaning] = meaning
+    if "source" in present and names["source"] != "source":
+        raise UserError(
+            f"reading {uri}: examples.columns.source is {names['source']!r}, but a column is named "
+            "'source', which the subset writes itself. Rename the column."
+        )
+    return names
+
+
+def _schema(present: list[str], given: dict[str, str], uri: str) -> dict[str, str]:
+    """The known schema that a file's columns fit, as far as the file has its columns; nothing where
+    the user named them."""
+    if "messages" in given or {"instruction", "output"} <= given.keys():
+        return {}
+    fitting = [
+        schema
+        for schema in SCHEMAS
+        if all(name in present for name in _needed(schema))
+        and not (given.keys() & {"instruction", "output"} and "messages" in schema)
+    ]
+    if len(fitting) != 1:
+        known = [" and ".join(_needed(schema)) for schema in fitting or SCHEMAS]
+        expected = "they fit several schemas" if fitting else "expected columns of a known schema"
+        raise UserError(
+            f"reading {uri}: {expected} ({'; '.join(known)}); it has {present}. Name the columns "
+            "with examples.columns.instruction and examples.columns.output, or with "
+            "examples.columns.messages."
+        )
+    return {meaning: name for meaning, name in fitting[0].items() if name in present}
+
+
+def _needed(schema: dict[str, str]) -> list[str]:
+    return [name for meaning, name in schema.items() if meaning in NEEDED]
+
+
+@dataclass(frozen=True)
+class PartColumns:
+    """The columns of a part by their meaning.
+
+    Args:
+        columns: column name -> its values in the `count` rows.
+        names: meaning -> column name, from `column_names`.
+        uri: of the file, for messages.
+        bad: called for every row with a bad value.
+    """
+
+    columns: Mapping[str, Column]
+    count: int
+    names: dict[str, str]
+    uri: str
+    bad: BadPosition
+
+    def has(self, meaning: str) -> bool:
+        """Whether the file has a column of this meaning."""
+        return meaning in self.names
+
+    def values(self, meaning: str) -> Column:
+        """The values of the column as the format gave them."""
+        return self.columns[self.names[meaning]]
+
+    def objects(self, meaning: str) -> list[Any]:
+        """The values of the column as Python objects."""
+        column = self.values(meaning)
+        return column if isinstance(column, list) else column.to_pylist()
+
+    def report(self, row: int, meaning: str, reason: str, detail: str = "") -> None:
+        """Report a bad value."""
+        self.bad(row, f"field {self.names[meaning]!r}: {reason}", detail)
+
+    def has_lists(self, meaning: str) -> bool:
+        """Whether the column holds lists where others have text."""
+        column = self.values(meaning)
+        if isinstance(column, list):
+            return isinstance(next((value for value in column if value is not None), None), list)
+        return is_list(column.type)
+
+    def text(self, meaning: str, needed: bool) -> pa.Array:
+        """A column of text, string [N]; where it is `needed`, rows without any are bad.
+
+        Raises:
+            UserError: a column of another type.
+        """
+        column = self.values(meaning)
+        if isinstance(column, list):
+            text = self._text_of_objects(meaning, column)
+        elif not is_text(column.type):
+            raise UserError(
+                f"reading {self.uri}, field {self.names[meaning]!r}: expected text, got "
+                f"{column.type}. Convert the column to strings, or name another one with "
+                f"examples.columns.{meaning}."
+            )
+        else:
+            text = _whole(column.cast(pa.string()))
+        if needed:
+            empty = pc.fill_null(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0), True)
+            for row in np.flatnonzero(empty.to_numpy(zero_copy_only=False)).tolist():
+                what = "empty" if text[row].is_valid else "null or missing"
+                self.report(row, meaning, f"expected text, got a value that is {what}")
+        return text
+
+    def _text_of_objects(self, meaning: str, values: list[Any]) -> pa.Array:
+        try:
+            return pa.array(values, pa.string())
+        except pa.ArrowException:
+            for row, value in enumerate(values):
+                if not isinstance(value, str | None):
+                    self.report(row, meaning, f"expected text, got {type(value).__name__}")
+            return pa.array(
+                [value if isinstance(value, str) else None for value in values], pa.string()
+            )
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type can be read as strings."""
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    return any(
+        check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+    )
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists."""
+    return any(
+        check(kind)
+        for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    )
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    whole = column.combine_chunks()
+    return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole

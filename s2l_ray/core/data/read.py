@@ -1,0 +1,133 @@
+"""Reading raw files: once to index them, then part by part into the columns of `examples`."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from s2l_ray.config import Columns
+from s2l_ray.core.data import formats
+from s2l_ray.core.data.formats.source import Source
+from s2l_ray.core.data.formats.spans import FileIndex
+from s2l_ray.core.data.parts import ID_BITS, PartRange, RawFile
+from s2l_ray.core.data.rows import examples_of
+from s2l_ray.core.storage.store import filesystem
+from s2l_ray.errors import UserError
+
+# Characters of a rejected row that are listed.
+REJECT_TEXT = 500
+
+
+@dataclass
+class PartRows:
+    """The rows of a part: the columns of `examples` (see `rows.examples_of`), and rejected rows."""
+
+    table: pa.Table
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+
+
+def index_file(file: RawFile, rows_per_part: int) -> FileIndex:
+    """Read a file once: hash it, count its rows and cut it into parts.
+
+    Memory: a chunk or a batch of the file, and the list of parts.
+
+    Raises:
+        UserError: a file without rows or with too many, damaged, or not of the format of its name.
+    """
+    with _open(file) as stream:
+        source = Source(stream, file.name, file.uri)
+        try:
+            index = replace(formats.cut(source, rows_per_part), sha256=source.sha256())
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(file, error) from None
+    if index.rows == 0:
+        raise UserError(f"reading {file.uri}: it has no rows. Remove it, or name other files.")
+    if index.rows >= 1 << ID_BITS:
+        raise UserError(
+            f"reading {file.uri}: {index.rows} rows, but a file may have at most 2^{ID_BITS}. "
+            "Split it."
+        )
+    return index
+
+
+def read_part(part: PartRange, columns: Columns, on_bad_row: str = "stop") -> PartRows:
+    """Read, check and name the rows of one part; see `read_parts`."""
+    return next(read_parts([part], columns, on_bad_row))
+
+
+def read_parts(
+    parts: Sequence[PartRange], columns: Columns, on_bad_row: str = "stop"
+) -> Iterator[PartRows]:
+    """Read, check and name the rows of parts of one file, in their order. Memory: one part.
+
+    Args:
+        columns: names given by the user; columns are found by their names where left out.
+        on_bad_row: "stop" raises at the first bad row, "reject" lists bad rows.
+
+    Raises:
+        UserError: naming file, row, field and remedy.
+    """
+    first = parts[0]
+    file = first.file
+    rejects: list[dict[str, Any]] = []
+
+    def bad(row: int, reason: str, text: str, detail: str) -> None:
+        if on_bad_row == "stop":
+            raise UserError(
+                f"reading {file.uri}, {first.place_of(row)}: {reason}{detail}. Correct the row, or "
+                "leave it out (with examples.on_bad_row: reject such rows are left out and listed)."
+            ) from None
+        rejects.append(
+            {"file": file.name, "row": row, "reason": reason, "text": text[:REJECT_TEXT]}
+        )
+
+    with _open(file) as stream:
+        source = Source(stream, file.name, file.uri)
+        rows = formats.read(source, first.kind, [part.span for part in parts], first.head, bad)
+        for part in parts:
+            try:
+                read = next(rows)
+            except (pa.ArrowException, OSError) as error:
+                raise _damaged(file, error) from None
+            yield PartRows(examples_of(read, part, columns, bad), rejects[:])
+            rejects.clear()
+
+
+def _open(file: RawFile) -> pa.NativeFile:
+    """The file, which must still be the one that was found, and the one that was cut into parts."""
+    filesystem_, path = filesystem(file.uri)
+    try:
+        stream = filesystem_.open_input_file(path)
+        changed = filesystem_.get_file_info(path).mtime_ns or 0
+    except OSError as error:
+        raise UserError(
+            f"reading {file.uri}: {error}. Raw files must be readable under the same name on every "
+            "node."
+        ) from None
+    size = stream.size()
+    # A copy of the same content on another node has a time of its own.
+    if size != file.bytes or (
+        file.sha256 and changed != file.mtime_ns and _sha256(file.uri, changed) != file.sha256
+    ):
+        raise UserError(
+            f"reading {file.uri}: expected {file.bytes} bytes with SHA-256 {file.sha256[:16]}, got "
+            f"{size}{' others' if size == file.bytes else ''}: the file changed while the job ran, "
+            "or differs between nodes. Run the same command again once it rests."
+        )
+    return stream
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256(uri: str, changed: int) -> str:
+    """Hash of a file that was changed at this time."""
+    filesystem_, path = filesystem(uri)
+    with filesystem_.open_input_file(path) as stream:
+        return Source(stream, "", uri).sha256()
+
+
+def _damaged(file: RawFile, error: Exception) -> UserError:
+    # Some libraries write several lines.
+    what = " ".join(str(error).split())
+    return UserError(f"reading {file.uri}: the data are damaged ({what}). Replace the file.")

@@ -1,0 +1,102 @@
+"""Rows of a raw file to the columns of `examples`.
+
+A row becomes a conversation. All its columns are kept beside it in the struct `original`, so that
+the row can be written out again as it was.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from s2l_ray.config import Columns
+from s2l_ray.core.data.columns import PartColumns, column_names, is_text
+from s2l_ray.core.data.conversations import conversations
+from s2l_ray.core.data.formats.spans import BadRow, Column, Rows
+from s2l_ray.core.data.original import original_column
+from s2l_ray.core.data.parts import ID_BITS, PartRange
+from s2l_ray.core.storage.columns import plain_column
+from s2l_ray.core.storage.schemas import EXAMPLES_FIXED
+from s2l_ray.errors import UserError
+
+
+def examples_of(rows: Rows, part: PartRange, given: Columns, bad: BadRow) -> pa.Table:
+    """The good rows: the columns of schemas.EXAMPLES_FIXED, then `original`.
+
+    Args:
+        given: names of columns, keys and roles from the config.
+        bad: called for every row that is not UTF-8 or no conversation; such rows are left out.
+    """
+    rows = _in_utf8(rows, part.file.uri, bad)
+    numbers, good_N = rows.numbers, np.ones(len(rows.numbers), bool)
+
+    def bad_row(position: int, reason: str, detail: str) -> None:
+        if good_N[position]:
+            good_N[position] = False
+            whole = {name: _value(column, position) for name, column in rows.columns.items()}
+            bad(int(numbers[position]), reason, str(whole), detail)
+
+    made: dict[str, pa.Array] = {}
+    if rows.columns:
+        names = column_names(list(rows.columns), given, part.file.uri)
+        columns = PartColumns(rows.columns, len(numbers), names, part.file.uri, bad_row)
+        made = conversations(columns, given)
+    nothing = EXAMPLES_FIXED.empty_table()
+    table = pa.table(
+        [
+            pa.array(numbers + (part.file_number << ID_BITS)),
+            made.get("source", pa.repeat(part.file.source, len(numbers))),
+            made.get("messages", nothing["messages"]),
+            made.get("tools", nothing["tools"]),
+        ],
+        schema=EXAMPLES_FIXED,
+    ).filter(pa.array(good_N))
+    return (
+        table.append_column("original", original_column(rows, good_N, part))
+        if rows.columns
+        else table
+    )
+
+
+def _value(column: Column, position: int) -> Any:
+    return column[position] if isinstance(column, list) else column[position].as_py()
+
+
+def _in_utf8(rows: Rows, uri: str, bad: BadRow) -> Rows:
+    """The rows whose text is UTF-8, in plain types: Arrow and Parquet readers do not check text."""
+    wrong: dict[int, str] = {}
+    for name, column in rows.columns.items():
+        if not isinstance(column, list):
+            wrong = {**_not_utf8(name, column, uri), **wrong}
+    keep_N = np.isin(np.arange(len(rows.numbers)), list(wrong), invert=True)
+    columns: dict[str, Column] = {}
+    for name, column in rows.columns.items():
+        if isinstance(column, list):
+            columns[name] = column
+            continue
+        for row in [row for row, field in wrong.items() if field == name]:
+            text = column.cast(pa.string()).cast(pa.binary())[row].as_py()
+            bad(int(rows.numbers[row]), f"field {name!r}: expected UTF-8", repr(text), "")
+        columns[name] = plain_column(column.filter(pa.array(keep_N)) if wrong else column)
+    return Rows(rows.numbers[keep_N], columns)
+
+
+def _not_utf8(name: str, column: pa.ChunkedArray, uri: str) -> dict[int, str]:
+    """Row -> column, for the rows in which a column is not UTF-8."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        values = (
+            column.cast(pa.string()).cast(pa.binary()).to_pylist() if is_text(column.type) else []
+        )
+        found = [
+            row
+            for row, value in enumerate(values)
+            if value and value.decode(errors="replace").encode() != value
+        ]
+        if not found:
+            raise UserError(
+                f"reading {uri}, field {name!r}: the data are damaged ({error}). Replace the file."
+            ) from None
+        return dict.fromkeys(found, name)
+    return {}
