@@ -1,9 +1,12 @@
-"""The built-in demo: from nothing but a seed, an imbalanced mixture of small skills and the job that selects from it.
+"""The built-in demo: from nothing but a seed, an imbalanced mixture of small skills, and the job
+that selects from it.
 
-The mixture was fixed by two things only: that it looks like an instruction mixture (a few sources hold most rows, some rows are
-wrong, some are reworded copies, the rarest skills are among the hardest), and that a target trained on all of it answers at least
-half of the clean held-out questions. No selection rule was run on it before it was fixed, so a rule may win here or lose.
-Held-out questions never occur in training, in any wording, except for `mul`: it has only 100 questions, and is about recall.
+The mixture was fixed by two things only. It looks like an instruction mixture: a few sources hold
+most rows, some rows are wrong, some are reworded copies, the rarest skills are among the hardest.
+And a target trained on all of it answers at least half of the clean held-out questions. No
+selection rule was run on it before it was fixed, so a rule may win here or lose. Held-out questions
+never occur in training, in any wording, except for `mul`: it has only 100 questions, and is about
+recall.
 """
 
 import random
@@ -27,7 +30,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Skill:
-    """One source of the mixture. Of its `rows`, a share is answered wrongly and another share rewords an earlier row."""
+    """One source of the mixture.
+
+    Args:
+        mislabelled: share of the rows that are answered wrongly.
+        near_duplicates: share of the rows that reword an earlier one.
+        heldout_overlaps: held-out questions may occur in training.
+    """
 
     name: str
     rows: int
@@ -38,7 +47,10 @@ class Skill:
 
 
 def _below(rng: random.Random, n: int) -> int:
-    """Uniform integer in [0, n). Python promises the sequence of random() over all versions, but not that of randrange()."""
+    """Uniform integer in [0, n).
+
+    Python promises the sequence of random() over all versions, but not that of randrange().
+    """
     return int(rng.random() * n)
 
 
@@ -139,9 +151,13 @@ def heldout_rows() -> list[Row]:
 
 
 def _source(number: int) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rows of one skill. Each skill has a random stream of its own: none moves when another is changed."""
+    """Training and held-out rows of one skill.
+
+    Each skill has a random stream of its own: none changes when another skill does.
+    """
     skill, rng = SKILLS[number], random.Random(SEED + 1 + number)
-    heldout: dict[Question, None] = {}  # a set that keeps the order
+    # A set that keeps the order.
+    heldout: dict[Question, None] = {}
     while len(heldout) < HELDOUT_PER_SKILL:
         heldout[skill.ask(rng)] = None
     copies = round(skill.rows * skill.near_duplicates)
@@ -162,7 +178,7 @@ def _source(number: int) -> tuple[list[Row], list[Row]]:
 
 
 def _mislabel(skill: Skill, question: Question, rng: random.Random) -> Question:
-    """The question with the right answer to another one of its skill: wrong, but of the right shape."""
+    """The question with the answer to another one of its skill: wrong, but of the right shape."""
     while True:
         output = skill.ask(rng).output
         if output != question.output:
@@ -184,7 +200,10 @@ def _row(
 
 
 def _llama(width: int, depth: int, heads: int) -> dict[str, Any]:
-    """A transformers config for the byte tokenizer. At this width the usual spread of 0.02 of initial weights learns slowly."""
+    """A transformers config for the byte tokenizer.
+
+    At this width, the usual standard deviation of 0.02 of the initial weights learns slowly.
+    """
     return {
         "model_type": "llama",
         "vocab_size": 260,
@@ -200,7 +219,8 @@ def _llama(width: int, depth: int, heads: int) -> dict[str, Any]:
     }
 
 
-# 750 steps of 64 rows are six epochs of `full`; a variant with a fifth of the rows takes as many steps and sees its rows more often.
+# 750 steps of 64 rows are six epochs of `full`; a variant with a fifth of the rows takes as many
+# steps, and sees each of its rows five times as often.
 CONFIG: dict[str, Any] = {
     "run": {"name": "demo"},
     "examples": {"rows_per_part": 1_024},

@@ -1,4 +1,7 @@
-"""Progress of long work: how much is done, at what rate, and how long it will take. A bar on a terminal, lines in a log."""
+"""Progress of long work: how much is done, at what rate, and how long it will take.
+
+It is a bar on a terminal, and lines in a log elsewhere.
+"""
 
 import logging
 import sys
@@ -28,9 +31,11 @@ class Tracker:
     def __init__(self, label: str, total: int, unit: str, done: int) -> None:
         self.label, self.total, self.unit, self.done = label, total, unit, done
         self.last_line = time.monotonic()
-        # the first unit waits for what must start, which says nothing about those after it
+        # Units done and time when the first one was: it waits for what must start, which says
+        # nothing about those after it.
         self.first: tuple[int, float] | None = None
-        self.show: Callable[[str], None] | None = None  # where there is a bar
+        # Set where there is a bar.
+        self.show: Callable[[str], None] | None = None
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Say that `units` more are done."""
@@ -56,7 +61,7 @@ class Tracker:
 
 
 class _Bars:
-    """The bars of all work that goes on in this process, on the one screen there is: it is there while any bar is."""
+    """The bars of all work of this process, on one screen, which exists while any bar does."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""The raw files of a job: each is read once, and its index is kept in the storage for later runs."""
+"""The raw files of a job: each is read once, and its index is stored for later runs."""
 
 import logging
 from collections.abc import Sequence

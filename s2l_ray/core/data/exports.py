@@ -1,6 +1,8 @@
-"""A subset as other programs read it: JSON lines, conversations for trainers, and the few lines of config that name them.
+"""A subset as other programs read it: JSON lines, conversations for trainers, and the few lines of
+config that name them.
 
-Paths in those lines are relative to the subset's folder, so they stay right wherever the folder is copied.
+Paths in those lines are relative to the subset's folder, so they stay right wherever the folder is
+copied.
 """
 
 import base64
@@ -19,7 +21,10 @@ CHAT_FOLDER = "chat"
 
 
 def json_lines(table: pa.Table) -> bytes:
-    """Every row as one line of JSON: bytes as base64, dates as text, null for what is not finite, JSON text as what it stands for."""
+    """Every row as one line of JSON.
+
+    Bytes become base64, dates text, numbers that are not finite null, and JSON text its value.
+    """
     rows = table.to_pylist()
     for name in (field.name for field in table.schema if is_json(field)):
         for row in rows:
@@ -30,10 +35,11 @@ def json_lines(table: pa.Table) -> bytes:
 def chat_lines(table: pa.Table) -> bytes:
     """Rows of example_id, source, messages, tools as trainers read them.
 
-    One object a line: `messages` is a list of {role, content} and whatever else the turn had (tool_calls, name, ...); a
-    separate input stands below the instruction. `tools`, where a row has any, is the JSON text of their list: as objects, the
-    tools of one row would get the fields of all other rows when a library makes one schema of them. (A row without has no such key:
-    some templates take an empty list for tools.)
+    One object a line. `messages` is a list of {role, content} and whatever else the turn had
+    (tool_calls, name, ...); a separate input stands below the instruction. `tools`, where a row has
+    any, is the JSON text of their list: as objects, the tools of one row would get the fields of
+    all other rows when a library makes one schema of them. A row without tools has no such key,
+    because some templates take an empty list for tools.
     """
     rows = []
     for row in table.to_pylist():
@@ -54,7 +60,8 @@ def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
     for row in rows:
         try:
             lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain))
-        except ValueError:  # NaN and infinity are not JSON
+        # NaN and infinity are not JSON.
+        except ValueError:
             lines.append(json.dumps(_finite(row), ensure_ascii=False, default=_plain))
     return "".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass")
 
@@ -73,7 +80,7 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ChatFile:
-    """A file of conversations: how many of its rows name tools, and how many of its turns call one."""
+    """A file of conversations, how many of its rows name tools, and how many turns call one."""
 
     name: str
     tools: int
@@ -82,7 +89,8 @@ class ChatFile:
 
 def stanzas(files: Sequence[ChatFile]) -> dict[str, bytes]:
     """Config that trainers take as it is, by file name."""
-    # `datasets` takes the columns of the first file it is given for those of all: one that has what only some have comes first
+    # The `datasets` library takes the columns of the first file for those of all: files with
+    # columns that others lack come first.
     ordered = sorted(files, key=lambda file: (not file.tool_calls, not file.tools))
     plain = not any(file.tools or file.tool_calls for file in files)
     data_files = [f"{CHAT_FOLDER}/*.jsonl"] if plain else [file.name for file in ordered]
@@ -96,10 +104,12 @@ def stanzas(files: Sequence[ChatFile]) -> dict[str, bytes]:
 
 
 def _llama_factory(tools: bool, tool_calls: bool) -> bytes:
-    """An entry of LLaMA-Factory's list of data sets, for `dataset_dir: <this folder>` and `dataset: s2l_ray`.
+    """An entry of LLaMA-Factory's list of data sets, for `dataset_dir: <this folder>` and
+    `dataset: s2l_ray`.
 
-    Its reader "sharegpt" takes OpenAI's names as tags but drops the field tool_calls; its reader "openai" knows that field, but adds a
-    system turn of its own to rows without tools. So the latter is only named where it is needed.
+    Its reader "sharegpt" takes OpenAI's names as tags but drops the field tool_calls. Its reader
+    "openai" knows that field, but adds a system turn of its own to rows without tools, so it is
+    only named where tools are called.
     """
     columns = {"messages": "messages"} | ({"tools": "tools"} if tools else {})
     tags = {
@@ -121,7 +131,10 @@ def _llama_factory(tools: bool, tool_calls: bool) -> bytes:
 
 
 def _axolotl(data_files: list[str]) -> bytes:
-    said = "# Copy this into an axolotl config. Run in the folder this file lies in, or write that folder before all paths.\n"
+    said = (
+        "# Copy this into an axolotl config. Run in the folder this file lies in, or write that "
+        "folder before all paths.\n"
+    )
     stanza = {
         "path": CHAT_FOLDER,
         "data_files": data_files,
@@ -138,8 +151,10 @@ def _axolotl(data_files: list[str]) -> bytes:
 def _trl(data_files: list[str]) -> bytes:
     said = (
         "# trl sft --config trl.yaml --model_name_or_path MODEL --output_dir FOLDER\n"
-        "# Run in the folder this file lies in, or write that folder before all paths. To learn the assistant's turns alone, as they were\n"
-        "# scored, add assistant_only_loss: true (the chat template needs generation marks; TRL brings them for many models).\n"
+        "# Run in the folder this file lies in, or write that folder before all paths. To learn "
+        "the assistant's turns alone, as they were\n"
+        "# scored, add assistant_only_loss: true (the chat template needs generation marks; TRL "
+        "brings them for many models).\n"
     )
     stanza = {"path": "json", "data_files": data_files, "split": "train"}
     return (said + yaml.safe_dump({"datasets": [stanza]}, sort_keys=False)).encode()

@@ -1,5 +1,8 @@
-"""Data sets of the `datasets` library: a folder that save_to_disk wrote is read as it lies there; one on the Hugging Face Hub is
-written into the storage once, as Parquet, and is files like others from then on."""
+"""Data sets of the `datasets` library.
+
+A folder that save_to_disk wrote is read as it lies there. A data set on the Hugging Face Hub is
+written into the storage once, as Parquet; its files are raw files like others from then on.
+"""
 
 import json
 from datetime import UTC, datetime
@@ -15,11 +18,12 @@ from s2l_ray.errors import UserError
 
 ROWS_PER_FILE = 65_536
 BYTES_PER_FILE = 1 << 28
-RECORD = "dataset.json"  # written last: without it, nothing of the folder counts
+# Written last: without it, nothing of the folder counts.
+RECORD = "dataset.json"
 
 
 def saved_files(fs: pafs.FileSystem, folder: str, split: str) -> list[str] | None:
-    """Paths of the Arrow files of a folder that save_to_disk wrote; None where it is another kind of folder.
+    """Paths of the Arrow files of a folder that save_to_disk wrote; None for any other folder.
 
     Raises:
         UserError: no such split, a damaged state file, or a file that it lists is missing.
@@ -29,8 +33,8 @@ def saved_files(fs: pafs.FileSystem, folder: str, split: str) -> list[str] | Non
         names = splits.get("splits", [])
         if split not in names:
             raise UserError(
-                f"reading {folder}: expected a split {split!r}, but the data set has {names}. Set examples.split, or name the folder "
-                "of one split."
+                f"reading {folder}: expected a split {split!r}, but the data set has {names}. Set "
+                "examples.split, or name the folder of one split."
             )
         folder = f"{folder}/{split}"
     state = _read_json(fs, f"{folder}/state.json")
@@ -40,12 +44,14 @@ def saved_files(fs: pafs.FileSystem, folder: str, split: str) -> list[str] | Non
         paths = [f"{folder}/{entry['filename']}" for entry in (state or {})["_data_files"]]
     except (KeyError, TypeError):
         raise UserError(
-            f"reading {folder}: state.json does not list the data set's files. Save the data set again."
+            f"reading {folder}: state.json does not list the data set's files. Save the data set "
+            "again."
         ) from None
     missing = [info.path for info in fs.get_file_info(paths) if info.type != pafs.FileType.File]
     if missing:
         raise UserError(
-            f"reading {folder}: its state.json lists {missing[0]}, which is missing. Save the data set again."
+            f"reading {folder}: its state.json lists {missing[0]}, which is missing. Save the data "
+            "set again."
         )
     return paths
 
@@ -76,7 +82,10 @@ def stored_dataset(store: Store, name: str, config: str | None, split: str) -> l
 
 
 def store_dataset(store: Store, name: str, config: str | None, split: str) -> list[str]:
-    """Load a data set from the Hub (`org/name` or `org/name@revision`) and write it into the storage; URIs of its files.
+    """Load a data set from the Hub and write it into the storage; URIs of its files.
+
+    Args:
+        name: `org/name` or `org/name@revision`.
 
     Raises:
         UserError: the Hub does not answer, or has no such data set; a column that is no plain data.
@@ -113,9 +122,11 @@ def _load(name: str, config: str | None, split: str) -> Any:
     place, _, revision = name.partition("@")
     try:
         return datasets.load_dataset(place, config, split=split, revision=revision or None)
-    except Exception as error:  # of many libraries: the network's, the Hub's, those of builders
+    # Errors come from many libraries: the network's, the Hub's, those of builders.
+    except Exception as error:
         raise UserError(
-            f"loading the data set {name} (configuration {config}, split {split}): {type(error).__name__}: {error}. Correct "
-            "examples.dataset, examples.dataset_config or examples.split; without a network, save the data set as a folder where "
-            "there is one (save_to_disk) and name that folder."
+            f"loading the data set {name} (configuration {config}, split {split}): "
+            f"{type(error).__name__}: {error}. Correct examples.dataset, examples.dataset_config "
+            "or examples.split; without a network, save the data set as a folder where there is "
+            "one (save_to_disk) and name that folder."
         ) from None

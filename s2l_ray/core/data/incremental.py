@@ -1,7 +1,7 @@
-"""What an incremental run keeps of the runs before it: the numbers of its raw files, and the parts that are scored already.
+"""What an incremental run reuses of earlier runs: the numbers of its raw files, and scored parts.
 
-An example's id holds its file's number (design, section 3, "Identity"), so a file that keeps its number and its content has the
-same examples, the same examples part by part, and the same losses under the same proxy.
+An example's id holds its file's number. So a file that keeps its number and its content has the
+same examples, in the same parts, with the same losses under the same proxy.
 """
 
 import itertools
@@ -12,13 +12,14 @@ from typing import Any
 from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import Manifest, Part
+from s2l_ray.core.storage.records import from_json
 from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
 
 
 @dataclass(frozen=True)
 class Numbered:
-    """A raw file as `examples` knows it: `number` is the upper part of its rows' ids and is never given to another file."""
+    """A raw file of `examples`; its number begins its rows' ids, and no other file ever gets it."""
 
     number: int
     name: str
@@ -28,7 +29,14 @@ class Numbered:
 
 @dataclass(frozen=True)
 class Lineage:
-    """The numbers of all files in the order they were given, the next free number, and what became of the base's files."""
+    """How files are numbered after a base.
+
+    Args:
+        numbers: of all files, in the order they were given.
+        next_number: the first that was never given.
+        new: names of files that the base does not have, changed ones included.
+        dropped: names of files of the base that are gone or changed.
+    """
 
     numbers: list[int]
     next_number: int
@@ -39,12 +47,13 @@ class Lineage:
 def file_numbers(
     files: Sequence[tuple[str, int, str]], base: Manifest | None, on_changed: str, where: str
 ) -> Lineage:
-    """Number raw files (name, bytes, SHA-256): those of `base` as they are, new ones after all numbers ever given, by name.
+    """Number raw files: those of `base` as they are, new ones after all numbers ever given.
 
     Args:
+        files: name, bytes and SHA-256 of each.
         base: the manifest of `examples.extends`, or None for a data set of its own.
-        on_changed: "stop" refuses files that are gone or have other content; "drop" leaves their old rows out, and a file with other
-            content enters as a new one.
+        on_changed: "stop" refuses files that are gone or have other content; "drop" leaves their
+            old rows out, and a file with other content enters as a new one.
         where: the base's URI, for messages.
 
     Raises:
@@ -59,8 +68,9 @@ def file_numbers(
     )
     if (gone or changed) and on_changed == "stop":
         raise UserError(
-            f"extending {where}: {_listed('gone', gone)}{_listed('changed', changed)}. Put them back as they were (new rows belong into "
-            "new files), or leave their old rows out with examples.on_changed_file: drop."
+            f"extending {where}: {_listed('gone', gone)}{_listed('changed', changed)}. Put them "
+            "back as they were (new rows belong into new files), or leave their old rows out with "
+            "examples.on_changed_file: drop."
         )
     numbers: list[int] = []
     new: list[str] = []
@@ -84,20 +94,23 @@ def _listed(what: str, names: list[str]) -> str:
 
 def files_of(examples: Manifest) -> list[Numbered]:
     """The raw files of an `examples` artifact by number."""
-    return sorted(
-        (Numbered(**file) for file in examples.info["files"]), key=lambda file: file.number
-    )
+    files = [from_json(Numbered, file) for file in examples.info["files"]]
+    return sorted(files, key=lambda file: file.number)
 
 
 def listing(ranges: Iterable[PartRange]) -> list[tuple[str, int, str]]:
-    """Name, bytes and SHA-256 of each raw file of a data set, in the order of its parts."""
+    """Name, bytes and SHA-256 of each raw file, in the order of the parts."""
     return list(
         dict.fromkeys((part.file.name, part.file.bytes, part.file.sha256) for part in ranges)
     )
 
 
 def renumbered(ranges: Sequence[PartRange], numbers: Sequence[int]) -> list[PartRange]:
-    """The parts of a data set whose files (as `listing` has them) get these numbers; files come in the order of their numbers."""
+    """The parts under these numbers of their files, in the order of the numbers.
+
+    Args:
+        numbers: one for each file, in the order of `listing`.
+    """
     by_file = [
         list(parts) for _, parts in itertools.groupby(ranges, key=lambda part: part.file.name)
     ]
@@ -123,7 +136,7 @@ def extended(
         where: the base's URI, for messages.
 
     Raises:
-        UserError: the base's rows were cut or read in another way, or its files are gone or changed.
+        UserError: the base's rows were cut or read in another way, or files are gone or changed.
     """
     wrong = [name for name in section if base.section.get(name) != section[name]]
     if wrong:
@@ -136,16 +149,17 @@ def extended(
 
 
 def kept_parts(base: Manifest, ranges: Iterable[PartRange]) -> dict[int, Part]:
-    """Parts of the base's examples that the extended data set has as they are: part number -> the base's part."""
-    kept = {(file.number, file.name, file.sha256) for file in files_of(base)}
-    theirs: dict[str, list[Part]] = {}
+    """The base's parts that the extended data set has unchanged, by their numbers in it."""
+    unchanged = {(file.number, file.name, file.sha256) for file in files_of(base)}
+    of_base: dict[str, list[Part]] = {}
     for part in base.parts:
-        theirs.setdefault(part.stats["file"], []).append(part)
+        of_base.setdefault(part.stats["file"], []).append(part)
     found: dict[int, Part] = {}
-    for name, own in itertools.groupby(ranges, key=lambda part: part.file.name):
-        mine = list(own)
-        if (mine[0].file_number, name, mine[0].file.sha256) in kept:
-            found.update({a.index: b for a, b in zip(mine, theirs[name], strict=True)})
+    for name, parts in itertools.groupby(ranges, key=lambda part: part.file.name):
+        own = list(parts)
+        if (own[0].file_number, name, own[0].file.sha256) in unchanged:
+            pairs = zip(own, of_base[name], strict=True)
+            found.update({new.index: old for new, old in pairs})
     return found
 
 
@@ -156,11 +170,14 @@ def scored_parts(
     proxy: str,
     wanted: Iterable[tuple[int, str]],
 ) -> dict[int, tuple[Artifact, Part]]:
-    """Where parts lie that earlier `trajectories` of the storage hold: made by the same stage version, section and proxy.
+    """Parts that were scored before, by part number, with the `trajectories` that hold them.
+
+    Equal bytes of an examples part have equal ids and texts, and so equal losses under the same
+    proxy, stage version and section.
 
     Args:
         proxy: fingerprint of the proxy artifact.
-        wanted: (part number, SHA-256 of the examples part); equal bytes have equal ids and texts, and so equal losses.
+        wanted: (part number, SHA-256 of the examples part).
     """
     numbers: dict[str, list[int]] = {}
     for number, sha256 in wanted:
@@ -171,11 +188,8 @@ def scored_parts(
         manifest = artifact.committed()
         if manifest is None:
             continue
-        if (manifest.version, manifest.section, manifest.inputs.get("proxy")) != (
-            version,
-            section,
-            proxy,
-        ):
+        made_by = manifest.version, manifest.section, manifest.inputs.get("proxy")
+        if made_by != (version, section, proxy):
             continue
         for part in manifest.parts:
             for number in numbers.pop(part.stats["examples"], ()):

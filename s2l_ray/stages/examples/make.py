@@ -1,6 +1,6 @@
-"""`examples` from raw files: cuts them into parts, checks every row, and writes the columns all later stages read.
+"""`examples` from raw files: checks every row, and writes the columns that all later stages read.
 
-The parts are decided here, once: a fixed range of rows of one raw file. All row-wise artifacts have the same parts.
+A part is a fixed range of rows of one raw file. All artifacts that have rows have the same parts.
 """
 
 from collections import Counter
@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2l_ray.contract.work import Outcome, Work
-from s2l_ray.core.data.incremental import file_numbers, kept_parts, listing
+from s2l_ray.core.data.incremental import Numbered, file_numbers, kept_parts, listing
 from s2l_ray.core.data.original import original_rows
 from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.data.read import PartRows, read_parts
 from s2l_ray.core.storage.columns import unify
-from s2l_ray.core.storage.manifest import Part
+from s2l_ray.core.storage.manifest import Manifest, Part
 from s2l_ray.core.storage.parquet import parquet_bytes, schema_from_text, schema_text
 from s2l_ray.core.storage.records import from_json, to_json
 from s2l_ray.edge.parts import PartContext, adopt_parts, make_parts
@@ -31,7 +31,8 @@ def make(work: Work) -> Outcome:
     """Make all parts and agree on one schema for the original columns.
 
     Raises:
-        UserError: a bad row (unless rejected), no good row at all, or files whose columns cannot be unified.
+        UserError: a bad row (unless rejected), no good row at all, or files whose columns cannot be
+            unified.
     """
     jobs = {part.index: to_json(part) for part in work.ranges}
     base = work.manifests.get("base")
@@ -40,33 +41,36 @@ def make(work: Work) -> Outcome:
         adopt_parts(work, {index: (work.inputs["base"], part) for index, part in kept.items()})
     tasks = {part.index: part.task for part in work.ranges}
     parts = make_parts(work, jobs, make_several=_make_parts, tasks=tasks)
-    rows = sum(part.rows for part in parts)
-    if rows == 0:
+    if not any(part.rows for part in parts):
         raise UserError(
-            "making examples: every row was rejected. Look at the rejects, or name the columns in examples.columns."
+            "making examples: every row was rejected. Look at the rejects, or name the columns in "
+            "examples.columns."
         )
+    return Outcome(parts, info=_info(parts, work.ranges, base))
+
+
+def _info(parts: list[Part], ranges: list[PartRange], base: Manifest | None) -> dict[str, Any]:
+    """What later stages and runs read of the manifest."""
     sources: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for part in parts:
         sources.update(part.stats["sources"])
         reasons.update(part.stats["rejects"])
-    files = {part.file_number: part.file for part in work.ranges}
-    lineage = file_numbers(listing(work.ranges), base, "drop", "")
-    info = {
+    files = {part.file_number: part.file for part in ranges}
+    lineage = file_numbers(listing(ranges), base, "drop", "")
+    schemas = ((p.stats["file"], schema_from_text(p.stats["schema"], "examples")) for p in parts)
+    return {
         "sources": dict(sorted(sources.items())),
         "rejects": dict(reasons),
         "files": [
-            {"number": number, "name": file.name, "bytes": file.bytes, "sha256": file.sha256}
+            to_json(Numbered(number, file.name, file.bytes, file.sha256))
             for number, file in files.items()
         ],
         "next_file_number": lineage.next_number,
         "new_files": lineage.new if base is not None else [],
         "dropped_files": lineage.dropped,
-        "schema": schema_text(
-            unify((p.stats["file"], schema_from_text(p.stats["schema"], "examples")) for p in parts)
-        ),
+        "schema": schema_text(unify(schemas)),
     }
-    return Outcome(parts, info=info)
 
 
 def _make_parts(context: PartContext, jobs: list[dict[str, Any]]) -> Iterator[Part]:

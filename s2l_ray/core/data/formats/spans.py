@@ -50,7 +50,7 @@ class FileIndex:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as a format gives them: their numbers in the file, int64 [N], and each column's values."""
+    """Rows as a format gives them: numbers in the file, int64 [N], and each column's values."""
 
     numbers: np.ndarray
     columns: dict[str, Column]
