@@ -1,12 +1,14 @@
-"""Rows a second from raw JSON lines to tokens with a mark, beside the `datasets` library with the same tokenizer.
+"""Rows a second from raw JSON lines to tokens with labels, beside the `datasets` library.
 
     python tests/bench/bench_prepare.py --rows 1000000
 
-Writes short alpaca-like rows as JSONL and trains a small BPE tokenizer on some of them. Then, in turns and with two processes each:
-ours hashes and cuts the files, reads the parts into conversations, and encodes them; theirs is `load_dataset("json")` and a batched
-`map`. Both end with Arrow files of token ids and of what is learned. Theirs finds what is learned by the faster of the two usual ways,
-which is measured first: from the offsets of the tokens, or by tokenising the prompt alone (which may be wrong by a token). The tokens
-are compared. Prints a table, and one last line of JSON: medians, and ours to theirs from the same run.
+Writes short alpaca-like rows as JSONL and trains a small BPE tokenizer on some of them. Then both
+run in turns, with the same tokenizer and two processes each. Ours hashes and cuts the files, reads
+the parts into conversations, and encodes them; theirs is `load_dataset("json")` and a batched
+`map`. Both end with Arrow files of token ids and of what is learned. Theirs finds what is learned
+by the faster of the two usual methods, which are measured first: from the offsets of the tokens, or
+by tokenising the prompt alone (which may be wrong by a token). The tokens are compared. Prints a
+table, and one last line of JSON: medians, and ours to theirs from the same run.
 """
 
 import argparse
@@ -49,7 +51,10 @@ IGNORED = -100
 
 
 def texts(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Instructions of 5 to 25 words, for a third of them an input, outputs of 1 to 60 words; words as frequent as in English."""
+    """Instructions of 5 to 25 words, an input for a third of them, and outputs of 1 to 60 words.
+
+    Words are about as frequent as in English (Zipf's law).
+    """
     draw = random.Random(seed)
     letters = "etaoinshrdlucmfwypvbgk"
     words = [
@@ -70,7 +75,7 @@ def texts(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
 
 
 def write(folder: Path, rows: int) -> None:
-    """The rows in two files, so that each way can read them with two processes."""
+    """The rows in two files, so that both can be read with two processes."""
     for number in range(PROCESSES):
         count = rows // PROCESSES + (number < rows % PROCESSES)
         with (folder / f"{number}.jsonl").open("w") as file:
@@ -111,7 +116,8 @@ def ours(raw: Path, tokenizer: Any, rows_per_part: int, out: Path) -> list[Path]
 
 
 def _give(encoder: Encoder, out: Path) -> None:
-    global GIVEN  # what a worker process keeps
+    # What a worker process keeps.
+    global GIVEN
     GIVEN = (encoder, out)
 
 
@@ -164,9 +170,12 @@ def prompts(rows: dict[str, list[str]]) -> list[str]:
     """The paper's prompt of each row."""
     style = STYLES["alpaca"]
     return [
-        f"{style.opening_with_input}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
-        if input
-        else f"{style.opening}\n\n### Instruction:\n{instruction}\n\n### Response:"
+        (
+            f"{style.opening_with_input}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}"
+            if input
+            else f"{style.opening}\n\n### Instruction:\n{instruction}"
+        )
+        + "\n\n### Response:"
         for instruction, input in zip(rows["instruction"], rows["input"], strict=True)
     ]
 
@@ -219,12 +228,12 @@ def by_prompts(rows: dict[str, list[str]], tokenizer: Any) -> dict[str, list[lis
 
 
 def main() -> None:
-    """Write the rows, run both ways in turns, compare what they make, print."""
+    """Write the rows, run both in turns, compare what they make, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=1_000_000, help="number of rows")
-    parser.add_argument("--repeats", type=int, default=3, help="times that each way runs")
+    parser.add_argument("--repeats", type=int, default=3, help="times that each runs")
     parser.add_argument("--rows-per-part", type=int, default=16_384, help="rows of a part of ours")
     args = parser.parse_args()
     import datasets
@@ -238,10 +247,10 @@ def main() -> None:
         write(scratch / "few", 10_000)
         tokenizer = trained_tokenizer(scratch / "tokenizer")
         tried = {
-            way: seconds(partial(theirs, scratch / "few", tokenizer, way), scratch)[0]
-            for way in (by_offsets, by_prompts)
+            method: seconds(partial(theirs, scratch / "few", tokenizer, method), scratch)[0]
+            for method in (by_offsets, by_prompts)
         }
-        encode = min(tried, key=lambda way: tried[way].wall)
+        encode = min(tried, key=lambda method: tried[method].wall)
         took: dict[str, list[Seconds]] = {"ours": [], "theirs": []}
         for _ in range(args.repeats):
             mine, parts = seconds(
@@ -251,7 +260,8 @@ def main() -> None:
             took["ours"].append(mine)
             took["theirs"].append(other)
         different = compare(parts, rows)
-    report(args.rows, took, {way.__name__: one for way, one in tried.items()}, different)
+    by_name = {method.__name__: one for method, one in tried.items()}
+    report(args.rows, took, by_name, different)
 
 
 class Seconds(NamedTuple):
@@ -294,16 +304,18 @@ def report(
     for name, runs in took.items():
         wall, processor = (statistics.median(times) for times in zip(*runs, strict=True))
         print(
-            f"{name:8} {rows / wall:10,.0f} rows/s {wall:8.1f} s {processor:8.1f} s of processors' time"
+            f"{name:8} {rows / wall:10,.0f} rows/s {wall:8.1f} s {processor:8.1f} s of processors' "
+            "time"
         )
     pairs = list(zip(took["theirs"], took["ours"], strict=True))
     ratios = {
         field: round(statistics.median(getattr(a, field) / getattr(b, field) for a, b in pairs), 3)
         for field in Seconds._fields
     }
-    way = min(tried, key=lambda name: tried[name].wall)
+    method = min(tried, key=lambda name: tried[name].wall)
     print(
-        f"ours is {ratios['wall']:.2f} x theirs, {ratios['processor']:.2f} x by processors' time (labels {way}); rows that differ: {different}"
+        f"ours is {ratios['wall']:.2f} x theirs, {ratios['processor']:.2f} x by processors' time "
+        f"(labels {method}); rows that differ: {different}"
     )
     result = {
         "rows": rows,
@@ -313,7 +325,7 @@ def report(
             for name, runs in took.items()
         },
         "ours_to_theirs": ratios,
-        "labels": way,
+        "labels": method,
         "tried": {name: round(one.wall, 2) for name, one in tried.items()},
         "different": different,
         "runs": {

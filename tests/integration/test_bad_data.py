@@ -1,4 +1,5 @@
-"""Wrong data that only show once Ray reads or computes them: one error that names the thing and the remedy, and no artifact of it."""
+"""Bad data that only show once Ray reads or computes them: one error that names the thing and the
+remedy, and no artifact of it."""
 
 import json
 import shutil
@@ -37,7 +38,7 @@ class Case:
         return Artifact(Store(str(self.storage)), stage, fingerprint)
 
     def rewrite(self, stage: str, change: Callable[[bytes], bytes], wanted: str) -> str:
-        """Give a file of an artifact other content under its name, and let the manifest vouch for it."""
+        """Give an artifact's file other content, with the right size and hash in the manifest."""
         artifact = self.artifact(stage)
         raw = json.loads(artifact.read("manifest.json"))
         entries = [
@@ -195,15 +196,30 @@ def a_held_out_row_without_a_learned_token(case: Case) -> list[str]:
 
 
 KINDS = [
-    weights_that_are_nan, weights_that_are_missing, stored_losses_of_a_wrong_type, stored_losses_that_are_infinite,
-    a_manifest_that_lies_about_a_hash, rows_that_are_all_alike, no_row_with_a_learned_token, every_row_rejected,
-    columns_that_cannot_be_unified, a_budget_above_what_is_scored, a_step_that_is_not_stored, a_score_that_is_no_number,
-    weights_of_a_wrong_number, steps_that_are_not_stored, differences_of_one_step, used_clusters_of_another_k,
+    weights_that_are_nan,
+    weights_that_are_missing,
+    stored_losses_of_a_wrong_type,
+    stored_losses_that_are_infinite,
+    a_manifest_that_lies_about_a_hash,
+    rows_that_are_all_alike,
+    no_row_with_a_learned_token,
+    every_row_rejected,
+    columns_that_cannot_be_unified,
+    a_budget_above_what_is_scored,
+    a_step_that_is_not_stored,
+    a_score_that_is_no_number,
+    weights_of_a_wrong_number,
+    steps_that_are_not_stored,
+    differences_of_one_step,
+    used_clusters_of_another_k,
     a_held_out_row_without_a_learned_token,
-]  # fmt: skip
-MADE_BEFORE = {  # by which stage the error comes: what is made before it may stay
-    rows_that_are_all_alike: "clusters", no_row_with_a_learned_token: "proxy", a_budget_above_what_is_scored: "subset",
-}  # fmt: skip
+]
+# The stage that fails; what is made before it may stay.
+MADE_BEFORE = {
+    rows_that_are_all_alike: "clusters",
+    no_row_with_a_learned_token: "proxy",
+    a_budget_above_what_is_scored: "subset",
+}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -1,4 +1,5 @@
-"""`examples` of a folder with every format, beside that of one file of lines: the same conversations and original values."""
+"""`examples` of a folder with every format has the conversations and original values of `examples`
+of one file of lines."""
 
 import json
 from pathlib import Path

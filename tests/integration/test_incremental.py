@@ -1,4 +1,5 @@
-"""A data set that grows: old rows keep ids, losses and clusters; only new parts are read and scored; lost files are told."""
+"""A data set that grows: old rows keep ids, losses and clusters; only new parts are read and
+scored; missing files are named."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from s2l_ray.core.storage.store import Store
 from tests import tiny
 from tests.integration.conftest import Ended, Runs, write_job
 
-NEW_FIRST = "aaa.jsonl"  # sorts before all old files, so that numbers by name would be wrong
+# Sorts before all old files, so that numbers by name would be wrong.
+NEW_FIRST = "aaa.jsonl"
 
 
 class Growing:

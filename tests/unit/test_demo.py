@@ -1,4 +1,5 @@
-"""The demo's mixture against an answer key written apart from its generator, and its job against its rows."""
+"""The demo's mixture against an answer key written apart from its generator, and its job against
+its rows."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Rows of every schema to conversations: what becomes of each, and how rows that are none are told."""
+"""Rows of every schema to conversations: what becomes of each, and how bad rows are named."""
 
 import json
 from pathlib import Path
@@ -10,16 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray.config import Columns
-from s2l_ray.core.data.find import find_files
 from s2l_ray.core.data.json_text import to_json_text, without_nulls
 from s2l_ray.core.data.original import original_rows
-from s2l_ray.core.data.parts import part_ranges
-from s2l_ray.core.data.read import PartRows, index_file, read_part
+from s2l_ray.core.data.read import PartRows
 from s2l_ray.core.data.turns import FOLLOWERS, ROLES, START
-from s2l_ray.core.storage.columns import is_json, json_field, unify
+from s2l_ray.core.storage.columns import is_json
 from s2l_ray.core.storage.schemas import MESSAGES
 from s2l_ray.errors import UserError
+from tests.unit.core.data import raw
 
 Row = dict[str, Any]
 Turn = tuple[str, str]
@@ -29,10 +27,8 @@ def read(path: Path, rows: list[Row], on_bad_row: str = "stop", **columns: Any) 
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = find_files([str(path)], None)
-    (part,) = part_ranges(files, [index_file(file, 100) for file in files])
-    return read_part(part, Columns(**columns), on_bad_row)
+        raw.lines(path, *rows)
+    return raw.read(path, on_bad_row, **columns)
 
 
 def turns_of(made: PartRows, row: int = 0) -> list[Turn]:
@@ -52,7 +48,11 @@ SCHEMAS: list[tuple[Row, dict[str, Any], list[Turn]]] = [
     ({"query": "q", "response": "a"}, {}, QA),
     ({"system": "s", "instruction": "q", "output": "a"}, {}, [("system", "s"), *QA]),
     ({"system": "", "instruction": "q", "output": "a"}, {}, QA),
-    ({"rules": "s", "instruction": "q", "output": "a"}, {"system": "rules"}, [("system", "s"), *QA]),
+    (
+        {"rules": "s", "instruction": "q", "output": "a"},
+        {"system": "rules"},
+        [("system", "s"), *QA],
+    ),
     ({"messages": said(*QA)}, {}, QA),
     ({"messages": said(*QA), "prompt": "q"}, {}, QA),
     ({"messages": said(("developer", "s"), *QA)}, {}, [("system", "s"), *QA]),
@@ -62,16 +62,42 @@ SCHEMAS: list[tuple[Row, dict[str, Any], list[Turn]]] = [
     ({"conversations": said(*QA)}, {}, QA),
     ({"talk": said(*QA)}, {"messages": "talk"}, QA),
     ({"talk": json.dumps(said(*QA))}, {"messages": "talk"}, QA),
-    ({"messages": [{"who": "me", "says": "q"}, {"who": "bot", "says": "a"}]},
-     {"role": "who", "content": "says", "roles": {"me": "user"}}, QA),
-    ({"prompt": said(("system", "s"), ("user", "q")), "completion": said(("assistant", "a"))}, {}, [("system", "s"), *QA]),
-    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]},
-                   {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
-     {}, [("user", "q"), ("assistant", "ab")]),
-    ({"conversations": [{"from": "user", "value": "q"}, {"from": "function_call", "value": "{}"},
-                        {"from": "observation", "value": "1"}, {"from": "assistant", "value": "a"}]},
-     {}, [("user", "q"), ("assistant", "{}"), ("tool", "1"), ("assistant", "a")]),
-]  # fmt: skip
+    (
+        {"messages": [{"who": "me", "says": "q"}, {"who": "bot", "says": "a"}]},
+        {"role": "who", "content": "says", "roles": {"me": "user"}},
+        QA,
+    ),
+    (
+        {"prompt": said(("system", "s"), ("user", "q")), "completion": said(("assistant", "a"))},
+        {},
+        [("system", "s"), *QA],
+    ),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "q"}]},
+                {
+                    "role": "assistant",
+                    "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+                },
+            ]
+        },
+        {},
+        [("user", "q"), ("assistant", "ab")],
+    ),
+    (
+        {
+            "conversations": [
+                {"from": "user", "value": "q"},
+                {"from": "function_call", "value": "{}"},
+                {"from": "observation", "value": "1"},
+                {"from": "assistant", "value": "a"},
+            ]
+        },
+        {},
+        [("user", "q"), ("assistant", "{}"), ("tool", "1"), ("assistant", "a")],
+    ),
+]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -119,7 +145,7 @@ def test_what_else_a_turn_has_is_kept_as_json_in_its_order(tmp_path: Path) -> No
         assert made.table["tools"].to_pylist() == ['[{"name":"f","b":1}]']
 
 
-def test_nulls_that_columns_fill_in_are_not_told_from_absent_keys() -> None:
+def test_nulls_that_columns_fill_in_are_the_same_as_absent_keys() -> None:
     value = [{"a": None, "b": [{"c": None}, None], "d": {}}]
     assert without_nulls(value) == [{"b": [{}, None], "d": {}}]
     assert to_json_text({"b": 1, "a": "é"}) == '{"b":1,"a":"é"}'
@@ -204,33 +230,86 @@ BAD: list[tuple[Any, str, str]] = [
     ("hello", "expected the JSON text of a list of turns", ", but Expecting value"),
     ('{"role": "user"}', "expected the JSON text of a list of turns, got that of dict", ""),
     (["q", "a"], "expected turns that are objects, got str", ", turn 1"),
-    ([user("q"), {"content": "a"}], "expected a known role under the key 'role'", ", got None in turn 2"),
-    ([user("q"), {"role": "oracle", "content": "a"}], "expected a known role under the key 'role'", "got 'oracle' in turn 2; examples.columns.roles"),
-    ([user("q"), {"role": ["user"], "content": "a"}], "expected a known role", "got ['user'] in turn 2"),
+    (
+        [user("q"), {"content": "a"}],
+        "expected a known role under the key 'role'",
+        ", got None in turn 2",
+    ),
+    (
+        [user("q"), {"role": "oracle", "content": "a"}],
+        "expected a known role under the key 'role'",
+        "got 'oracle' in turn 2; examples.columns.roles",
+    ),
+    (
+        [user("q"), {"role": ["user"], "content": "a"}],
+        "expected a known role",
+        "got ['user'] in turn 2",
+    ),
     ([user("q"), assistant(5)], "expected text under the key 'content', got int", ", turn 2"),
-    ([user("q"), {"role": "assistant"}], "expected text under the key 'content', got NoneType", ", turn 2"),
-    ([user("q"), assistant(None)], "expected text under the key 'content', got NoneType", ", turn 2"),
-    ([user([{"type": "image_url", "image_url": "u"}]), assistant("a")], "expected nothing but parts of text under the key 'content'", "type 'image_url' in turn 1"),
-    ([user([{"type": "text", "text": 5}]), assistant("a")], "expected nothing but parts of text", "type 'text' in turn 1"),
+    (
+        [user("q"), {"role": "assistant"}],
+        "expected text under the key 'content', got NoneType",
+        ", turn 2",
+    ),
+    (
+        [user("q"), assistant(None)],
+        "expected text under the key 'content', got NoneType",
+        ", turn 2",
+    ),
+    (
+        [user([{"type": "image_url", "image_url": "u"}]), assistant("a")],
+        "expected nothing but parts of text under the key 'content'",
+        "type 'image_url' in turn 1",
+    ),
+    (
+        [user([{"type": "text", "text": 5}]), assistant("a")],
+        "expected nothing but parts of text",
+        "type 'text' in turn 1",
+    ),
     ([user("q"), assistant("")], "expected text, got an empty assistant turn", ", turn 2"),
-    ([user("q"), assistant(" \n", tool_calls=[])], "expected text, got an empty assistant turn", ", turn 2"),
+    (
+        [user("q"), assistant(" \n", tool_calls=[])],
+        "expected text, got an empty assistant turn",
+        ", turn 2",
+    ),
     ([user(""), assistant("a")], "expected text, got an empty user turn", ", turn 1"),
-    ([assistant("a"), user("q")], "roles out of order: expected system or user first, got assistant", ", turn 1"),
-    ([user("q"), user("r"), assistant("a")], "roles out of order: expected assistant after user, got user", ", turn 2"),
-    ([user("q"), assistant("a"), assistant("b")], "roles out of order: expected user or tool after assistant, got assistant", ", turn 3"),
-    ([user("q"), {"role": "system", "content": "s"}, assistant("a")], "expected assistant after user, got system", ", turn 2"),
-    ([user("q"), {"role": "tool", "content": "s"}, assistant("a")], "expected assistant after user, got tool", ", turn 2"),
+    (
+        [assistant("a"), user("q")],
+        "roles out of order: expected system or user first, got assistant",
+        ", turn 1",
+    ),
+    (
+        [user("q"), user("r"), assistant("a")],
+        "roles out of order: expected assistant after user, got user",
+        ", turn 2",
+    ),
+    (
+        [user("q"), assistant("a"), assistant("b")],
+        "roles out of order: expected user or tool after assistant, got assistant",
+        ", turn 3",
+    ),
+    (
+        [user("q"), {"role": "system", "content": "s"}, assistant("a")],
+        "expected assistant after user, got system",
+        ", turn 2",
+    ),
+    (
+        [user("q"), {"role": "tool", "content": "s"}, assistant("a")],
+        "expected assistant after user, got tool",
+        ", turn 2",
+    ),
     ([user("q")], "expected an assistant turn, got none", ""),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("value", "reason", "detail"), BAD)
-def test_a_row_that_is_no_conversation_is_told(
+def test_a_row_that_is_no_conversation_is_named(
     tmp_path: Path, value: Any, reason: str, detail: str
 ) -> None:
     good = {"messages": said(*QA)}
     path = tmp_path / "x.jsonl"
-    mixed = not isinstance(value, list | None)  # which cannot be kept beside lists
+    # A value that cannot stand beside lists in one column.
+    mixed = not isinstance(value, list | None)
     rows = [{"messages": value}] if mixed else [good, {"messages": value}, good]
     with pytest.raises(UserError) as error:
         read(path, rows)
@@ -253,7 +332,7 @@ def test_a_row_that_is_no_conversation_is_told(
         (5, "expected a list of tools or its JSON text, got int"),
     ],
 )
-def test_tools_that_are_no_list_are_told(tmp_path: Path, tools: Any, reason: str) -> None:
+def test_tools_that_are_no_list_are_named(tmp_path: Path, tools: Any, reason: str) -> None:
     with pytest.raises(UserError, match=r"line 1: field 'tools': ") as error:
         read(tmp_path / "x.jsonl", [{"messages": said(*QA), "tools": tools}])
     assert reason in str(error.value)
@@ -266,74 +345,3 @@ def test_a_column_that_holds_no_lists_is_refused(tmp_path: Path, column: list[An
         match=r"field 'messages': expected lists of turns, got .*examples.columns.messages",
     ):
         read(tmp_path / "x.parquet", [{"messages": value} for value in column], "reject")
-
-
-# ---- what Arrow has no one type for
-
-
-def test_objects_of_several_types_are_kept_as_json_text(tmp_path: Path) -> None:
-    rows = [
-        {"prompt": "q", "completion": "a", "args": {"value": 1, "b": None}, "n": 1},
-        {"prompt": "q", "completion": "a", "args": {"value": ["x"]}, "n": 2},
-        {"prompt": "q", "completion": "a", "args": None, "n": 3},
-    ]
-    original = original_rows(read(tmp_path / "x.jsonl", rows).table)
-    assert is_json(original.schema.field("args"))
-    assert [
-        None if text is None else json.loads(text) for text in original["args"].to_pylist()
-    ] == [row["args"] for row in rows]
-    assert original.schema.field("n").type == pa.int64()
-
-
-def test_objects_of_very_many_keys_are_kept_as_json_text(tmp_path: Path) -> None:
-    rows = [{"prompt": "q", "completion": "a", "args": {f"k{n}": n}} for n in range(300)]
-    path = tmp_path / "x.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = find_files([str(path)], None)
-    (part,) = part_ranges(files, [index_file(file, 1000) for file in files])
-    original = original_rows(read_part(part, Columns()).table)
-    assert is_json(original.schema.field("args"))
-    assert original["args"][299].as_py() == '{"k299":299}'
-
-
-def schema(**types: Any) -> pa.Schema:
-    return pa.schema(list(types.items()))
-
-
-def test_columns_of_several_files_are_unified() -> None:
-    one = schema(a=pa.int64(), b=pa.string(), c=pa.null(), d=pa.struct([("x", pa.int64())]))
-    two = schema(
-        a=pa.float64(), c=pa.list_(pa.string()), d=pa.struct([("y", pa.string())]), e=pa.bool_()
-    )
-    found = unify([("one", one), ("two", two), ("one again", one)])
-    assert found.names == ["a", "b", "c", "d", "e"]
-    assert found.field("a").type == pa.float64()
-    assert found.field("c").type == pa.list_(pa.string())
-    assert found.field("d").type == pa.struct([("x", pa.int64()), ("y", pa.string())])
-
-
-def test_objects_that_do_not_fit_become_json_text_and_original_rows_follow(tmp_path: Path) -> None:
-    def table(value: Any) -> pa.Table:
-        return read(tmp_path / "x.jsonl", [{"prompt": "q", "completion": "a", "args": value}]).table
-
-    tables = [table({"v": 1}), table({"v": "one"}), table([{"v": 1}, {"v": "one"}]), table(None)]
-    found = unify((str(n), original_rows(t).schema) for n, t in enumerate(tables))
-    assert is_json(found.field("args"))
-    rows = pa.concat_tables([original_rows(t, found) for t in tables])
-    assert [text and json.loads(text) for text in rows["args"].to_pylist()] == [
-        {"v": 1},
-        {"v": "one"},
-        [{"v": 1}, {"v": "one"}],
-        None,
-    ]
-
-
-@pytest.mark.parametrize("other", [pa.string(), pa.list_(pa.int64()), pa.bool_()])
-def test_columns_that_do_not_fit_are_told_with_both_files(other: pa.DataType) -> None:
-    fine = schema(b=pa.string())
-    with pytest.raises(
-        UserError, match=r"field 'a' of three does not fit that of two .*remove the field"
-    ):
-        unify([("one", fine), ("two", schema(a=pa.int64())), ("three", schema(a=other))])
-    with pytest.raises(UserError, match=r"field 'a' of two does not fit that of one"):
-        unify([("one", pa.schema([json_field("a")])), ("two", schema(a=pa.int64()))])

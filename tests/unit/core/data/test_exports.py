@@ -1,4 +1,4 @@
-"""Lines that other programs read, and the config that names them; no library but `datasets` is needed here."""
+"""Lines that other programs read, and the config that names them."""
 
 import json
 import math

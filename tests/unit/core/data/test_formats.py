@@ -1,4 +1,5 @@
-"""The same rows in every format: identical conversations and original values, however the file is cut, compressed or chunked."""
+"""The same rows in every format: identical conversations and original values, however the file is
+cut, compressed or chunked."""
 
 import bz2
 import csv
@@ -243,10 +244,18 @@ def test_a_conversation_as_json_text_in_a_csv_is_the_one_it_stands_for(tmp_path:
 
 
 values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-99, 99), st.text(st.sampled_from('"\\[]{},: é'), max_size=6)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text('"\\[,', max_size=3), inner, max_size=3)),
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-99, 99),
+        st.text(st.sampled_from('"\\[]{},: é'), max_size=6),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.text('"\\[,', max_size=3), inner, max_size=3),
+    ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -288,10 +297,8 @@ def test_parts_of_a_large_row_group_are_read_together(
     monkeypatch.setattr(formats, "ROWS_PER_READ", 20)
     parts = parts_of(tmp_path, "a.parquet", as_parquet(rows, group=50), 5)
     tasks = [[int(part.task.split("/")[1]) for part in parts], len({part.task for part in parts})]
-    assert tasks == [
-        [0] * 10 + [1] * 10,
-        6,
-    ]  # rows 0-19, 20-39, 40-49 of the first group; 50-59, 60-79, 80-99 of the second
+    # Rows 0-19, 20-39, 40-49 of the first group; 50-59, 60-79, 80-99 of the second.
+    assert tasks == [[0] * 10 + [1] * 10, 6]
     assert (
         len({part.task for part in parts_of(tmp_path, "b.parquet", as_parquet(rows, group=4), 5)})
         == 20
@@ -309,8 +316,11 @@ def test_batches_of_arrow_may_be_of_any_size(tmp_path: Path, stream: bool) -> No
     sink = io.BytesIO()
     with (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema) as writer:
         for first, end in ((0, 0), (0, 1), (1, 1), (1, 30), (30, 31), (31, 50), (50, 50)):
-            writer.write_batch(table.slice(first, end - first).combine_chunks().to_batches()[0] if end > first else
-                               pa.RecordBatch.from_pylist([], table.schema))  # fmt: skip
+            writer.write_batch(
+                table.slice(first, end - first).combine_chunks().to_batches()[0]
+                if end > first
+                else pa.RecordBatch.from_pylist([], table.schema)
+            )
     for every in (1, 7, 50, 99):
         parts = parts_of(tmp_path, f"{every}.arrow", sink.getvalue(), every)
         for together in (False, True):
@@ -403,7 +413,7 @@ def ids(parts: Iterable[PartRange]) -> np.ndarray:
 
 
 def test_real_files_are_all_readable() -> None:
-    """Where the data are at hand: every one of their training and evaluation files, with the columns found by themselves."""
+    """Every training and evaluation file, its columns found by name, where the data are at hand."""
     folder = Path(__file__).parents[5] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("there is no ../shared/data beside this checkout")

@@ -1,4 +1,5 @@
-"""Data sets of the `datasets` library: folders that save_to_disk wrote, and what is kept of one from the Hub."""
+"""Data sets of the `datasets` library: folders that save_to_disk wrote, and what the storage
+holds of one from the Hub."""
 
 import json
 import re
@@ -48,9 +49,8 @@ def rows_of(files: list[str], split: str = "train") -> tuple[list[dict[str, Any]
 
 def test_a_saved_folder_is_read_as_it_lies_there(tmp_path: Path) -> None:
     folder = saved(tmp_path / "mine")
-    datasets.load_from_disk(folder).map(
-        lambda row: {"more": 1}
-    )  # leaves a cache file in the folder
+    # Leaves a cache file in the folder.
+    datasets.load_from_disk(folder).map(lambda row: {"more": 1})
     assert rows_of([str(folder)]) == (ROWS, {"mine"})
 
 
@@ -141,20 +141,32 @@ def test_pictures_are_refused_with_their_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda folder: (folder / "state.json").write_text("{"), r"state.json: it is not JSON .*Save the data set again"),
-        (lambda folder: (folder / "state.json").write_text("{}"), r"state.json does not list the data set's files"),
-        (lambda folder: (folder / "data-00001-of-00002.arrow").unlink(), r"lists .*data-00001-of-00002.arrow, which is missing"),
-        (lambda folder: (folder / "data-00001-of-00002.arrow").write_bytes(b"x" * 99), r"data-00001-of-00002.arrow: expected a whole Arrow file or stream"),
+        (
+            lambda folder: (folder / "state.json").write_text("{"),
+            r"state.json: it is not JSON .*Save the data set again",
+        ),
+        (
+            lambda folder: (folder / "state.json").write_text("{}"),
+            r"state.json does not list the data set's files",
+        ),
+        (
+            lambda folder: (folder / "data-00001-of-00002.arrow").unlink(),
+            r"lists .*data-00001-of-00002.arrow, which is missing",
+        ),
+        (
+            lambda folder: (folder / "data-00001-of-00002.arrow").write_bytes(b"x" * 99),
+            r"data-00001-of-00002.arrow: expected a whole Arrow file or stream",
+        ),
     ],
-)  # fmt: skip
-def test_a_damaged_folder_is_told(tmp_path: Path, change: Any, said: str) -> None:
+)
+def test_a_damaged_folder_is_named(tmp_path: Path, change: Any, said: str) -> None:
     folder = saved(tmp_path / "mine")
     change(folder)
     with pytest.raises(UserError, match=said):
         rows_of([str(folder)])
 
 
-def test_a_split_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
     datasets.DatasetDict({"test": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "both")
     with pytest.raises(
         UserError,
@@ -168,7 +180,7 @@ def test_a_split_that_is_not_there_is_told(tmp_path: Path) -> None:
         store_dataset(Store(str(tmp_path / "storage")), str(tmp_path / "hub"), None, "other")
 
 
-def test_a_hub_that_does_not_answer_is_told(
+def test_a_hub_that_does_not_answer_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
