@@ -1,9 +1,9 @@
 """Run a job: reuse or make every artifact its config asks for.
 
-    python -m s2l_ray.run                                             the built-in demo, on this machine
-    python -m s2l_ray.run --config jobs/NAME.yaml --until subset      a job of yours, up to a stage
-    python -m s2l_ray.run --config jobs/NAME.yaml --clusters.k=200    with another value of any field
-    python -m s2l_ray.run --config jobs/NAME.yaml --dry-run           what would be done, and what it would cost
+    python -m s2l_ray.run                                           the built-in demo
+    python -m s2l_ray.run --config jobs/NAME.yaml --until subset    a job of yours, up to a stage
+    python -m s2l_ray.run --config jobs/NAME.yaml --clusters.k=200  with another value of any field
+    python -m s2l_ray.run --config jobs/NAME.yaml --dry-run         what it would do, and its cost
 
 The same command again resumes where it stopped.
 """
@@ -26,11 +26,12 @@ from s2l_ray.core.storage.store import Store, join_uri
 from s2l_ray.errors import UserError
 
 log = logging.getLogger("s2l_ray")
-INTERRUPTED = 130  # what shells say of a command that Ctrl-C ended
+# What shells say of a command that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, plan, run, print. Returns the exit status: 0 only when every requested artifact is committed."""
+    """Parse, plan, run, print. The exit status is 0 only when every requested artifact is committed."""
     args, overrides = parser(__doc__ or "").parse_known_args(arguments)
     set_up_logging()
     return exit_status(functools.partial(_run, args, overrides))
@@ -38,23 +39,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     job = load_job(args.config, overrides)
-    made_plan = pipeline.plan(job, args.until, assume=args.dry_run)
+    plan = pipeline.plan(job, args.until, assume=args.dry_run)
     if args.dry_run:
         from s2l_ray.pipeline.estimate import print_plan
 
-        print_plan(made_plan)
+        print_plan(plan)
     else:
-        print_results(job, pipeline.run(made_plan))
+        print_results(plan, pipeline.run(plan))
 
 
 def leave(status: int) -> NoReturn:
     """End the process.
 
-    After Ctrl-C other threads are still in calls to Ray, and crash now and then when Ray is taken down under them. So nothing is: Ray
-    ends what belongs to a driver that is gone.
+    After Ctrl-C other threads are still in calls to Ray, and now and then they crash when Ray is taken
+    down under them. So it is not taken down: Ray itself ends what belongs to a driver that is gone.
     """
     if status == INTERRUPTED:
-        with contextlib.suppress(OSError):  # whoever read it has gone too
+        # Whoever read the output may have gone too.
+        with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
@@ -62,7 +64,7 @@ def leave(status: int) -> NoReturn:
 
 
 def exit_status(command: Callable[[], None]) -> int:
-    """Exit status of a command: 0; 1 after an error that is told in words; 130 where Ctrl-C ended it."""
+    """Exit status of a command: 0; 1 after an error, which is printed; 130 where Ctrl-C ended it."""
     try:
         command()
     except KeyboardInterrupt:
@@ -71,10 +73,11 @@ def exit_status(command: Callable[[], None]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except OSError as error:  # a full disk, a storage that went away: nothing half-written counts
+    except OSError as error:
+        # A full disk, a storage that went away: nothing half-written counts.
         print(
-            f"error: {type(error).__name__}: {error}. See to the disk or the storage, and run the same command again: what is finished "
-            "is kept.",
+            f"error: {type(error).__name__}: {error}. See to the disk or the storage, and run the "
+            "same command again: what is finished is kept.",
             file=sys.stderr,
         )
         return 1
@@ -99,7 +102,7 @@ def parser(text: str) -> argparse.ArgumentParser:
 
 
 def job_parser(text: str) -> argparse.ArgumentParser:
-    """A command line that names a job; anything else of the form --section.field=value changes its config."""
+    """A command line that names a job; further arguments --section.field=value change its config."""
     made = argparse.ArgumentParser(
         description=text,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -149,46 +152,49 @@ def set_up_logging() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-def print_results(job: config.Job, done: list[pipeline.Done]) -> None:
-    """The table of stages, the comparison of variants where there is one, and where the results lie."""
-    console = Console()
-    table = Table(title=f"run {job.first.run.name}")
-    for name in ("stage", "variants", "reused or made", "rows", "seconds", "start-up"):
-        table.add_column(
-            name, justify="right" if name in ("rows", "seconds", "start-up") else "left"
-        )
-    for result in done:
-        everyone = len(result.node.variants) == len(job.variants)
-        names = "all" if everyone else ", ".join(result.node.variants)
-        state = "made" if result.made else "reused"
-        table.add_row(
-            result.node.stage.name,
-            names,
-            state,
-            f"{result.manifest.rows:,}" if result.manifest.parts else "",
-            f"{result.seconds:.1f}",
-            "" if result.manifest.start_seconds is None else f"{result.manifest.start_seconds:.1f}",
-        )
-    console.print(table)
+def print_results(plan: pipeline.Plan, done: list[pipeline.Done]) -> None:
+    """The table of stages, the comparison of variants where there is one, and where results lie."""
+    job, console = plan.job, Console()
+    console.print(_stages(job, done))
+    by_label = {result.node.label: result.manifest for result in done}
+    of_variant = {variant: plan.of(variant) for variant in job.variants}
     evaluated = {
-        v: r.manifest.info
-        for r in done
-        if r.node.stage.name == "evaluation"
-        for v in r.node.variants
+        variant: by_label[nodes["evaluation"].label].info
+        for variant, nodes in of_variant.items()
+        if "evaluation" in nodes
     }
     if evaluated:
         console.print(comparison(evaluated))
+    for variant, nodes in of_variant.items():
+        # Variants that share a subset are named together, by the first of them.
+        if "subset" in nodes and nodes["subset"].variants[0] == variant:
+            names = ", ".join(nodes["subset"].variants)
+            print(f"subset ({names}): {nodes['subset'].artifact.uri}")
+    if any(result.node.stage.of_job for result in done):
+        print(f"report: {plan.store.uri_of(f'runs/{job.first.run.name}/report.html')}")
+
+
+def _stages(job: config.Job, done: list[pipeline.Done]) -> Table:
+    table = Table(title=f"run {job.first.run.name}")
+    for name in ("stage", "variants", "reused or made", "rows", "seconds", "start-up"):
+        numeric = name in ("rows", "seconds", "start-up")
+        table.add_column(name, justify="right" if numeric else "left")
     for result in done:
-        if result.node.stage.name == "subset":
-            print(f"subset ({', '.join(result.node.variants)}): {result.node.artifact.uri}")
-    if done and done[-1].node.stage.name == "report":
-        print(
-            f"report: {done[-1].node.artifact.store.uri_of(f'runs/{job.first.run.name}/report.html')}"
+        node, manifest = result.node, result.manifest
+        everyone = len(node.variants) == len(job.variants)
+        table.add_row(
+            node.stage.name,
+            "all" if everyone else ", ".join(node.variants),
+            "made" if result.made else "reused",
+            f"{manifest.rows:,}" if manifest.parts else "",
+            f"{result.seconds:.1f}",
+            "" if manifest.start_seconds is None else f"{manifest.start_seconds:.1f}",
         )
+    return table
 
 
 def comparison(evaluated: dict[str, dict]) -> Table:
-    """Held-out loss and exact match by source, a column pair a variant."""
+    """Held-out loss and exact match by source, one column a variant."""
     table = Table(title="held-out loss / exact match")
     table.add_column("source")
     for variant in evaluated:

@@ -1,4 +1,7 @@
-"""Parts through Ray Data: descriptors stream through tasks or actors, which write the parts."""
+"""Parts through Ray Data: descriptors stream through tasks or actors, which write the parts.
+
+A descriptor is a small JSON object. What comes back is what a receipt says of a part, never its rows.
+"""
 
 import functools
 import json
@@ -25,15 +28,14 @@ from s2l_ray.errors import UserError
 from s2l_ray.progress import track
 
 log = logging.getLogger("s2l_ray")
-
-
-# A task through Ray Data takes 7 ms of the driver (tests/bench/bench_nodes.py), so that more of them would keep others waiting.
+# A task through Ray Data takes 7 ms of the driver (tests/bench/bench_nodes.py); more tasks than these
+# would keep the workers waiting, so neighbours share one.
 MOST_TASKS = 16_384
 
 
 @dataclass(frozen=True)
 class PartContext:
-    """What a task that makes parts needs besides its job; small, because it travels with every task."""
+    """What makes parts needs this besides their descriptors; small, because it travels with every task."""
 
     config: Config
     artifact: Artifact
@@ -51,49 +53,154 @@ def part_context(work: Work) -> PartContext:
     return PartContext(work.config, work.artifact, work.inputs, work.run)
 
 
-MakePart = Callable[[PartContext, dict[str, Any]], Part]
+Descriptor = dict[str, Any]
+# Makes the parts of one task, in the order of their descriptors.
+MakeParts = Callable[[PartContext, list[Descriptor]], Iterable[Part]]
+MakePart = Callable[[Descriptor], Part]
+# Loads what is expensive, once an actor, and returns the function that makes one part with it.
+Load = Callable[[PartContext], MakePart]
+# From rows, one a task, and their number to answers.
+Stream = Callable[[ray.data.Dataset, int], ray.data.Dataset]
 
 
-MakeParts = Callable[[PartContext, list[dict[str, Any]]], Iterable[Part]]
+def one_by_one(make: Callable[[PartContext, Descriptor], Part]) -> MakeParts:
+    """For `parts_by_tasks`, from a function that makes one part."""
+    return functools.partial(_each, make)
+
+
+def _each(
+    make: Callable[[PartContext, Descriptor], Part],
+    context: PartContext,
+    descriptors: list[Descriptor],
+) -> Iterator[Part]:
+    return (make(context, descriptor) for descriptor in descriptors)
+
+
+def parts_by_tasks(
+    work: Work,
+    descriptors: Mapping[int, Descriptor],
+    make: MakeParts,
+    tasks: Mapping[int, str] | None = None,
+) -> list[Part]:
+    """Make the parts that no earlier run finished, in Ray Data tasks.
+
+    Args:
+        descriptors: by part number.
+        make: gets each descriptor with its part number as `index`.
+        tasks: part number -> name of the task that makes it; without it each part has its own.
+
+    Returns:
+        All parts by number, whoever made them.
+
+    Raises:
+        UserError: what `make` raised, or parts are missing at the end.
+    """
+    context = part_context(work)
+
+    def stream(rows: ray.data.Dataset, num_tasks: int) -> ray.data.Dataset:
+        return rows.flat_map(_make_in_task, fn_args=(make, context), num_cpus=TASK_CPUS)  # type: ignore[arg-type]
+
+    return _streamed(work, descriptors, stream, tasks)
+
+
+def parts_by_actors(work: Work, descriptors: Mapping[int, Descriptor], load: Load) -> list[Part]:
+    """The same in a Ray Data pool of as many actors as `work.request` asks for and the cluster holds."""
+    context, request = part_context(work), work.request
+
+    def stream(rows: ray.data.Dataset, num_tasks: int) -> ray.data.Dataset:
+        cpus = actor_cpus(request)
+        fits = max(1, int(free()["CPU"] // cpus))
+        most = min(request.count, fits, num_tasks)
+        return rows.flat_map(
+            _ActorPart,
+            fn_constructor_args=(load, context),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+            num_cpus=cpus,
+            num_gpus=request.gpus or None,
+        )
+
+    return _streamed(work, descriptors, stream, None)
+
+
+def _streamed(
+    work: Work,
+    descriptors: Mapping[int, Descriptor],
+    stream: Stream,
+    tasks: Mapping[int, str] | None,
+) -> list[Part]:
+    finished = work.artifact.finished_parts()
+    done = {index: part for index, part in finished.items() if index in descriptors}
+    if done:
+        found, all_parts = len(done), len(descriptors)
+        log.info("%s: %d of %d parts are there from an earlier run", work.label, found, all_parts)
+    missing = {index: each for index, each in descriptors.items() if index not in done}
+    todo = _rows(missing, tasks)
+    if todo:
+        answers = stream(ray.data.from_items(todo, override_num_blocks=len(todo)), len(todo))
+        with track(work.label, len(descriptors), "parts", len(done)) as tracker:
+            for part, began in _parts_of(answers):
+                done[part.index] = part
+                work.rows_began(began)
+                tracker.advance()
+    if len(done) != len(descriptors):
+        raise UserError(
+            f"making {work.label}: expected {len(descriptors)} parts, got {len(done)}. Run the same "
+            "command again."
+        )
+    return [done[index] for index in descriptors]
+
+
+def _rows(
+    descriptors: Mapping[int, Descriptor], tasks: Mapping[int, str] | None
+) -> list[dict[str, str]]:
+    """One row a task: lists of descriptors as JSON, several where there would be too many tasks."""
+    by_task: dict[str | int, list[Descriptor]] = {}
+    for index, descriptor in descriptors.items():
+        task = tasks[index] if tasks else index
+        by_task.setdefault(task, []).append({"index": index, **descriptor})
+    several = list(by_task.values())
+    size = max(1, math.ceil(len(several) / MOST_TASKS))
+    starts = range(0, len(several), size)
+    return [{"descriptors": json.dumps(several[start : start + size])} for start in starts]
+
+
+def _parts_of(answers: ray.data.Dataset) -> Iterator[tuple[Part, float]]:
+    with reraise_user_errors():
+        for row in answers.iter_rows():
+            if row["error"]:
+                raise UserError(row["error"])
+            yield Part.from_dict(json.loads(row["part"])), row["began"]
 
 
 def _make_in_task(
     row: dict[str, str], make: MakeParts, context: PartContext
 ) -> Iterator[dict[str, Any]]:
-    return _answers(
-        lambda: chain.from_iterable(make(context, jobs) for jobs in json.loads(row["jobs"]))
-    )
-
-
-def _make_each(
-    context: PartContext, jobs: list[dict[str, Any]], make: MakePart | None
-) -> Iterator[Part]:
-    assert make is not None
-    return (make(context, job) for job in jobs)
+    several = json.loads(row["descriptors"])
+    return _answers(lambda: chain.from_iterable(make(context, each) for each in several))
 
 
 class _ActorPart:
     """Makes parts in a Ray Data actor that keeps what is expensive to load."""
 
-    def __init__(
-        self, load: Callable[[PartContext], Callable[[dict[str, Any]], Part]], context: PartContext
-    ) -> None:
+    def __init__(self, load: Load, context: PartContext) -> None:
         self.load, self.context = load, context
-        self.make: Callable[[dict[str, Any]], Part] | None = None
+        self.make: MakePart | None = None
 
     def __call__(self, row: dict[str, str]) -> Iterator[dict[str, Any]]:
-        return _answers(lambda: map(self._loaded(), chain.from_iterable(json.loads(row["jobs"]))))
+        several = json.loads(row["descriptors"])
+        return _answers(lambda: map(self._loaded(), chain.from_iterable(several)))
 
-    def _loaded(self) -> Callable[[dict[str, Any]], Part]:
+    def _loaded(self) -> MakePart:
         if self.make is None:
             self.make = self.load(self.context)
         return self.make
 
 
 def _answers(make: Callable[[], Iterable[Part]]) -> Iterator[dict[str, Any]]:
-    """Parts as they are made, or the words of a UserError: Ray Data wraps exceptions, and the cause is lost when they are pickled.
+    """Parts as they are made, or the words of a UserError.
 
-    `began` is when all that must be loaded was there.
+    Ray Data wraps exceptions, and their cause is lost when they are pickled. `began` is when all that
+    must be loaded was there.
     """
     try:
         parts = make()
@@ -104,81 +211,13 @@ def _answers(make: Callable[[], Iterable[Part]]) -> Iterator[dict[str, Any]]:
         yield {"part": "", "error": str(error), "began": 0.0}
 
 
-def make_parts(
-    work: Work,
-    jobs: dict[int, dict[str, Any]],
-    make: MakePart | None = None,
-    make_several: MakeParts | None = None,
-    load: Callable[[PartContext], Callable[[dict[str, Any]], Part]] | None = None,
-    tasks: Mapping[int, str] | None = None,
-) -> list[Part]:
-    """Make the parts that no earlier run finished, by streaming their descriptors through Ray Data tasks, or actors.
-
-    Args:
-        jobs: part number -> small JSON descriptor.
-        make: makes a part in a task. `make_several`: makes all parts of a task, in the order of their numbers. `load`: prepares an actor
-            and gives the function that makes parts in it; there are as many actors as `work.request` allows. One of the three.
-        tasks: part number -> name of the task that makes it; without it, each part has its own. Neighbours share one where there
-            would be more than MOST_TASKS.
-
-    Returns:
-        All parts by number, whoever made them.
-    """
-    done = {index: part for index, part in work.artifact.finished_parts().items() if index in jobs}
-    if done:
-        log.info(
-            "%s: %d of %d parts are there from an earlier run", work.label, len(done), len(jobs)
-        )
-    by_task: dict[str | int, list[dict[str, Any]]] = {}
-    for index, job in jobs.items():
-        if index not in done:
-            by_task.setdefault(tasks[index] if tasks else index, []).append({"index": index, **job})
-    groups = list(by_task.values())
-    size = max(1, math.ceil(len(groups) / MOST_TASKS))
-    todo = [
-        {"jobs": json.dumps(groups[first : first + size])} for first in range(0, len(groups), size)
-    ]
-    if not todo:
-        return [done[index] for index in jobs]
-    rows = ray.data.from_items(todo, override_num_blocks=len(todo))
-    context = part_context(work)
-    if load is None:
-        several = make_several or functools.partial(_make_each, make=make)
-        parts = rows.flat_map(_make_in_task, fn_args=(several, context), num_cpus=TASK_CPUS)  # type: ignore[arg-type]
-    else:
-        cpus = actor_cpus(work.request)
-        fits = max(1, int(free()["CPU"] // cpus))
-        parts = rows.flat_map(
-            _ActorPart,
-            fn_constructor_args=(load, context),
-            compute=ray.data.ActorPoolStrategy(
-                min_size=1, max_size=max(1, min(work.request.count, fits, len(todo)))
-            ),
-            num_cpus=cpus,
-            num_gpus=work.request.gpus or None,
-        )
-    with track(work.label, len(jobs), "parts", len(done)) as tracker, reraise_user_errors():
-        for row in parts.iter_rows():
-            if row["error"]:
-                raise UserError(row["error"])
-            part = Part.from_dict(json.loads(row["part"]))
-            done[part.index] = part
-            work.rows_began(row["began"])
-            tracker.advance()
-    if len(done) != len(jobs):
-        raise UserError(
-            f"making {work.label}: expected {len(jobs)} parts, got {len(done)}. Run the same command again."
-        )
-    return [done[index] for index in jobs]
-
-
 @ray.remote
 def _adopt(artifact: Artifact, index: int, other: Artifact, part: dict[str, Any]) -> int:
     return artifact.adopt(index, other, Part.from_dict(part)).rows
 
 
 def adopt_parts(work: Work, found: dict[int, tuple[Artifact, Part]]) -> None:
-    """Take parts of other artifacts as finished parts of this one; `make_parts` then makes the others only."""
+    """Take parts of other artifacts as finished parts of this one, so that only the others are made."""
     there = work.artifact.finished_parts()
     calls = [
         (work.artifact, index, other, asdict(part))

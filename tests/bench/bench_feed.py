@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python tests/bench/bench_feed.py --rows 2400 --hidden 128 --layers 2 --training-only
 
 Runs a small job on a local Ray until its proxy is trained, and reads how long its first worker waited for data: before the first step,
-which comes with the start of the readers, and in all others. Then `make_parts` scores the same parts with one actor, whose parts tell when each began and
+which comes with the start of the readers, and in all others. Then `parts_by_actors` scores the same parts with one actor, whose parts tell when each began and
 ended: what lies between is Ray's, whatever else the machine does; beside it, processor seconds of a part there and in this process.
 """
 
@@ -149,14 +149,14 @@ def scoring(path: str, folder: str) -> dict[str, float]:
     session.connect(config.scaling)
     jobs = {part.index: {"part": part_dict(part)} for part in manifests["examples"].parts}
     loader = timed(manifests["proxy"])
-    parts = parts.make_parts(work, jobs, load=loader)
+    made = parts.parts_by_actors(work, jobs, loader)
     make = loader(parts.part_context(work))
     bare = [make({"part": part_dict(part)}).stats["cpu"] for part in manifests["examples"].parts]
-    times = sorted((part.stats["began"], part.stats["ended"]) for part in parts)
+    times = sorted((part.stats["began"], part.stats["ended"]) for part in made)
     inside = sum(ended - began for began, ended in times)
     return {
         "gaps": (times[-1][1] - times[0][0]) / inside - 1,
-        "cpu_of_part_with_ray": statistics.median(part.stats["cpu"] for part in parts),
+        "cpu_of_part_with_ray": statistics.median(part.stats["cpu"] for part in made),
         "cpu_of_part_bare": statistics.median(bare),
     }
 

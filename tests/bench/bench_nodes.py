@@ -474,15 +474,15 @@ def score(place: str, count: int) -> tuple[float, tuple[float, float]]:
         request=Request("actors", count),
     )
     jobs = {part.index: {"part": part_dict(part)} for part in manifests["examples"].parts}
-    parts = parts.make_parts(work, jobs, load=timed(manifests["proxy"]))
-    nodes = {part.node for part in parts}
+    made = parts.parts_by_actors(work, jobs, timed(manifests["proxy"]))
+    nodes = {part.node for part in made}
     if len(nodes) < count:
         raise RuntimeError(f"only {len(nodes)} of {count} hosts scored: raise --scored")
     # the first part of an actor pays for what a process does but once (first calls of kernels, pages), and belongs to its start
-    up = max(min(part.stats["ended"] for part in parts if part.node == node) for node in nodes)
-    ended = min(max(part.stats["ended"] for part in parts if part.node == node) for node in nodes)
+    up = max(min(part.stats["ended"] for part in made if part.node == node) for node in nodes)
+    ended = min(max(part.stats["ended"] for part in made if part.node == node) for node in nodes)
     rows = 0.0
-    for part in parts:
+    for part in made:
         began, done = part.stats["began"], part.stats["ended"]
         rows += part.rows * max(0.0, min(done, ended) - max(began, up)) / (done - began)
     return rows, (up, ended)
@@ -753,12 +753,12 @@ def driver_costs(count: int) -> dict[str, float]:
             number: {"part": {"rows": 16_384}} for number in range(count)
         }
         most, parts.MOST_TASKS = parts.MOST_TASKS, count // 8
-        watch("make_parts, 8 a task", lambda: parts.make_parts(work, jobs, make=write_nothing))
+        watch("parts, 8 a task", lambda: parts.parts_by_tasks(work, jobs, write_nothing))
         parts.MOST_TASKS = most
         artifact.delete("receipts")
-        parts = watch("make_parts", lambda: parts.make_parts(work, jobs, make=write_nothing))
+        made = watch("parts", lambda: parts.parts_by_tasks(work, jobs, write_nothing))
         watch("list finished", artifact.finished_parts)
-        manifest = watch("commit", lambda: commit(artifact, Outcome(parts)))
+        manifest = watch("commit", lambda: commit(artifact, Outcome(made)))
         data = watch("to JSON", manifest.to_bytes)
         watch("from JSON", lambda: Manifest.from_bytes(data, "the manifest"))
         costs["MB of JSON"] = len(data) / 1e6
@@ -769,10 +769,10 @@ def driver_costs(count: int) -> dict[str, float]:
     return costs
 
 
-def write_nothing(context: Any, job: dict[str, Any]) -> Part:
+def write_nothing(context: Any, jobs: list[dict[str, Any]]) -> Iterator[Part]:
     stats = {"sources": {f"source {number}": 1170 for number in range(14)}, "examples": "0" * 64}
-    part: Part = context.write(job["index"], 16_384, {"data": (".parquet", b"")}, stats)
-    return part
+    for job in jobs:
+        yield context.write(job["index"], 16_384, {"data": (".parquet", b"")}, stats)
 
 
 def nothing() -> Any:

@@ -47,14 +47,26 @@ def load(context: parts.PartContext) -> Callable[[dict[str, Any]], Part]:
     return lambda job: write(context, job)
 
 
-@pytest.mark.parametrize("how", [{"make": write}, {"load": load}], ids=["tasks", "actors"])
+def by_tasks(work: Work, descriptors: dict[int, dict[str, Any]]) -> list[Part]:
+    return parts.parts_by_tasks(work, descriptors, parts.one_by_one(write))
+
+
+def by_actors(work: Work, descriptors: dict[int, dict[str, Any]]) -> list[Part]:
+    return parts.parts_by_actors(work, descriptors, load)
+
+
+@pytest.mark.parametrize("how", [by_tasks, by_actors])
 @pytest.mark.parametrize(("most", "tasks"), [(100, 10), (3, 3), (1, 1)])
 def test_every_part_is_made_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], most: int, tasks: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: Callable[..., list[Part]],
+    most: int,
+    tasks: int,
 ) -> None:
     monkeypatch.setattr(parts, "MOST_TASKS", most)
     work = work_for(tmp_path)
-    made = parts.make_parts(work, {number: {"rows": number + 1} for number in range(10)}, **how)
+    made = how(work, {number: {"rows": number + 1} for number in range(10)})
     assert [(part.index, part.rows) for part in made] == [
         (number, number + 1) for number in range(10)
     ]

@@ -58,7 +58,7 @@ def render(data: ReportData) -> str:
     variants = _variants(data)
     metrics, evaluated = _metrics(data.evaluations), [e.variant for e in data.evaluations]
     with drawing():
-        page = env.get_template("report.html.j2").render(
+        page = env.get_template("page.html.j2").render(
             data=data,
             colors={name: color_of(i) for i, name in enumerate(variants)},
             seconds_now=sum(c.seconds or 0 for c in data.stages if not c.reused),

@@ -23,7 +23,7 @@ from s2l_ray.core.storage.schemas import evaluation_schema
 from s2l_ray.core.text.batching import token_batches
 from s2l_ray.core.text.encoding import Encoder
 from s2l_ray.core.text.turns import THOUGHT_END, prompt_and_answer
-from s2l_ray.edge.parts import PartContext, make_parts
+from s2l_ray.edge.parts import PartContext, parts_by_actors
 from s2l_ray.errors import UserError
 
 
@@ -40,7 +40,7 @@ def make(work: Work) -> Outcome:
         return _Evaluator(context, folder, files).make_part
 
     jobs = {part.index: to_json(part) for part in work.ranges}
-    parts = make_parts(work, jobs, load=load)
+    parts = parts_by_actors(work, jobs, load)
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for part in parts:
         for source, values in part.stats["sums"].items():

@@ -19,7 +19,7 @@ from s2l_ray.core.storage.columns import unify
 from s2l_ray.core.storage.manifest import Manifest, Part
 from s2l_ray.core.storage.parquet import parquet_bytes, schema_from_text, schema_text
 from s2l_ray.core.storage.records import from_json, to_json
-from s2l_ray.edge.parts import PartContext, adopt_parts, make_parts
+from s2l_ray.edge.parts import PartContext, adopt_parts, parts_by_tasks
 from s2l_ray.errors import UserError
 
 REJECTS = pa.schema(
@@ -40,7 +40,7 @@ def make(work: Work) -> Outcome:
         kept = kept_parts(base, work.ranges)
         adopt_parts(work, {index: (work.inputs["base"], part) for index, part in kept.items()})
     tasks = {part.index: part.task for part in work.ranges}
-    parts = make_parts(work, jobs, make_several=_make_parts, tasks=tasks)
+    parts = parts_by_tasks(work, jobs, _make_parts, tasks)
     if not any(part.rows for part in parts):
         raise UserError(
             "making examples: every row was rejected. Look at the rejects, or name the columns in "

@@ -41,7 +41,7 @@ from s2l_ray.core.selection.quotas import budget_rows
 from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.parquet import parquet_bytes, schema_from_text
 from s2l_ray.core.storage.schemas import EXAMPLES_FIXED, vectors
-from s2l_ray.edge.parts import PartContext, make_parts, part_context
+from s2l_ray.edge.parts import PartContext, one_by_one, part_context, parts_by_tasks
 from s2l_ray.edge.placement import TASK_CPUS
 from s2l_ray.edge.user_errors import reraise_user_errors
 from s2l_ray.errors import UserError
@@ -83,11 +83,13 @@ def make(work: Work) -> Outcome:
     found = find(work, reading, budget)
     schema = work.manifests["examples"].info["schema"]
     names = {file["number"]: file["name"] for file in work.manifests["examples"].info["files"]}
-    parts = make_parts(
+    parts = parts_by_tasks(
         work,
         _file_jobs(work, found.rows_of_part),
-        make=functools.partial(
-            _make_part, reading=reading, choose=found.chosen, schema=schema, names=names
+        one_by_one(
+            functools.partial(
+                _make_part, reading=reading, choose=found.chosen, schema=schema, names=names
+            )
         ),
     )
     stanzas = exports.stanzas(

@@ -29,7 +29,7 @@ from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.schemas import trajectories_schema, vector_column
 from s2l_ray.core.text.encoding import Encoded, Encoder
-from s2l_ray.edge.parts import PartContext, adopt_parts, make_parts
+from s2l_ray.edge.parts import PartContext, adopt_parts, parts_by_actors
 from s2l_ray.errors import UserError
 
 NOT_SAMPLED = "not in trajectories.sample"
@@ -59,7 +59,7 @@ def make(work: Work) -> Outcome:
         work.artifact.store, work.version, work.section, proxy_name, digests
     )
     adopt_parts(work, scored_before)
-    parts = make_parts(work, jobs, load=load)
+    parts = parts_by_actors(work, jobs, load)
     sums: dict[str, Counter[str]] = {"reasons": Counter(), "sources": Counter()}
     for part in parts:
         for name, counter in sums.items():
