@@ -1,8 +1,9 @@
-"""The one exception that is meant for users: it carries a whole sentence and no stack trace is needed to act on it."""
+"""The one exception for users: a whole sentence, on which they can act without a stack trace."""
 
 
 class UserError(Exception):
-    """Bad input, an impossible request or a broken artifact: says what was being done, what was expected, what came, what to do.
+    """Bad input, an impossible request or a broken artifact.
 
-    It is never retried, and it crosses process borders (one string argument, so pickle rebuilds it).
+    It says what was being done, what was expected, what came, and what to do. It is never retried.
+    It crosses process borders: it has one string argument, so pickle rebuilds it.
     """

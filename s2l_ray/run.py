@@ -31,7 +31,7 @@ INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, plan, run, print. The exit status is 0 only when every requested artifact is committed."""
+    """Parse, plan, run, print. Exit status 0 only when every requested artifact is committed."""
     args, overrides = parser(__doc__ or "").parse_known_args(arguments)
     set_up_logging()
     return exit_status(functools.partial(_run, args, overrides))
@@ -51,8 +51,8 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
 def leave(status: int) -> NoReturn:
     """End the process.
 
-    After Ctrl-C other threads are still in calls to Ray, and now and then they crash when Ray is taken
-    down under them. So it is not taken down: Ray itself ends what belongs to a driver that is gone.
+    After Ctrl-C other threads are still in calls to Ray, and now and then they crash when Ray is
+    taken down under them. So it is not: Ray itself ends what belongs to a driver that is gone.
     """
     if status == INTERRUPTED:
         # Whoever read the output may have gone too.
@@ -64,7 +64,7 @@ def leave(status: int) -> NoReturn:
 
 
 def exit_status(command: Callable[[], None]) -> int:
-    """Exit status of a command: 0; 1 after an error, which is printed; 130 where Ctrl-C ended it."""
+    """Exit status of a command: 0; 1 after an error, which it prints; 130 after Ctrl-C."""
     try:
         command()
     except KeyboardInterrupt:
@@ -102,12 +102,12 @@ def parser(text: str) -> argparse.ArgumentParser:
 
 
 def job_parser(text: str) -> argparse.ArgumentParser:
-    """A command line that names a job; further arguments --section.field=value change its config."""
+    """A command line that names a job; arguments --section.field=value change its config."""
     made = argparse.ArgumentParser(
         description=text,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="fields of the config, with their defaults (--section.field=value overrides; variants.NAME.section.field for one "
-        f"variant):\n\n{config.describe()}",
+        epilog="fields of the config, with their defaults (--section.field=value overrides; "
+        f"variants.NAME.section.field for one variant):\n\n{config.describe()}",
         allow_abbrev=False,
     )
     made.add_argument(

@@ -1,10 +1,11 @@
-"""Try several values of some fields with Ray Tune, by default of the number of clusters; the trials share all earlier artifacts.
+"""Try several values of some fields with Ray Tune, by default of the number of clusters.
 
-    python -m s2l_ray.sweep --config jobs/NAME.yaml                                       half, all and twice of clusters.k
-    python -m s2l_ray.sweep --config jobs/NAME.yaml --over 'clusters.k=[50, 100, 200]'    these values
+    python -m s2l_ray.sweep --config jobs/NAME.yaml             half, all and twice of clusters.k
+    python -m s2l_ray.sweep --over 'clusters.k=[50, 100, 200]'  these values
     python -m s2l_ray.sweep --over 'clusters.k=[10, 20]' --over 'subset.budget=[0.1, 0.2]'
 
-A trial is a variant: what its fields do not touch is made once, before the trials start. The same command again resumes.
+A trial is a variant. What its fields do not touch is made once, before the trials start, and
+shared. The same command again resumes.
 """
 
 import argparse
@@ -28,7 +29,7 @@ Grid = dict[str, list[Any]]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make what the trials share, run them, print the table. Exit status 0 only when every trial succeeded."""
+    """Make what trials share, run them, print a table. Exit status 0 only if every trial succeeded."""
     line = parser(__doc__ or "")
     line.add_argument(
         "--over",
@@ -61,7 +62,8 @@ def _base(job: config.Job) -> config.Config:
         if needs(variant.subset) & {"cluster", "distance"}:
             return variant
     raise UserError(
-        "planning the sweep: no variant of the job chooses by clusters. Set subset.rule: s2l in one of them."
+        "planning the sweep: no variant of the job chooses by clusters. Set subset.rule: s2l in "
+        "one of them."
     )
 
 
@@ -75,7 +77,8 @@ def _grid(over: list[str], base: config.Config) -> Grid:
             parsed = None
         if not isinstance(parsed, list) or not parsed or "." not in field:
             raise UserError(
-                f"reading the command line: --over expects section.field=[value, value, ...], got {text!r}."
+                "reading the command line: --over expects section.field=[value, value, ...], got "
+                f"{text!r}."
             )
         grid[field] = parsed
     k = base.clusters.k
@@ -97,7 +100,7 @@ def _job_of(base: config.Config, points: list[dict[str, Any]]) -> config.Job:
 
 
 def run(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
-    """All points of the grid as Tune trials; returns one row a trial: its values and what came of it.
+    """All points of the grid as Tune trials; returns a row a trial: its values and its results.
 
     Raises:
         UserError: a trial's config is wrong (before any work), or a trial failed.

@@ -1,7 +1,8 @@
-"""The whole configuration of a job: one YAML file with a section per artifact, dotted overrides, and variants.
+"""The configuration of a job: a YAML file with a section per artifact, dotted overrides, variants.
 
-Everything that can be known to be wrong from the config alone is refused here, in one message that lists every problem.
-`scaling` says where and how fast; it is recorded, never hashed. All other sections enter the names of the artifacts.
+Everything that can be known to be wrong from the config alone is refused here, in one message that
+lists every problem. `scaling` says where and how fast; it is recorded, never hashed. All other
+sections enter the names of the artifacts.
 """
 
 from s2l_ray.config.clustering import Clusters

@@ -19,12 +19,13 @@ class Clusters(Section):
     )
     features: Literal["raw", "centred", "differences", "zscored", "relative"] = Field(
         "raw",
-        description="what of a trajectory is clustered: its losses, these less their mean, their differences, centred and divided "
-        "by their standard deviation, or divided by the first loss",
+        description="what of a trajectory is clustered: its losses, these less their mean, their "
+        "differences, centred and divided by their standard deviation, or divided by the first loss",
     )
     steps: int | list[int] | None = Field(
         None,
-        description="which steps make the trajectory: exactly so many, evenly spaced and with the last, or these; default: all",
+        description="which steps make the trajectory: exactly so many, evenly spaced and with the "
+        "last, or these; default: all",
     )
     initial: bool = Field(
         False, description="let trajectories begin with the loss before training (step 0)"
@@ -40,7 +41,8 @@ class Clusters(Section):
     )
     use: str | None = Field(
         None,
-        description="URI of a committed clusters artifact, whose centroids are taken instead of new ones",
+        description="URI of a committed clusters artifact, whose centroids are taken instead of "
+        "new ones",
     )
     refine: bool = Field(
         False,
@@ -65,8 +67,8 @@ class Clusters(Section):
         fewest = 1 + (self.initial or self.features != "raw")
         if isinstance(self.steps, int) and self.steps < fewest:
             problems.append(
-                f"steps: expected at least {fewest} with features: {self.features} and initial: {str(self.initial).lower()}, "
-                f"got {self.steps}"
+                f"steps: expected at least {fewest} with features: {self.features} and initial: "
+                f"{str(self.initial).lower()}, got {self.steps}"
             )
         if self.weights is not None and (min(self.weights, default=0) < 0 or not any(self.weights)):
             problems.append(

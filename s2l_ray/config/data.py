@@ -15,7 +15,8 @@ class Run(Section):
     )
     storage: str = Field(
         "s2l_ray_storage",
-        description="folder or URI (s3://, gs://, hdfs://) for all artifacts; with several nodes all must see it",
+        description="folder or URI (s3://, gs://, hdfs://) for all artifacts; with several nodes "
+        "all must see it",
     )
 
 
@@ -66,7 +67,8 @@ class Columns(Section):
 class Examples(Section):
     files: list[str] = Field(
         default_factory=list,
-        description="raw files, folders or globs (JSONL, JSON, CSV, Parquet, Arrow; .gz and .zst); paths or URIs",
+        description="raw files, folders or globs (JSONL, JSON, CSV, Parquet, Arrow; .gz and .zst); "
+        "paths or URIs",
     )
     root: str | None = Field(
         None,
@@ -74,8 +76,8 @@ class Examples(Section):
     )
     dataset: str | None = Field(
         None,
-        description="in place of files: a data set on the Hugging Face Hub, as org/name or org/name@revision, or a folder "
-        "that save_to_disk wrote",
+        description="in place of files: a data set on the Hugging Face Hub, as org/name or "
+        "org/name@revision, or a folder that save_to_disk wrote",
     )
     dataset_config: str | None = Field(
         None, description="configuration of that data set, where it has several"
@@ -95,11 +97,13 @@ class Examples(Section):
     )
     extends: str | None = Field(
         None,
-        description="URI of a committed examples artifact, whose files keep their numbers; new files come after",
+        description="URI of a committed examples artifact, whose files keep their numbers; new "
+        "files come after",
     )
     on_changed_file: Literal["stop", "drop"] = Field(
         "stop",
-        description="with extends: stop at a file that is gone or has other content, or leave its old rows out",
+        description="with extends: stop at a file that is gone or has other content, or leave its "
+        "old rows out",
     )
     expected_rows: int | None = Field(
         None, ge=1, description="rows, for --dry-run where the files are not at hand"

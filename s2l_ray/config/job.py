@@ -36,7 +36,8 @@ class Config(Section):
             problems += _batch_problem("proxy", member, self.scaling.proxy)
             if member.steps is not None and member.checkpoints > member.steps:
                 problems.append(
-                    f"proxy.checkpoints: expected at most proxy.steps = {member.steps}, got {member.checkpoints}"
+                    f"proxy.checkpoints: expected at most proxy.steps = {member.steps}, got "
+                    f"{member.checkpoints}"
                 )
         if self.target is not None:
             problems += _batch_problem("target", self.target, self.scaling.target)
@@ -65,9 +66,11 @@ def _rule_problem(subset: Subset, trajectories: Trajectories) -> list[str]:
     missing = sorted(names - set(trajectories.statistics))
     if not missing:
         return []
+    name = subset.rule if isinstance(subset.rule, str) else repr(rule.score)
+    stored = ", ".join([*trajectories.statistics, *missing])
     return [
-        f"subset.rule: {subset.rule if isinstance(subset.rule, str) else rule.score!r} reads {', '.join(missing)}, which is not "
-        f"stored. Set trajectories.statistics to [{', '.join([*trajectories.statistics, *missing])}]"
+        f"subset.rule: {name} reads {', '.join(missing)}, which is not stored. Set "
+        f"trajectories.statistics to [{stored}]"
     ]
 
 
@@ -82,26 +85,27 @@ def _batch_problem(section: str, training: Training, scaling: TrainingWorkers) -
 
 
 def _feature_problems(clusters: Clusters, proxy: Proxy) -> list[str]:
-    """What the proxies' checkpoints do not allow; a proxy that is used instead of trained has its own."""
-    checkpoints = [member.checkpoints for member in proxy.each()]
-    after_start = clusters.steps - clusters.initial if isinstance(clusters.steps, int) else 0
+    """What the checkpoints do not allow; those of a proxy that is used are not in the config."""
     if proxy.use is not None:
         return []
-    if after_start > min(checkpoints):
+    checkpoints = [member.checkpoints for member in proxy.each()]
+    most = min(checkpoints) + clusters.initial
+    if isinstance(clusters.steps, int) and clusters.steps > most:
         return [
-            f"clusters.steps: expected at most {min(checkpoints) + clusters.initial}, the steps of every proxy (proxy.checkpoints), "
-            f"got {clusters.steps}"
+            f"clusters.steps: expected at most {most}, the steps of every proxy "
+            f"(proxy.checkpoints), got {clusters.steps}"
         ]
     columns = clusters.num_features(checkpoints)
     if clusters.weights is not None and len(clusters.weights) != columns:
         return [
-            f"clusters.weights: expected {columns} numbers, one for every step that is clustered, got {len(clusters.weights)}"
+            f"clusters.weights: expected {columns} numbers, one for every step that is clustered, "
+            f"got {len(clusters.weights)}"
         ]
     return []
 
 
 class Job:
-    """A config with variants: variant name -> fully resolved Config. All variants share `run` and `scaling`."""
+    """A config with variants, each fully resolved, by name; all share `run` and `scaling`."""
 
     def __init__(self, variants: dict[str, Config]) -> None:
         self.variants = variants

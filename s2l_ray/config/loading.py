@@ -37,8 +37,8 @@ def load(path: str | None, overrides: list[str], base: dict[str, Any] | None = N
 
     Args:
         path: YAML file, or None to use `base`.
-        overrides: `section.field=value`, values in YAML, changes the job below its variants, so what a variant sets itself stays;
-            `variants.NAME.section.field=value` changes one variant.
+        overrides: `section.field=value`, values in YAML, changes the job below its variants, so
+            what a variant sets itself stays; `variants.NAME.section.field=value` changes one variant.
 
     Raises:
         UserError: listing every unknown key, wrong type and impossible combination.
@@ -50,7 +50,8 @@ def load(path: str | None, overrides: list[str], base: dict[str, Any] | None = N
         isinstance(v, dict | None) for v in variants.values()
     ):
         raise UserError(
-            f"reading {where}: expected variants to map each name to overrides (section.field: value), got {short(variants)}."
+            f"reading {where}: expected variants to map each name to overrides (section.field: "
+            f"value), got {short(variants)}."
         )
     variants = {str(name): changes for name, changes in variants.items()}
     common, by_variant = _parse_overrides(overrides, variants)
@@ -75,7 +76,8 @@ def load(path: str | None, overrides: list[str], base: dict[str, Any] | None = N
     }
     if len(shared) > 1:
         raise UserError(
-            f"reading {where}: variants must not change run or scaling; set these for the whole job."
+            f"reading {where}: variants must not change run or scaling; set these for the whole "
+            "job."
         )
     return Job(resolved)
 
@@ -103,7 +105,8 @@ def _parse_overrides(
         key, equals, value = text.removeprefix("--").partition("=")
         if not equals or "." not in key:
             raise UserError(
-                f"reading the command line: expected --section.field=value, got {text!r}. See --help."
+                f"reading the command line: expected --section.field=value, got {text!r}. See "
+                "--help."
             )
         try:
             parsed = yaml.load(value, _Yaml)
@@ -115,7 +118,8 @@ def _parse_overrides(
             _, name, *rest = key.split(".", 2)
             if name not in variants or not rest:
                 raise UserError(
-                    f"reading the command line: expected variants.NAME.section.field with NAME one of {sorted(variants)}, got {key!r}."
+                    "reading the command line: expected variants.NAME.section.field with NAME one "
+                    f"of {sorted(variants)}, got {key!r}."
                 )
             by_variant.setdefault(name, []).append((rest[0], parsed))
         else:

@@ -8,7 +8,7 @@ MAX_ROWS_PER_PART = 65_536
 
 
 class Section(BaseModel):
-    """Unknown keys are errors, and so are values of another type (`true` is no number); nothing changes after loading."""
+    """Unknown keys are errors, and so are values of another type; nothing changes after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -19,7 +19,10 @@ def short(value: Any) -> str:
 
 
 def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """A new tree: mappings are merged, anything else is replaced. Another kind of model replaces the whole model."""
+    """A new tree: mappings are merged, anything else is replaced.
+
+    A model of another kind (path, hub, config) replaces the whole model.
+    """
     if {"path", "hub", "config"} & old.keys() and {
         "path",
         "hub",

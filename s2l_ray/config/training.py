@@ -40,15 +40,18 @@ class Training(Section):
     model: Model = Field(description="the model to fine-tune")
     tokenizer: str | None = Field(
         None,
-        description="tokenizer folder or Hub name, or `bytes` for the built-in byte-level one; default: the model's own",
+        description="tokenizer folder or Hub name, or `bytes` for the built-in byte-level one; "
+        "default: the model's own",
     )
     prompt: Literal["alpaca", "plain", "chat"] = Field(
         "alpaca",
-        description="how a row becomes text: the paper's prompt, just its columns, or the tokenizer's chat template",
+        description="how a row becomes text: the paper's prompt, just its columns, or the "
+        "tokenizer's chat template",
     )
     template: str | None = Field(
         None,
-        description="file with a Jinja chat template, in place of the tokenizer's own; with prompt: chat",
+        description="file with a Jinja chat template, in place of the tokenizer's own; with "
+        "prompt: chat",
     )
     learn: Literal["all", "last", "everything"] = Field(
         "all",
@@ -112,7 +115,8 @@ class Training(Section):
     def _exactly_one_length(self) -> "Training":
         if self.trained and (self.epochs is None) == (self.steps is None):
             raise ValueError(
-                f"expected exactly one of epochs and steps; got epochs={self.epochs}, steps={self.steps}"
+                "expected exactly one of epochs and steps; got "
+                f"epochs={self.epochs}, steps={self.steps}"
             )
         if self.tokenizer is None and self.model.config is not None:
             raise ValueError(
@@ -132,7 +136,8 @@ class Proxy(Training):
     )
     members: list[dict[str, Any]] = Field(
         default_factory=list,
-        description="an ensemble: one proxy an entry, each with its own values of fields of this section",
+        description="an ensemble: one proxy an entry, each with its own values of fields of this "
+        "section",
     )
 
     @property
@@ -160,8 +165,9 @@ Statistic = Literal["mean_probability", "min_probability", "el2n", "grand", "ans
 class Trajectories(Section):
     statistics: list[Statistic] = Field(
         default_factory=list,
-        description="what else is stored of every example at every step: mean and lowest probability of the learned tokens, "
-        "EL2N, GraNd of the output layer, the answer's loss without its prompt (a second forward pass)",
+        description="what else is stored of every example at every step: mean and lowest "
+        "probability of the learned tokens, EL2N, GraNd of the output layer, the answer's loss "
+        "without its prompt (a second forward pass)",
     )
     tokens_per_batch: int = Field(
         16_384, ge=1, description="most padded tokens of one forward pass; small parts take fewer"

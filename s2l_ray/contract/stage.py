@@ -1,7 +1,8 @@
-"""What a stage declares of itself. Planning, placing and running compare these values and know no stage by its name.
+"""What a stage declares of itself, as a value.
 
-Everything here is pure: planning a job imports neither Ray nor torch. A new stage is a folder with a
-`stage.py` that holds such a value, a `make.py` that does the work, and one line in `stages/__init__.py`.
+Planning, placing and running compare these values and know no stage by its name. Everything here is
+pure: planning a job imports neither Ray nor torch. A new stage is a folder with a `stage.py` that
+holds such a value, a `make.py` that does the work, and one line in `stages/__init__.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ class Facts:
 
     @classmethod
     def of(cls, config: Config, raw: RawFiles) -> "Facts":
-        """From a look at the files that `examples` names, or else from what the config expects of them."""
+        """From the files that `examples` names, or else from what the config expects of them."""
         section = config.examples
         ranges = raw.ranges(section, "examples")
         rows = sum(part.rows for part in ranges) or section.expected_rows or 0
@@ -48,7 +49,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Request:
-    """What a stage needs of the cluster at once; stages with equal requests can use the same workers.
+    """What a stage needs of the cluster at once; equal requests can be met by the same workers.
 
     Attributes:
         kind: `workers` are placed together and talk to each other; `actors` work by themselves, and
@@ -70,7 +71,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Cost:
-    """An estimate: rows, tokens, FLOPs (0: not known) and bytes of one worker. None: does not apply."""
+    """An estimate: rows, tokens, FLOPs (0: unknown), bytes of one worker. None: does not apply."""
 
     rows: int | None = None
     tokens: float | None = None
@@ -116,10 +117,10 @@ class Stage:
         name: of the artifact, its config section, its folder in the storage and its log prefix.
         version: goes up whenever the stage makes something else from the same inputs; it is part of
             the artifact's name.
-        make: module whose `make(work)` makes the artifact; imported when there is something to make.
+        make: module whose `make(work)` makes the artifact; imported when there is one to make.
         identity: (config, assume) -> what of the config decides the artifact's content, as JSON.
-        inputs: config -> by name, what it is made from: the name of an earlier stage, or an artifact
-            that the config names by its URI.
+        inputs: config -> by name, what it is made from: the name of an earlier stage, or an
+            artifact that the config names by its URI.
         wanted: config -> whether the job has this stage.
         given: (config, assume) -> an artifact that the config names in place of making one, if it
             does. Raises UserError when that one does not fit the config.

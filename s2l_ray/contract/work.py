@@ -51,7 +51,7 @@ class Work:
         return self.artifact.label
 
     def rows_began(self, at: float) -> None:
-        """Say that rows were worked on from this time.time() on; times of earlier runs do not count."""
+        """Rows were worked on from this time.time() on; times of earlier runs do not count."""
         if at >= self.started:
             self.began = at if self.began is None else min(at, self.began)
 
@@ -63,7 +63,7 @@ class Work:
 
 @dataclass
 class Outcome:
-    """What was made: row-wise parts, other files, and small facts for later stages and for people."""
+    """What was made: row-wise parts, other files, and small facts for later stages and people."""
 
     parts: list[Part] = field(default_factory=list)
     files: list[FileEntry] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""Pure code: tables, store, encoding, losses, order, training, k-means, selection. Nothing here imports Ray."""
+"""Pure code, a folder a subject. Nothing here imports Ray."""

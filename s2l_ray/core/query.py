@@ -1,4 +1,4 @@
-"""Queries to data that is spread over processes: what one shard answers, and how answers become one."""
+"""Queries to data that is spread over processes: what a shard answers, how answers become one."""
 
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
@@ -8,7 +8,7 @@ Answer = TypeVar("Answer")
 
 
 class Query(Protocol[Shard, Answer]):
-    """A request as a value: it travels to every shard, and its answers are merged in any order and along any tree.
+    """A query as a value: it travels to every shard; answers are merged in any order, along any tree.
 
     For shards a and b of rows that make up c, `merge([of(a), of(b)])` equals `of(c)`.
     """
@@ -18,5 +18,5 @@ class Query(Protocol[Shard, Answer]):
         ...
 
     def merge(self, answers: Iterable[Answer]) -> Answer:
-        """The answer of all rows, from at least one answer; also from answers that were merged before."""
+        """The answer of all rows, from at least one answer; merged ones may be merged again."""
         ...

@@ -19,10 +19,10 @@ SECONDS_BETWEEN_CLAIMS = 0.5
 
 @contextlib.contextmanager
 def lease(artifact: Artifact) -> Iterator[None]:
-    """Be the only job of this Ray cluster that makes `artifact` (design, invariant 9); waits for another that does.
+    """Be the only job of this Ray cluster that makes `artifact`; waits for another that does.
 
-    The lease is the name of a placement group, which Ray gives once, and takes back from a job that died. It needs no process, where
-    a named actor takes 0.6 s to start, as often as an artifact is made.
+    The lease is the name of a placement group, which Ray gives once, and takes back from a job that
+    died. It needs no process; a named actor would take 0.6 s to start for every artifact.
     """
     place = hashlib.sha256(artifact.store.uri.encode()).hexdigest()[:12]
     name = f"{place}-{artifact.stage}-{artifact.fingerprint}"
@@ -41,9 +41,8 @@ def lease(artifact: Artifact) -> Iterator[None]:
 def _claimed(name: str) -> PlacementGroup | None:
     """A placement group of this name, unless there is one."""
     try:
-        return placement_group(
-            [{"memory": 1}], name=name
-        )  # it may wait for its byte: the name is taken at once
+        # It may wait for its byte of memory; the name is taken at once.
+        return placement_group([{"memory": 1}], name=name)
     except ray.exceptions.RaySystemError as error:
         if "already exists" not in str(error):
             raise

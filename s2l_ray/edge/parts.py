@@ -1,6 +1,6 @@
 """Parts through Ray Data: descriptors stream through tasks or actors, which write the parts.
 
-A descriptor is a small JSON object. What comes back is what a receipt says of a part, never its rows.
+A descriptor is a small JSON object. What comes back is what a receipt says of a part, not its rows.
 """
 
 import functools
@@ -28,14 +28,14 @@ from s2l_ray.errors import UserError
 from s2l_ray.progress import track
 
 log = logging.getLogger("s2l_ray")
-# A task through Ray Data takes 7 ms of the driver (tests/bench/bench_nodes.py); more tasks than these
-# would keep the workers waiting, so neighbours share one.
+# A task through Ray Data takes 7 ms of the driver (tests/bench/bench_nodes.py). More tasks than
+# these would keep the workers waiting, so neighbours share one.
 MOST_TASKS = 16_384
 
 
 @dataclass(frozen=True)
 class PartContext:
-    """What makes parts needs this besides their descriptors; small, because it travels with every task."""
+    """What making parts needs besides descriptors; small, because it travels with every task."""
 
     config: Config
     artifact: Artifact
@@ -98,13 +98,14 @@ def parts_by_tasks(
     context = part_context(work)
 
     def stream(rows: ray.data.Dataset, num_tasks: int) -> ray.data.Dataset:
-        return rows.flat_map(_make_in_task, fn_args=(make, context), num_cpus=TASK_CPUS)  # type: ignore[arg-type]
+        task: Any = _make_in_task
+        return rows.flat_map(task, fn_args=(make, context), num_cpus=TASK_CPUS)
 
     return _streamed(work, descriptors, stream, tasks)
 
 
 def parts_by_actors(work: Work, descriptors: Mapping[int, Descriptor], load: Load) -> list[Part]:
-    """The same in a Ray Data pool of as many actors as `work.request` asks for and the cluster holds."""
+    """The same in a pool of as many actors as `work.request` asks for and the cluster holds."""
     context, request = part_context(work), work.request
 
     def stream(rows: ray.data.Dataset, num_tasks: int) -> ray.data.Dataset:
@@ -144,8 +145,8 @@ def _streamed(
                 tracker.advance()
     if len(done) != len(descriptors):
         raise UserError(
-            f"making {work.label}: expected {len(descriptors)} parts, got {len(done)}. Run the same "
-            "command again."
+            f"making {work.label}: expected {len(descriptors)} parts, got {len(done)}. Run the "
+            "same command again."
         )
     return [done[index] for index in descriptors]
 
@@ -199,8 +200,8 @@ class _ActorPart:
 def _answers(make: Callable[[], Iterable[Part]]) -> Iterator[dict[str, Any]]:
     """Parts as they are made, or the words of a UserError.
 
-    Ray Data wraps exceptions, and their cause is lost when they are pickled. `began` is when all that
-    must be loaded was there.
+    Ray Data wraps exceptions, and their cause is lost when they are pickled. `began` is when all
+    that must be loaded was there.
     """
     try:
         parts = make()
@@ -217,7 +218,7 @@ def _adopt(artifact: Artifact, index: int, other: Artifact, part: dict[str, Any]
 
 
 def adopt_parts(work: Work, found: dict[int, tuple[Artifact, Part]]) -> None:
-    """Take parts of other artifacts as finished parts of this one, so that only the others are made."""
+    """Take parts of other artifacts as finished parts of this one; only the others are made."""
     there = work.artifact.finished_parts()
     calls = [
         (work.artifact, index, other, asdict(part))

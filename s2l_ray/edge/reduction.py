@@ -1,4 +1,4 @@
-"""Answers that lie in Ray's object store become one, along a tree of tasks, so that no process reads them all."""
+"""Answers in Ray's object store become one, along a tree of tasks: no process reads them all."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar

@@ -52,9 +52,9 @@ def _join(scaling: Scaling) -> None:
         except ConnectionError as error:
             if "RAY_ADDRESS" in os.environ:
                 raise UserError(
-                    f"joining the Ray cluster at RAY_ADDRESS = {os.environ['RAY_ADDRESS']}: {error}. "
-                    "Is it running, and is RAY_AUTH_TOKEN its token? Unset RAY_ADDRESS to work on "
-                    "this machine alone."
+                    "joining the Ray cluster at RAY_ADDRESS = "
+                    f"{os.environ['RAY_ADDRESS']}: {error}. Is it running, and is RAY_AUTH_TOKEN "
+                    "its token? Unset RAY_ADDRESS to work on this machine alone."
                 ) from None
             log.info("no Ray cluster to join here (%s)", str(error).splitlines()[0].rstrip("."))
         else:
@@ -114,9 +114,10 @@ def check_storage(store: Store) -> None:
     if blind:
         node, answer = next(iter(blind.items()))
         raise UserError(
-            f"checking the storage {store.uri}: {len(blind)} of {len(nodes)} nodes do not see what the driver wrote there, "
-            f"{node} first ({answer}). Set run.storage to a place that all nodes share: an object store (s3://, gs://) or a "
-            "network folder mounted at the same path everywhere."
+            f"checking the storage {store.uri}: {len(blind)} of {len(nodes)} nodes do not see what "
+            f"the driver wrote there, {node} first ({answer}). Set run.storage to a place that all "
+            "nodes share: an object store (s3://, gs://) or a network folder mounted at the same "
+            "path everywhere."
         )
 
 

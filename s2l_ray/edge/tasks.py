@@ -10,7 +10,13 @@ from s2l_ray.edge.user_errors import reraise_user_errors
 
 
 def bounded(task: Any, calls: list[tuple[Any, ...]], in_flight: int = 64) -> Iterator[Any]:
-    """Run a Ray task once per tuple of arguments, a bounded number at a time; answers in any order, errors unwrapped."""
+    """Run a Ray task once per tuple of arguments, a bounded number at a time.
+
+    Answers come in any order.
+
+    Raises:
+        UserError: one that a task raised, unwrapped.
+    """
     waiting = list(reversed(calls))
     running: list[Any] = []
     with reraise_user_errors():

@@ -101,7 +101,7 @@ def _begin(plan: Plan, missing: list[Node]) -> None:
 
 
 def check_models(missing: list[Node]) -> None:
-    """Load the config and tokenizer of every model that will be used, and look at its weights' headers.
+    """Load the config and tokenizer of every model that will be used, and check its weights' headers.
 
     Raises:
         UserError: one that cannot be used.
@@ -114,7 +114,7 @@ def check_models(missing: list[Node]) -> None:
 
 
 def _import(modules: list[str]) -> None:
-    """Import stages, which takes seconds, while Ray starts. An error comes again where one is used."""
+    """Import stages, which takes seconds. An error comes again where the stage is used."""
     with contextlib.suppress(Exception):
         for module in modules:
             importlib.import_module(module)

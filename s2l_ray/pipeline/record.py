@@ -1,4 +1,4 @@
-"""What a run leaves behind beside its artifacts: <storage>/runs/<name>/run.json, and files of the job."""
+"""What a run leaves beside its artifacts: <storage>/runs/<name>/run.json, and files of the job."""
 
 import importlib
 import importlib.metadata

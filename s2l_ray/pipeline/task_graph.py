@@ -1,4 +1,4 @@
-"""What can be made when: things that need one another, some of them made side by side. Knows no stages and no Ray."""
+"""What can be made when, and what at the same time. Knows no stages and no Ray."""
 
 import logging
 import queue
@@ -13,10 +13,13 @@ Needs = Mapping[
 
 
 def in_order(needs: Needs, make: Callable[[str], Any], at_once: int) -> None:
-    """Call `make` for every name, in the order given, each as soon as what it needs is made, `at_once` of them at a time.
+    """Call `make` for every name as soon as what it needs is made, in the order given.
 
-    Calls are made in threads that do not keep the process from ending, so that Ctrl-C does. After an error nothing new is begun, but
-    what is being made is finished: it is kept, and the next run needs it.
+    Calls are made in threads that do not keep the process from ending, so that Ctrl-C ends it.
+    After an error nothing new is begun, but what is being made is finished: the next run needs it.
+
+    Args:
+        at_once: calls at a time.
 
     Raises:
         What the first call that failed raised.
@@ -52,7 +55,7 @@ def in_order(needs: Needs, make: Callable[[str], Any], at_once: int) -> None:
 
 
 def unrelated(name: str, needs: Needs, among: Collection[str]) -> set[str]:
-    """Those of `among` that could be made at the same time as `name`: neither is needed for the other, directly or not."""
+    """Those of `among` that neither need `name` nor are needed for it, directly or not."""
 
     def before(own: str) -> set[str]:
         direct = {other for other in needs[own] if other in needs}

@@ -25,8 +25,8 @@ def check(config: Config, facts: Facts) -> None:
     section = config.clusters
     if section.within == "all" and section.k > facts.rows:
         raise UserError(
-            f"planning clusters: clusters.k = {section.k}, but the data have only {facts.rows} rows. "
-            "Lower clusters.k."
+            f"planning clusters: clusters.k = {section.k}, but the data have only {facts.rows} "
+            "rows. Lower clusters.k."
         )
 
 

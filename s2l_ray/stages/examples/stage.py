@@ -32,7 +32,7 @@ def _base(config: Config) -> Artifact | None:
 
 
 def parts(config: Config, raw: RawFiles) -> list[PartRange]:
-    """The parts of the raw files, under the numbers that their files have in the base, if there is one."""
+    """The parts of the raw files, which keep the file numbers of the base, if there is one."""
     ranges, base = raw.ranges(config.examples, "examples"), _base(config)
     if base is None:
         return ranges
@@ -43,8 +43,8 @@ def parts(config: Config, raw: RawFiles) -> list[PartRange]:
 def check(config: Config, facts: Facts) -> None:
     if not facts.rows:
         raise UserError(
-            "planning the run: examples.files names no file. Name files, a folder, a glob or a data "
-            "set; --dry-run goes without."
+            "planning the run: examples.files names no file. Name files, a folder, a glob or a "
+            "data set; --dry-run goes without."
         )
 
 

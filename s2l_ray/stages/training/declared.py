@@ -19,7 +19,7 @@ NOT_CONTENT = {"model", "tokenizer", "state_every", "members", "use"}
 
 
 def training_identity(section: Training, assume: bool) -> dict[str, Any]:
-    """What decides the weights that a training ends with, the content of the model's files included.
+    """What decides the weights that a training ends with, model files by their content.
 
     Raises:
         UserError: the model or the template is not there, unless that is to be assumed.
@@ -60,7 +60,7 @@ def rows_trained(section: Training, rows: int) -> int:
 
 
 def _bytes_per_parameter(section: Training, workers: int) -> float:
-    """Of one worker. ZeRO 1 shards the optimizer (12 bytes), 2 also fp32 gradients (4), 3 also weights."""
+    """ZeRO 1 shards optimizer states (12 bytes), 2 also gradients (4), 3 also the weights."""
     weights, gradients, optimizer = BYTES_OF_DTYPE[section.dtype], 4, 12
     sharded = {
         1: optimizer,

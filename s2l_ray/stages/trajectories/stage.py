@@ -25,7 +25,7 @@ def request(config: Config) -> Request:
 
 
 def cost(config: Config, facts: Facts) -> Cost:
-    """Of all rows at every checkpoint, step 0 included; half of a row's tokens are taken as learned."""
+    """Of all rows at every checkpoint, step 0 included; half of the tokens are taken as learned."""
     section, rows = config.trajectories, facts.rows * config.trajectories.sample
     flops, held = 0.0, 0
     for proxy in config.proxy.each():
