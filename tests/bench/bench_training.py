@@ -26,10 +26,13 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from s2l_ray.config import Model, Training  # noqa: E402
 from s2l_ray.core.model.allocation import keep_freed_memory  # noqa: E402
 from s2l_ray.core.model.loading import build  # noqa: E402
 from s2l_ray.core.model.losses import token_losses  # noqa: E402
-from s2l_ray.core.model.training import TrainingPlan, train  # noqa: E402
+from s2l_ray.core.model.schedule import TrainingSetup  # noqa: E402
+from s2l_ray.core.model.training import train  # noqa: E402
+from s2l_ray.core.model.workers import Worker  # noqa: E402
 from s2l_ray.core.text.batching import pad  # noqa: E402
 from s2l_ray.core.text.encoding import Encoded  # noqa: E402
 from tests.bench.bench_scoring import DTYPES, examples, pythia  # noqa: E402
@@ -175,13 +178,17 @@ def train_ours(
     folder: Path,
 ) -> None:
     folder.mkdir(exist_ok=True)
-    plan = TrainingPlan(
-        total_steps=args.steps + 2,
-        checkpoint_steps=(args.steps + 2,),
+    steps = args.steps + 2
+    section = Training(
+        model=Model(config=SMALL),
+        tokenizer="bytes",
+        steps=steps,
         global_batch=args.global_batch,
-        micro_batch=args.micro_batch,
         learning_rate=1e-4,
+        warmup_ratio=0.0,
+        gradient_clipping=0.0,
         dtype=args.dtype,
+        state_every=steps,
     )
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers
@@ -190,12 +197,10 @@ def train_ours(
     train(
         lambda: build(config),
         None,
-        plan,
+        TrainingSetup(section, steps, (steps,), args.micro_batch),
         lambda _: told(),
         Folder(folder / "artifact"),
-        rank,
-        workers,
-        torch.device("cpu"),
+        Worker(rank, workers, torch.device("cpu")),
         lambda _: None,
     )
 

@@ -12,28 +12,43 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from s2l_ray.config import Model, Training
+from s2l_ray.core.model.checkpoint import checkpoint_files
 from s2l_ray.core.model.losses import token_losses
-from s2l_ray.core.model.state import checkpoint_files
-from s2l_ray.core.model.training import Encoded, TrainingPlan, learning_rate_at, train
+from s2l_ray.core.model.schedule import TrainingSetup, learning_rate_at
+from s2l_ray.core.model.training import train
+from s2l_ray.core.model.workers import Worker
+from s2l_ray.core.text.encoding import Encoded
 
 VOCABULARY = 97
-PLAN = TrainingPlan(
-    total_steps=3,
-    checkpoint_steps=(0, 3),
+SECTION = Training(
+    model=Model(config={"model_type": "llama"}),  # each job builds its own
+    tokenizer="bytes",
+    steps=3,
     global_batch=8,
-    micro_batch=2,
     learning_rate=3e-3,
     warmup_ratio=0.1,
     weight_decay=0.1,
+    gradient_clipping=0.0,
+    dtype="fp32",
     seed=5,
 )
-LONG = replace(PLAN, total_steps=6, checkpoint_steps=(2, 6), state_every=3)
+SHORT = TrainingSetup(SECTION, total_steps=3, checkpoint_steps=(0, 3), micro_batch=2)
+
+
+def changed(setup: TrainingSetup, **fields: Any) -> TrainingSetup:
+    """The same setup with other values in its section."""
+    return replace(setup, section=setup.section.model_copy(update=fields))
+
+
+LONG = replace(changed(SHORT, state_every=3), total_steps=6, checkpoint_steps=(2, 6))
 
 
 class Folder:
@@ -62,17 +77,16 @@ class Folder:
 
 @dataclass(frozen=True)
 class Job:
-    """One training: its folder and plan; `dies_after` steps; weights from a safetensors file; a tied or wider
-    model."""
+    """One training: its folder and setup; `dies_after` steps; weights from a safetensors file; a tied
+    or wider model."""
 
     name: str
-    plan: TrainingPlan
+    setup: TrainingSetup
     dies_after: int | None = None
     weights: str | None = None
     tied: bool = False
-    hidden_size: int = (
-        22  # 11 per head pair and odd vocabulary: tensors that two workers cannot halve
-    )
+    # 11 per head pair and odd vocabulary: tensors that two workers cannot halve.
+    hidden_size: int = 22
 
 
 def build_model(tied: bool = False, hidden_size: int = 22) -> torch.nn.Module:
@@ -118,10 +132,10 @@ def global_batch(step: int, size: int) -> list[Encoded]:
 
 def batches_of(job: Job, rank: int, world_size: int) -> Callable[[int], Iterator[list[Encoded]]]:
     def batches(start: int) -> Iterator[list[Encoded]]:
-        for step in range(start, job.plan.total_steps):
+        for step in range(start, job.setup.total_steps):
             if step == job.dies_after:
                 raise InterruptedError("the machine is gone")
-            yield global_batch(step, job.plan.global_batch)[rank::world_size]
+            yield global_batch(step, job.setup.section.global_batch)[rank::world_size]
 
     return batches
 
@@ -134,12 +148,10 @@ def run_job(job: Job, root: Path, rank: int, world_size: int) -> None:
         train(
             lambda: build_model(job.tied, job.hidden_size),
             weights.__getitem__ if weights else None,
-            job.plan,
+            job.setup,
             batches_of(job, rank, world_size),
             Folder(root / job.name),
-            rank,
-            world_size,
-            torch.device("cpu"),
+            Worker(rank, world_size, torch.device("cpu")),
             metrics.append,
         )
     except Exception as error:
@@ -158,9 +170,8 @@ def run_worker(rank: int, world_size: int, jobs: list[Job], root: Path, rendezvo
     for job in jobs:
         run_job(job, root, rank, world_size)
         torch.distributed.barrier()
-    os._exit(
-        0
-    )  # now and then torch's threads abort a process that ends in the usual way on a busy machine
+    # Now and then torch's threads abort a process that ends as usual on a busy machine.
+    os._exit(0)
 
 
 def run_team(world_size: int, jobs: list[Job], root: Path) -> None:
@@ -186,49 +197,52 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(given, root / "given.safetensors")
     given["model.embed_tokens.weight"][VOCABULARY - 1] = math.nan
     save_file(given, root / "poisoned.safetensors")
-    stages = [replace(PLAN, zero_stage=stage) for stage in (1, 2, 3)]
+    stages = [changed(SHORT, zero_stage=stage) for stage in (1, 2, 3)]
     long = {
-        (stage, dtype): replace(LONG, zero_stage=stage, dtype=dtype)
+        (stage, dtype): changed(LONG, zero_stage=stage, dtype=dtype)
         for stage in (1, 2, 3)
         for dtype in ("fp32", "bf16")
     }
     resumed = [(stage, dtype) for stage, dtype in long if dtype == "fp32" or stage != 2]
 
     def living_and_dying(workers: int) -> list[Job]:
-        plan = long[3, "bf16"]
+        setup = long[3, "bf16"]
         jobs = [
-            Job(f"whole-{workers}-3-given", plan, weights="given.safetensors"),
-            Job(f"died-{workers}-3-given", plan, weights="given.safetensors", dies_after=5),
+            Job(f"whole-{workers}-3-given", setup, weights="given.safetensors"),
+            Job(f"died-{workers}-3-given", setup, weights="given.safetensors", dies_after=5),
         ]
         for stage, dtype in resumed:
-            plan = long[stage, dtype]
+            setup = long[stage, dtype]
             jobs += [
-                Job(f"whole-{workers}-{stage}-{dtype}", plan),
-                Job(f"died-{workers}-{stage}-{dtype}", plan, dies_after=5),
+                Job(f"whole-{workers}-{stage}-{dtype}", setup),
+                Job(f"died-{workers}-{stage}-{dtype}", setup, dies_after=5),
             ]
         return [*jobs, *(replace(job, dies_after=None) for job in jobs if job.dies_after)]
 
     run_team(
         2,
         [
-            *(Job(f"plain-2-{plan.zero_stage}", plan) for plan in stages),
+            *(Job(f"plain-2-{setup.section.zero_stage}", setup) for setup in stages),
             *(
-                Job(f"given-{plan.zero_stage}", plan, weights="given.safetensors")
-                for plan in stages
+                Job(f"given-{setup.section.zero_stage}", setup, weights="given.safetensors")
+                for setup in stages
             ),
             *(
                 Job(
-                    f"given-bf16-{plan.zero_stage}",
-                    replace(plan, dtype="bf16"),
+                    f"given-bf16-{setup.section.zero_stage}",
+                    changed(setup, dtype="bf16"),
                     weights="given.safetensors",
                 )
-                for plan in stages[1:]
+                for setup in stages[1:]
             ),
             *(
-                Job(f"clipped-{plan.zero_stage}", replace(plan, gradient_clipping=0.5))
-                for plan in stages
+                Job(f"clipped-{setup.section.zero_stage}", changed(setup, gradient_clipping=0.5))
+                for setup in stages
             ),
-            *(Job(f"tied-{plan.zero_stage}", plan, tied=True) for plan in (stages[0], stages[2])),
+            *(
+                Job(f"tied-{setup.section.zero_stage}", setup, tied=True)
+                for setup in (stages[0], stages[2])
+            ),
             Job("poisoned", stages[0], weights="poisoned.safetensors"),
             Job("two-then-one", long[3, "fp32"], dies_after=5),
             *living_and_dying(2),
@@ -248,14 +262,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_team(
         1,
         [
-            *(Job(f"plain-1-{plan.zero_stage}", plan) for plan in stages),
-            Job("one-pass", replace(PLAN, micro_batch=8)),
+            *(Job(f"plain-1-{setup.section.zero_stage}", setup) for setup in stages),
+            Job("one-pass", replace(SHORT, micro_batch=8)),
             Job("two-then-one", long[1, "fp32"]),
             *(Job(name, long[1, "fp32"]) for name in ("damaged", "short", "absent", "incomplete")),
             Job("other-model", long[1, "fp32"], hidden_size=24),
             Job("whole-1-1-fp32", long[1, "fp32"]),
             Job("whole-1-1-fp32", long[1, "fp32"]),
-            Job("uneven", replace(PLAN, micro_batch=3)),
+            Job("uneven", replace(SHORT, micro_batch=3)),
         ],
         root,
     )
@@ -282,16 +296,18 @@ def weights(root: Path, name: str, step: int) -> dict[str, torch.Tensor]:
 
 
 def plain_torch(
-    plan: TrainingPlan, tied: bool = False
+    setup: TrainingSetup, tied: bool = False
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The same training with nothing but torch: the mean over all learned tokens of the batch, AdamW."""
-    torch.manual_seed(plan.seed)
+    section = setup.section
+    torch.manual_seed(section.seed)
     model = build_model(tied)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=plan.weight_decay, foreach=False)
+    decay = section.weight_decay
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=decay, foreach=False)
     losses = []
-    for step in range(plan.total_steps):
-        optimizer.param_groups[0]["lr"] = learning_rate_at(step, plan)
-        useful = [e for e in global_batch(step, plan.global_batch) if e.learned.any()]
+    for step in range(setup.total_steps):
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step, setup)
+        useful = [e for e in global_batch(step, section.global_batch) if e.learned.any()]
         parts = [
             token_losses(
                 model,
@@ -302,8 +318,8 @@ def plain_torch(
         ]
         loss = torch.cat(parts).mean()
         loss.backward()
-        if plan.gradient_clipping:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), plan.gradient_clipping)
+        if section.gradient_clipping:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), section.gradient_clipping)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -334,7 +350,7 @@ def assert_same_bits(got: dict[str, torch.Tensor], expected: dict[str, torch.Ten
 def test_every_stage_and_number_of_workers_equals_plain_torch(
     root: Path, workers: int, stage: int
 ) -> None:
-    expected, losses = plain_torch(PLAN)
+    expected, losses = plain_torch(SHORT)
     name = f"plain-{workers}-{stage}"
     assert_close(weights(root, name, 3), expected)
     assert [line["loss"] for line in metrics(root, name)] == pytest.approx(losses, abs=1e-5)
@@ -346,7 +362,7 @@ def test_one_pass_of_eight_equals_four_passes_of_two(root: Path) -> None:
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_clipping_is_that_of_torch(root: Path, stage: int) -> None:
-    expected, _ = plain_torch(replace(PLAN, gradient_clipping=0.5))
+    expected, _ = plain_torch(changed(SHORT, gradient_clipping=0.5))
     assert max(line["grad_norm"] for line in metrics(root, f"clipped-{stage}")) > 0.5
     assert_close(weights(root, f"clipped-{stage}", 3), expected, 3e-6)  # the norm itself is rounded
 
@@ -357,7 +373,7 @@ def test_metrics_count_the_global_batch(root: Path) -> None:
     assert (last["step"], last["examples"]) == (3, 3)
     assert last["tokens"] == sum(len(e.input_ids) for e in rows)
     assert last["learned_tokens"] == sum(e.learned.sum() for e in rows)
-    assert last["learning_rate"] == learning_rate_at(2, PLAN)
+    assert last["learning_rate"] == learning_rate_at(2, SHORT)
     assert 0 < last["wait_seconds"] < last["seconds"]
 
 
@@ -392,7 +408,7 @@ def test_a_checkpoint_loads_in_transformers(root: Path, name: str) -> None:
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_tied_weights_are_stored_once_and_train_as_in_torch(root: Path, stage: int) -> None:
-    expected, _ = plain_torch(PLAN, tied=True)
+    expected, _ = plain_torch(SHORT, tied=True)
     assert "lm_head.weight" not in expected
     assert_close(weights(root, f"tied-{stage}", 3), expected)
 
@@ -413,11 +429,8 @@ def test_files_json_lists_every_file_with_its_size(root: Path) -> None:
 )
 def test_a_run_that_died_ends_with_the_same_bits(root: Path, stage: int, dtype: str) -> None:
     name = f"died-2-{stage}-{dtype}"
-    assert [line["step"] for line in metrics(root, name)] == [
-        4,
-        5,
-        6,
-    ]  # the second life, from the state of step 3
+    # The second attempt, from the state of step 3.
+    assert [line["step"] for line in metrics(root, name)] == [4, 5, 6]
     assert_same_bits(weights(root, name, 6), weights(root, f"whole-2-{stage}-{dtype}", 6))
 
 
@@ -434,10 +447,8 @@ def test_a_state_without_state_json_is_passed_over(root: Path) -> None:
 
 
 def test_only_the_newest_state_stays(root: Path) -> None:
-    plan = replace(LONG, state_every=3)
-    assert (
-        plan.total_steps // plan.state_every == 2
-    )  # the last step has its checkpoint, and no state
+    # The last step has its checkpoint, and no state.
+    assert LONG.total_steps // LONG.section.state_every == 2
     assert Folder(root / "whole-2-1-fp32").list("state") == ["step-000000003"]
 
 
@@ -468,7 +479,7 @@ def test_a_loss_that_is_not_finite_names_step_and_examples_on_every_worker(root:
     assert said.startswith("UserError: Training step 1: a finite loss was expected and nan came")
     named = said.split("example_id ")[1].split(".")[0].split(", ")
     assert "4" in named
-    assert len(named) <= PLAN.micro_batch
+    assert len(named) <= SHORT.micro_batch
 
 
 def test_sizes_that_do_not_divide_are_refused(root: Path) -> None:

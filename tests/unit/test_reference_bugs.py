@@ -15,10 +15,10 @@ from s2l_ray.config import Model, Training
 from s2l_ray.contract.work import Outcome
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.model import order
+from s2l_ray.core.model.checkpoint import checkpoint_folder
 from s2l_ray.core.model.loading import build, load_config, load_encoder
+from s2l_ray.core.model.schedule import checkpoint_steps
 from s2l_ray.core.model.scoring import files_of, load_checkpoint
-from s2l_ray.core.model.state import checkpoint_folder
-from s2l_ray.core.model.training import checkpoint_steps
 from s2l_ray.core.selection.draw import Keys, Points, draw, quotas
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.store import Store

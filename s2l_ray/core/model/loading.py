@@ -276,7 +276,7 @@ def check_weights(model: Model) -> None:
     """
     import torch
 
-    from s2l_ray.core.model.state import stored_tensors
+    from s2l_ray.core.model.tensors import stored_tensors
 
     if model.path is None:
         return

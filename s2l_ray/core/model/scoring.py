@@ -10,8 +10,8 @@ import numpy as np
 from s2l_ray.config import ModelWorkers, Training
 from s2l_ray.core.model.allocation import keep_freed_memory
 from s2l_ray.core.model.loading import build, load_config, load_weights, read_weights, tensor_reader
-from s2l_ray.core.model.state import stored_tensors
 from s2l_ray.core.model.statistics import example_statistics
+from s2l_ray.core.model.tensors import stored_tensors
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import FileEntry, Manifest
 from s2l_ray.core.text.batching import dense_batches, pad

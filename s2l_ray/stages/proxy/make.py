@@ -1,7 +1,7 @@
 """`proxy`: one or several small models, each trained on all examples, with checkpoints from step 0 on."""
 
 from s2l_ray.contract.work import Outcome, Work
-from s2l_ray.core.model.training import checkpoint_steps
+from s2l_ray.core.model.schedule import TrainingSetup, checkpoint_steps
 from s2l_ray.stages.training.feed import Rows
 from s2l_ray.stages.training.place import Place
 from s2l_ray.stages.training.run import OneTraining, check_first_rows, run
@@ -17,23 +17,24 @@ def make(work: Work) -> Outcome:
     rows = Rows.of(work, "examples", "data")
     sections = work.config.proxy.each()
     check_first_rows(rows, sections, work.artifact.stage)
+    scaling = work.config.scaling.proxy
     trainings = []
     for number, section in enumerate(sections):
         stream = rows.stream(section)
+        steps = (0, *checkpoint_steps(stream.steps, section.checkpoints))
         training = OneTraining(
-            section=section,
+            setup=TrainingSetup(section, stream.steps, steps, scaling.micro_batch),
             rows=rows,
             stream=stream,
-            checkpoint_steps=(0, *checkpoint_steps(stream.steps, section.checkpoints)),
             place=Place(work.artifact, f"member-{number}/"),
-            scaling=work.config.scaling.proxy,
+            scaling=scaling,
         )
         run(work, training, remaining=len(sections) - 1 - number)
         trainings.append(training)
     members = [
         {
-            "steps": list(training.checkpoint_steps),
-            "folders": [training.place.folder(step) for step in training.checkpoint_steps],
+            "steps": list(training.setup.checkpoint_steps),
+            "folders": [training.place.folder(step) for step in training.setup.checkpoint_steps],
             **training.summary(work),
         }
         for training in trainings

@@ -6,6 +6,7 @@ import tempfile
 from s2l_ray.config import Training
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.model.loading import load_tokenizer
+from s2l_ray.core.model.schedule import TrainingSetup
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import FileEntry
 from s2l_ray.stages.training.feed import Rows
@@ -24,13 +25,13 @@ def make(work: Work) -> Outcome:
     rows = Rows.of(work, "subset", "messages")
     check_first_rows(rows, [section], work.artifact.stage)
     stream = rows.stream(section)
+    scaling = work.config.scaling.target
     training = OneTraining(
-        section=section,
+        setup=TrainingSetup(section, stream.steps, (stream.steps,), scaling.micro_batch),
         rows=rows,
         stream=stream,
-        checkpoint_steps=(stream.steps,),
         place=Place(work.artifact, ""),
-        scaling=work.config.scaling.target,
+        scaling=scaling,
     )
     run(work, training, remaining=0)
     folder = training.place.folder(stream.steps)

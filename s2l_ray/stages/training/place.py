@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from s2l_ray.core.model.state import checkpoint_files, checkpoint_folder
+from s2l_ray.core.model.checkpoint import checkpoint_files, checkpoint_folder
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import FileEntry
 from s2l_ray.errors import UserError

@@ -1,0 +1,88 @@
+"""Checkpoints of a model in training, as folders that Hugging Face loads.
+
+Their content depends neither on the number of workers nor on the ZeRO stage.
+"""
+
+import copy
+import json
+from typing import Any
+
+import torch
+
+from s2l_ray.core.model.tensor_files import (
+    FORMAT,
+    Files,
+    clear_folder,
+    read_json,
+    write_file,
+    write_json,
+    write_tensors,
+)
+from s2l_ray.core.model.tensors import DTYPES, full_numel, stored_tensors
+from s2l_ray.core.model.workers import Worker, from_worker
+
+
+def checkpoint_folder(step: int) -> str:
+    """Folder of the checkpoint of a step, relative to the artifact."""
+    return f"checkpoint/step-{step:06d}"
+
+
+def checkpoint_files(files: Files, step: int) -> list[dict[str, Any]] | None:
+    """Records of a complete checkpoint's files, names relative to its folder; None if incomplete."""
+    folder = checkpoint_folder(step)
+    if "files.json" not in files.list(folder):
+        return None
+    return read_json(files, f"{folder}/files.json")["files"]
+
+
+def save_checkpoint(
+    module: torch.nn.Module, step: int, dtype: str, files: Files, worker: Worker
+) -> None:
+    """Write the weights in `dtype` and config.json as a folder that `from_pretrained` loads.
+
+    All workers call it together. A checkpoint that an earlier attempt completed stays as it is.
+    """
+    folder = checkpoint_folder(step)
+
+    def begin() -> bool:
+        if checkpoint_files(files, step) is not None:
+            return False
+        clear_folder(files, folder)
+        return True
+
+    if not from_worker(0, worker, begin):
+        return
+    tensors = stored_tensors(module)
+    sizes = {name: full_numel(tensor) * DTYPES[dtype].itemsize for name, tensor in tensors.items()}
+
+    def read(name: str, keep: bool) -> torch.Tensor | None:
+        from deepspeed.runtime.zero import GatheredParameters
+
+        tensor = tensors[name]
+        with GatheredParameters([tensor]):
+            if not keep:
+                return None
+            stored = DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype
+            return tensor.detach().to("cpu", stored, copy=True).contiguous()
+
+    records, names_of = write_tensors(files, folder, "model", sizes, read, worker)
+    if worker.rank == 0:
+        texts = {"config.json": _config_json(module, dtype)}
+        if len(names_of) > 1:
+            texts["model.safetensors.index.json"] = _index_json(sizes, names_of)
+        records += [write_file(files, folder, name, text.encode()) for name, text in texts.items()]
+        done = {"format": FORMAT, "step": step, "files": records}
+        write_json(files, f"{folder}/files.json", done)
+
+
+def _config_json(module: torch.nn.Module, dtype: str) -> str:
+    config: Any = copy.deepcopy(module.config)
+    config.dtype = DTYPES[dtype]
+    config.architectures = [type(module).__name__]
+    return config.to_json_string()
+
+
+def _index_json(sizes: dict[str, int], names_of: dict[str, tuple[str, ...]]) -> str:
+    weight_map = {name: file for file, names in names_of.items() for name in names}
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+    return json.dumps(index, indent=1)

@@ -1,0 +1,196 @@
+"""The DeepSpeed engine of a training: the library, its settings, and the model's initial weights."""
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from s2l_ray.core.model.schedule import TrainingSetup, accumulation
+from s2l_ray.core.model.tensors import DTYPES, stored_tensors, total_numel
+from s2l_ray.core.model.workers import Worker, from_worker
+from s2l_ray.errors import UserError
+
+# Gradients reduced at once. Buffers of this size are allocated, so a smaller model lowers it to its
+# own size.
+BUCKET_ELEMENTS = 200_000_000
+
+BuildModel = Callable[[], nn.Module]
+LoadWeight = Callable[[str], torch.Tensor]
+
+
+def make_engine(
+    build_model: BuildModel,
+    load_weight: LoadWeight | None,
+    setup: TrainingSetup,
+    worker: Worker,
+    resuming: bool,
+) -> Any:
+    """A DeepSpeed engine around the model with its initial weights. All workers call it together.
+
+    Args:
+        build_model: see `train`.
+        load_weight: see `train`.
+        resuming: a training state will be loaded into the engine, so no weight is read.
+    """
+    deepspeed = _deepspeed(worker.device)
+    section = setup.section
+    module = _module(build_model, load_weight, setup, worker, resuming)
+    module.train()
+    optimizer = torch.optim.AdamW(
+        module.parameters(),
+        lr=section.learning_rate,
+        betas=(section.adam_beta1, section.adam_beta2),
+        eps=section.adam_epsilon,
+        weight_decay=section.weight_decay,
+        fused=True,
+    )
+    bucket = min(BUCKET_ELEMENTS, total_numel(module.parameters()))
+    # It prints how much memory it uses, at whatever log level.
+    with contextlib.redirect_stdout(io.StringIO()):
+        engine, *_ = deepspeed.initialize(
+            args=Namespace(device_rank=worker.device.index or 0),
+            model=module,
+            optimizer=optimizer,
+            config=_config(setup, worker, bucket),
+            dist_init_required=False,
+        )
+    return engine
+
+
+def _deepspeed(device: torch.device) -> Any:
+    """The library, set up for this device and kept from printing and from compiling."""
+    if device.type == "cpu":
+        # Read at import; a machine with a GPU may train on the CPU.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed takes its device number from here.
+    os.environ["LOCAL_RANK"] = str(device.index or 0)
+    # The library still calls collectives by names that torch has begun to replace, and each call
+    # would warn.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if device.type == "cpu":
+        # An empty table of compatible ops keeps it from building a shared-memory op with g++: gloo
+        # does the same.
+        deepspeed.ops.__compatible_ops__ = {}
+    # An earlier training in this process may have had process groups that are gone; the library
+    # still remembers them.
+    deepspeed.comm.comm.cdb = None
+    deepspeed.utils.groups._WORLD_GROUP = None
+    deepspeed.init_distributed()
+    return deepspeed
+
+
+def _config(setup: TrainingSetup, worker: Worker, bucket: int) -> dict[str, Any]:
+    """DeepSpeed's settings, with every key that changes numbers written out."""
+    section = setup.section
+    return {
+        "train_batch_size": section.global_batch,
+        "train_micro_batch_size_per_gpu": setup.micro_batch,
+        "gradient_accumulation_steps": accumulation(setup, worker.world_size),
+        "gradient_clipping": section.gradient_clipping,
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        "fp16": {"enabled": False},
+        "bf16": {"enabled": section.dtype == "bf16"},
+        # Gradients of several micro-batches and workers are summed in fp32, so that the sum depends
+        # little on their number.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+        "zero_optimization": {
+            "stage": section.zero_stage,
+            "contiguous_gradients": True,
+            # gloo sums all gradients of two workers together in less time than it takes for each
+            # one's part.
+            "reduce_scatter": worker.device.type != "cpu",
+            "overlap_comm": False,
+            "round_robin_gradients": False,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
+    }
+
+
+# ------------------------------------------------------------------------------- initial weights
+
+
+def _module(
+    build_model: BuildModel,
+    load_weight: LoadWeight | None,
+    setup: TrainingSetup,
+    worker: Worker,
+    resuming: bool,
+) -> nn.Module:
+    """The model with its initial weights; under ZeRO-3 a given model is never whole on a worker."""
+    torch.manual_seed(setup.section.seed)
+    module = build_model() if load_weight is None else _empty_module(build_model, setup, worker)
+    for parameter in module.parameters():
+        _cast(parameter, DTYPES[setup.section.dtype])
+    if load_weight is not None:
+        _fill(module, load_weight, resuming, worker)
+    return module
+
+
+def _empty_module(build_model: BuildModel, setup: TrainingSetup, worker: Worker) -> nn.Module:
+    """The model without initial weights, on its device; under ZeRO-3 cut over the workers."""
+    from deepspeed.runtime import zero
+    from transformers.initialization import no_init_weights
+
+    if setup.section.zero_stage == 3:
+        # Init would make buffers in bf16 too, and rotary frequencies need fp32: it decides the
+        # device, and _cast the type.
+        overrides = [zero.DeepSpeedTensorOverride.device]
+        config = _config(setup, worker, BUCKET_ELEMENTS)
+        placed = zero.Init(config_dict_or_path=config, tensor_overrides=overrides)
+    else:
+        placed = worker.device
+    with placed, no_init_weights():
+        return build_model()
+
+
+def _cast(parameter: nn.Parameter, dtype: torch.dtype) -> None:
+    parameter.data = parameter.data.to(dtype)
+    if hasattr(parameter, "ds_tensor"):
+        parameter.ds_tensor.data = parameter.ds_tensor.data.to(dtype)
+
+
+def _fill(module: nn.Module, load_weight: LoadWeight, resuming: bool, worker: Worker) -> None:
+    """Set every parameter and stored buffer on worker 0, one at a time; DeepSpeed broadcasts them.
+
+    When resuming, parameters are only made finite.
+
+    Raises:
+        UserError: a weight has another shape than the model's.
+    """
+    from deepspeed.runtime.zero import GatheredParameters
+
+    parameters = dict(module.named_parameters())
+    for name, tensor in stored_tensors(module).items():
+
+        def put(name: str = name, tensor: torch.Tensor = tensor) -> None:
+            if resuming and name in parameters:
+                tensor.data.zero_()
+                return
+            value = load_weight(name)
+            if value.shape != tensor.shape:
+                raise UserError(
+                    f"Loading the initial weights: {name} was expected with shape "
+                    f"{tuple(tensor.shape)} and came with {tuple(value.shape)}. The weights and "
+                    "config.json of the model do not belong together."
+                )
+            tensor.data.copy_(value)
+
+        with GatheredParameters([tensor], modifier_rank=0):
+            from_worker(0, worker, put)
+        if name not in parameters:
+            distributed.broadcast(tensor, src=0)
