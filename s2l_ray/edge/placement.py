@@ -34,7 +34,7 @@ def make_room(request: Request) -> None:
     left = free()
     cpus = max(TASK_CPUS, request.count * (request.cpus or 0.0))
     if left["CPU"] < cpus or left["GPU"] < request.count * request.gpus:
-        worker_pool.give_up()
+        worker_pool.end_idle()
 
 
 def check_placement(request: Request, at_once: int) -> None:

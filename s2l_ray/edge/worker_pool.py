@@ -1,8 +1,9 @@
-"""Groups of Ray Train workers that do one training after another.
+"""A pool of Ray Train worker groups that do one training after another.
 
-A group takes some ten seconds to come up: Ray Train's own processes, its placement, and the imports of torch, transformers and
-DeepSpeed in every worker. So one whose training is done is kept where another training is to come, as the target's after the proxy's,
-until somebody needs the room.
+A worker group takes some ten seconds to start: Ray Train's own processes, its placement, and the imports
+of torch, transformers and DeepSpeed in every worker. So a group whose training is done stays idle in
+the pool while the run has trainings that remain, such as the target after the proxy, until another
+stage needs its CPUs or GPUs.
 """
 
 import asyncio
@@ -25,21 +26,29 @@ from s2l_ray.core.model.allocation import give_back_freed_memory
 from s2l_ray.core.storage.store import Store
 
 log = logging.getLogger("s2l_ray")
-# Ray Train's controller looks at its workers every 2 s, and notices that much later what has ended. Its watcher of preemptions is a
-# process that takes a second to start and tells nothing we need: a training goes on from its last state however a node was lost.
+# Ray Train's controller polls its workers every 2 s, and notices that much later what has ended. Its
+# watcher of preemptions is a process that takes a second to start and is of no use here: a training
+# resumes from its last state however a node was lost.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-# What lies between two trainings may take long, or wait for another job's lease; CPUs and GPUs, which other jobs may want, are not
-# held idle for longer than this.
+# What lies between two trainings may take long, or wait for another job's lease. CPUs and GPUs, which
+# other jobs may want, are not held idle for longer than this.
 IDLE_SECONDS = 30.0
 
-# Done by every worker, all at the same time, with its rank and the number of workers.
+# Called by every worker of a group at the same time, with its rank and the number of workers.
 Task = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a group holds, each worker `cpus` and `gpus`, and the URI of the storage where Ray Train keeps its notes meanwhile."""
+    """What a worker group holds; groups of equal shapes can stand in for one another.
+
+    Attributes:
+        workers: how many workers.
+        cpus: CPUs of each worker.
+        gpus: GPUs of each worker.
+        storage: URI of the storage where Ray Train keeps its own files while the group lives.
+    """
 
     workers: int
     cpus: float
@@ -47,56 +56,58 @@ class Shape:
     storage: str
 
 
-def run(shape: Shape, name: str, task: Task, coming: Callable[[], int]) -> None:
-    """Do a task in a group of this shape, one that is up or a new one.
+def run(shape: Shape, name: str, task: Task, remaining: Callable[[], int]) -> None:
+    """Run a task in a worker group of this shape, an idle one or a new one.
 
     Args:
         name: of a new group.
-        coming: asked in the end, how many trainings are still to begin; so many groups are kept for a while.
+        remaining: called after the task; how many trainings have not begun. At most so many groups
+            stay idle.
 
     Raises:
         TrainingFailedError: a worker failed or was lost, and the group with it.
     """
-    group, is_new = _kept.take(shape, name)
+    group, is_new = _pool.take(shape, name)
     if not is_new:
         log.info("%s: in workers that are up already", name)
     group.run(task)
-    _kept.keep(group, coming())
+    _pool.put_back(group, remaining())
 
 
 def held() -> dict[str, float]:
-    """CPUs and GPUs of all groups of this process, those that have nothing to do included."""
-    shapes = [group.shape for group in _kept.alive()]
+    """CPUs and GPUs that all groups of this process hold, idle ones included."""
+    shapes = [group.shape for group in _pool.alive()]
     return {
         "CPU": sum(shape.workers * shape.cpus for shape in shapes),
         "GPU": sum(shape.workers * shape.gpus for shape in shapes),
     }
 
 
-def give_up() -> None:
-    """End all groups that have nothing to do, and wait until they have given back what they held."""
-    _kept.give_up()
+def end_idle() -> None:
+    """End all idle groups, and wait until they have released their CPUs and GPUs."""
+    _pool.end_idle()
 
 
 @contextlib.contextmanager
 def ended() -> Iterator[None]:
-    """In the end no group is left idle, unless Ctrl-C ends all."""
+    """End all idle groups after the block, unless Ctrl-C ends everything."""
     try:
         yield
     except Exception:
-        with contextlib.suppress(Exception):  # Ray may be what failed
-            give_up()
+        # Ray may be what failed.
+        with contextlib.suppress(Exception):
+            end_idle()
         raise
-    give_up()
+    end_idle()
 
 
-class _Group:
+class _WorkerGroup:
     """Workers of one Ray Train run, and the thread that waits for its end."""
 
     def __init__(self, shape: Shape, name: str) -> None:
         self.shape, self.closing = shape, False
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._desk = _Desk.options(scheduling_strategy=here).remote(shape.workers)  # type: ignore[attr-defined]
+        self._mailbox = _TaskMailbox.options(scheduling_strategy=here).remote(shape.workers)  # type: ignore[attr-defined]
         self._numbers = itertools.count()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(
@@ -108,15 +119,15 @@ class _Group:
         self._thread.start()
 
     @property
-    def works(self) -> bool:
+    def is_alive(self) -> bool:
         return self._thread.is_alive()
 
     def run(self, task: Task) -> None:
-        """Have it done by all workers."""
+        """Have all workers do a task, and wait until they have."""
         number = next(self._numbers)
         try:
-            ray.get(self._desk.put.remote(number, cloudpickle.dumps(task)))
-            ray.get(self._desk.done.remote(number))
+            ray.get(self._mailbox.put.remote(number, cloudpickle.dumps(task)))
+            ray.get(self._mailbox.all_done.remote(number))
         except ray.exceptions.RayActorError as error:
             self._thread.join()
             raise self._failure or error from None
@@ -124,22 +135,23 @@ class _Group:
     def close(self) -> None:
         """Let the workers end."""
         self.closing = True
-        self._desk.put.remote(next(self._numbers), None)
+        self._mailbox.put.remote(next(self._numbers), None)
 
     def join(self) -> None:
-        """Wait until they have, and what they held is given back."""
+        """Wait until they have ended and released what they held."""
         self._thread.join()
 
     def _train(self, name: str) -> None:
-        """Run the workers to their end; after it, whoever waits at the desk must not wait on."""
-        import ray.train.torch  # imports torch, which the desk has no use for
+        """Run the workers to their end, then kill the mailbox, so that nobody waits there for ever."""
+        # Imports torch, which the mailbox, made in this module too, has no use for.
+        import ray.train.torch
 
         shape, store, resources = self.shape, Store(self.shape.storage), {"CPU": self.shape.cpus}
         if shape.gpus:
             resources["GPU"] = shape.gpus
         trainer = ray.train.torch.TorchTrainer(
             _work,
-            train_loop_config={"desk": self._desk},
+            train_loop_config={"mailbox": self._mailbox},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=shape.workers, use_gpu=shape.gpus > 0, resources_per_worker=resources
             ),
@@ -151,13 +163,16 @@ class _Group:
         except BaseException as error:
             self._failure = error
         finally:
-            ray.kill(self._desk)
+            ray.kill(self._mailbox)
             store.delete(f"scratch/{name}")
 
 
 @ray.remote(num_cpus=0)
-class _Desk:
-    """Where a group's tasks are handed over, one at a time and pickled, so that it imports nothing of theirs; on the driver's node."""
+class _TaskMailbox:
+    """Hands one task after another to the workers of a group; an actor on the driver's node.
+
+    Tasks stay pickled here, so that the actor imports nothing of theirs.
+    """
 
     def __init__(self, workers: int) -> None:
         self._workers, self._number, self._left = workers, -1, 0
@@ -165,102 +180,105 @@ class _Desk:
         self._changed = asyncio.Condition()
 
     async def put(self, number: int, task: bytes | None) -> None:
-        """The next task; None: there is none, and workers end."""
+        """Set the next task; None ends the workers."""
         async with self._changed:
             self._number, self._task, self._left = number, task, self._workers
             self._changed.notify_all()
 
-    async def task(self, number: int) -> bytes | None:
+    async def get(self, number: int) -> bytes | None:
+        """Wait for a task."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._number == number)
             return self._task
 
-    async def end(self, number: int) -> None:
-        """A worker has done a task."""
+    async def worker_done(self) -> None:
+        """One more worker has done the task."""
         async with self._changed:
             self._left -= 1
             self._changed.notify_all()
 
-    async def done(self, number: int) -> None:
-        """Wait until all workers have."""
+    async def all_done(self, number: int) -> None:
+        """Wait until all workers have done a task."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._number == number and not self._left)
 
 
 def _work(settings: dict[str, Any]) -> None:
-    """What each Ray Train worker does: all tasks of its group."""
+    """What each Ray Train worker does: all tasks of its group, one after another."""
     import ray.train
     import torch
 
-    context, desk = ray.train.get_context(), settings["desk"]
+    context, mailbox = ray.train.get_context(), settings["mailbox"]
     for number in itertools.count():
-        task = ray.get(desk.task.remote(number))
+        task = ray.get(mailbox.get.remote(number))
         if task is None:
             return
         cloudpickle.loads(task)(context.get_world_rank(), context.get_world_size())
-        gc.collect()  # the parts of an engine hold one another
+        # The parts of an engine refer to one another.
+        gc.collect()
         give_back_freed_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        ray.get(desk.end.remote(number))
+        ray.get(mailbox.worker_done.remote())
 
 
-class _Kept:
-    """The groups of this process; those that are up and have nothing to do, each with the timer that gives it up."""
+class _Pool:
+    """The worker groups of this process, and the idle ones among them, each with the timer that ends it."""
 
     def __init__(self) -> None:
-        self._groups: list[_Group] = []
-        self._timers: dict[_Group, threading.Timer] = {}
+        self._groups: list[_WorkerGroup] = []
+        self._idle: dict[_WorkerGroup, threading.Timer] = {}
         self._lock = threading.Lock()
 
-    def take(self, shape: Shape, name: str) -> tuple[_Group, bool]:
-        """A group of this shape, and whether it is a new one, which takes the place of those that are idle."""
+    def take(self, shape: Shape, name: str) -> tuple[_WorkerGroup, bool]:
+        """A group of this shape, and whether it is new; all idle groups end before a new one starts."""
         with self._lock:
             found = next(
-                (group for group in self._timers if group.shape == shape and group.works), None
+                (group for group in self._idle if group.shape == shape and group.is_alive), None
             )
             if found is not None:
-                self._timers.pop(found).cancel()
+                self._idle.pop(found).cancel()
                 return found, False
-        self._drop_all()
-        group = _Group(shape, name)
+        self._end_all()
+        group = _WorkerGroup(shape, name)
         with self._lock:
             self._groups.append(group)
         return group, True
 
-    def alive(self) -> list[_Group]:
+    def alive(self) -> list[_WorkerGroup]:
         with self._lock:
-            self._groups = [group for group in self._groups if group.works]
+            self._groups = [group for group in self._groups if group.is_alive]
             return list(self._groups)
 
-    def keep(self, group: _Group, coming: int) -> None:
-        """Keep it if fewer are kept than trainings are coming, for IDLE_SECONDS at most; else close it."""
+    def put_back(self, group: _WorkerGroup, remaining: int) -> None:
+        """Keep a group idle for at most IDLE_SECONDS; close it if `remaining` groups are idle already."""
         with self._lock:
-            if len(self._timers) >= coming:
+            if len(self._idle) >= remaining:
                 group.close()
                 return
-            timer = self._timers[group] = threading.Timer(IDLE_SECONDS, self._drop, (group,))
+            timer = self._idle[group] = threading.Timer(IDLE_SECONDS, self._end, (group,))
             timer.daemon = True
             timer.start()
 
-    def give_up(self) -> None:
-        self._drop_all()
+    def end_idle(self) -> None:
+        self._end_all()
         for group in self.alive():
             if group.closing:
                 group.join()
 
-    def _drop_all(self) -> None:
+    def _end_all(self) -> None:
         with self._lock:
-            idle = list(self._timers)
+            idle = list(self._idle)
         for group in idle:
-            self._drop(group)
+            self._end(group)
 
-    def _drop(self, group: _Group) -> None:
+    def _end(self, group: _WorkerGroup) -> None:
         with self._lock:
-            timer = self._timers.pop(group, None)  # None: it was taken in this moment
+            # None: it was taken in this moment.
+            timer = self._idle.pop(group, None)
             if timer is not None:
                 timer.cancel()
                 group.close()
 
 
-_kept = _Kept()
+_pool = _Pool()

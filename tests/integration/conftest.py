@@ -116,9 +116,10 @@ def local_ray() -> Iterator[None]:
         log_to_driver=False,
     )
     yield
-    from s2l_ray.edge import worker_pool as groups
+    from s2l_ray.edge import worker_pool
 
-    groups.give_up()  # workers that are ending would ask for a Ray that is gone, and start another
+    # Workers that are ending would ask for a Ray that is gone, and start another.
+    worker_pool.end_idle()
     ray.shutdown()
 
 
