@@ -1,8 +1,8 @@
 """A pool of Ray Train worker groups that do one training after another.
 
-A worker group takes some ten seconds to start: Ray Train's own processes, its placement, and the imports
-of torch, transformers and DeepSpeed in every worker. So a group whose training is done stays idle in
-the pool while the run has trainings that remain, such as the target after the proxy, until another
+A worker group takes some ten seconds to start: Ray Train's own processes, its placement, and the
+imports of torch, transformers and DeepSpeed in every worker. So a group whose training is done stays
+idle in the pool while the run has trainings that remain, such as the target after the proxy, until another
 stage needs its CPUs or GPUs.
 """
 
@@ -26,13 +26,13 @@ from s2l_ray.core.model.allocation import give_back_freed_memory
 from s2l_ray.core.storage.store import Store
 
 log = logging.getLogger("s2l_ray")
-# Ray Train's controller polls its workers every 2 s, and notices that much later what has ended. Its
-# watcher of preemptions is a process that takes a second to start and is of no use here: a training
+# Ray Train's controller polls its workers every 2 s, and notices that much later what has ended.
+# Its watcher of preemptions is a process that takes a second to start and is of no use here: a training
 # resumes from its last state however a node was lost.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-# What lies between two trainings may take long, or wait for another job's lease. CPUs and GPUs, which
-# other jobs may want, are not held idle for longer than this.
+# What lies between two trainings may take long, or wait for another job's lease. CPUs and GPUs,
+# which other jobs may want, are not held idle for longer than this.
 IDLE_SECONDS = 30.0
 
 # Called by every worker of a group at the same time, with its rank and the number of workers.
@@ -142,7 +142,7 @@ class _WorkerGroup:
         self._thread.join()
 
     def _train(self, name: str) -> None:
-        """Run the workers to their end, then kill the mailbox, so that nobody waits there for ever."""
+        """Run the workers to their end, then kill the mailbox, so that nobody waits at it."""
         # Imports torch, which the mailbox, made in this module too, has no use for.
         import ray.train.torch
 
@@ -223,7 +223,7 @@ def _work(settings: dict[str, Any]) -> None:
 
 
 class _Pool:
-    """The worker groups of this process, and the idle ones among them, each with the timer that ends it."""
+    """The worker groups of this process, and a timer that ends it for each that is idle."""
 
     def __init__(self) -> None:
         self._groups: list[_WorkerGroup] = []
@@ -231,7 +231,7 @@ class _Pool:
         self._lock = threading.Lock()
 
     def take(self, shape: Shape, name: str) -> tuple[_WorkerGroup, bool]:
-        """A group of this shape, and whether it is new; all idle groups end before a new one starts."""
+        """A group of this shape, and whether it is new; idle groups end before a new one starts."""
         with self._lock:
             found = next(
                 (group for group in self._idle if group.shape == shape and group.is_alive), None
@@ -251,7 +251,7 @@ class _Pool:
             return list(self._groups)
 
     def put_back(self, group: _WorkerGroup, remaining: int) -> None:
-        """Keep a group idle for at most IDLE_SECONDS; close it if `remaining` groups are idle already."""
+        """Keep a group idle for IDLE_SECONDS at most; close it if `remaining` are idle already."""
         with self._lock:
             if len(self._idle) >= remaining:
                 group.close()

@@ -94,8 +94,8 @@ def test_a_group_that_was_lost_while_idle_is_replaced(
 def test_a_group_stays_idle_only_where_others_have_room_beside_it(
     shape: worker_pool.Shape, tmp_path: Path
 ) -> None:
-    """Of two CPUs an idle group holds one: actors share what is left, unless they ask for more; a task
-    always has room."""
+    """Of two CPUs an idle group holds one: actors share what is left, unless they ask for more; a
+    task always has room."""
     done_by(shape, tmp_path, remaining=1)
     actors = Request("actors", 2)
     for request in (Request("tasks"), actors):

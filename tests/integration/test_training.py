@@ -1,8 +1,8 @@
-"""The training loop on real processes over gloo: against plain torch, over ZeRO stages and workers, dying and
-resuming.
+"""The training loop on real processes over gloo: against plain torch, over ZeRO stages and workers,
+dying and resuming.
 
-Starting processes is what costs, so three teams of workers run all trainings, one after the other, and the
-tests look at what came.
+Starting processes is what costs, so three teams of workers run all trainings, one after the other,
+and the tests look at what came.
 """
 
 import json
@@ -77,8 +77,8 @@ class Folder:
 
 @dataclass(frozen=True)
 class Job:
-    """One training: its folder and setup; `dies_after` steps; weights from a safetensors file; a tied
-    or wider model."""
+    """One training: its folder and setup; `dies_after` steps; weights from a safetensors file; a
+    tied or wider model."""
 
     name: str
     setup: TrainingSetup
@@ -107,8 +107,8 @@ def build_model(tied: bool = False, hidden_size: int = 22) -> torch.nn.Module:
 
 
 def make_examples() -> list[Encoded]:
-    """19 examples of 3 to 19 tokens, two without a learned token; example 4 alone holds the last token of the
-    vocabulary."""
+    """19 examples of 3 to 19 tokens, two without a learned token; example 4 alone holds the last
+    token of the vocabulary."""
     numbers = np.random.default_rng(0)
     examples = []
     for example_id in range(19):
@@ -298,7 +298,7 @@ def weights(root: Path, name: str, step: int) -> dict[str, torch.Tensor]:
 def plain_torch(
     setup: TrainingSetup, tied: bool = False
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """The same training with nothing but torch: the mean over all learned tokens of the batch, AdamW."""
+    """The same training with nothing but torch: the mean over the learned tokens of the batch, AdamW."""
     section = setup.section
     torch.manual_seed(section.seed)
     model = build_model(tied)

@@ -28,7 +28,7 @@ def checkpoint_folder(step: int) -> str:
 
 
 def checkpoint_files(files: Files, step: int) -> list[dict[str, Any]] | None:
-    """Records of a complete checkpoint's files, names relative to its folder; None if incomplete."""
+    """Records of a complete checkpoint's files, names relative to it; None if incomplete."""
     folder = checkpoint_folder(step)
     if "files.json" not in files.list(folder):
         return None

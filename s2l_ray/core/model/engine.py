@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of a training: the library, its settings, and the model's initial weights."""
+"""The DeepSpeed engine of a training: the library, its settings, and the initial weights."""
 
 import contextlib
 import io

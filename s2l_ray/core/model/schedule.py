@@ -51,8 +51,8 @@ def checkpoint_steps(total_steps: int, count: int) -> tuple[int, ...]:
     if not 1 <= count <= total_steps:
         raise UserError(
             f"Planning the checkpoints of a training: {count} checkpoints were asked for, and "
-            f"{total_steps} steps allow 1 to {total_steps}. Ask for fewer checkpoints, or train for "
-            "more epochs or with a smaller batch."
+            f"{total_steps} steps allow 1 to {total_steps}. Ask for fewer checkpoints, or train "
+            "for more epochs or with a smaller batch."
         )
     return tuple((2 * i * total_steps + count) // (2 * count) for i in range(1, count + 1))
 
@@ -67,7 +67,8 @@ def accumulation(setup: TrainingSetup, world_size: int) -> int:
     if global_batch % of_all_workers:
         raise UserError(
             f"Preparing a training: a global batch of {global_batch} examples cannot be cut into "
-            f"equal micro-batches of {setup.micro_batch} on {world_size} workers. Choose a batch that "
-            f"is a multiple of {of_all_workers}, a smaller micro-batch, or another number of workers."
+            f"equal micro-batches of {setup.micro_batch} on {world_size} workers. Choose a batch "
+            f"that is a multiple of {of_all_workers}, a smaller micro-batch, or another number of "
+            "workers."
         )
     return global_batch // of_all_workers

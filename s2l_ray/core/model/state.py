@@ -87,8 +87,8 @@ def restore_state(
         engine: a DeepSpeed engine that has taken no step.
         state: from `newest_state`, the same on every worker.
         blank_step: takes one optimiser step with learning rate 0 and zero gradients. It creates the
-            moments, and copies the fp32 weights to those that the model computes with; so weights are
-            loaded before it and moments after it.
+            moments, and copies the fp32 weights to those that the model computes with; so weights
+            are loaded before it and moments after it.
 
     Raises:
         UserError: a file is missing or is not the one that state.json names, or the tensors are not
@@ -110,7 +110,7 @@ def _load_kind(
     files: Files,
     worker: Worker,
 ) -> None:
-    """Load one kind's files. The workers take turns to read one and broadcast its tensors one by one."""
+    """Load one kind's files; the workers take turns to read one and broadcast its tensors."""
     folder = _state_folder(state["step"])
     missing = {name: full_shape(parameter) for name, parameter in parameters.items()}
     records = [record for record in state["files"] if record["kind"] == kind]
@@ -162,8 +162,8 @@ def _set_full(parameter: Any, value: torch.Tensor, kind: str, rank: int) -> None
         else:
             utils.safe_set_full_optimizer_state(parameter, value, kind)
         return
-    # Under ZeRO-3 the library's own safe_set_full_* fails where the last worker's part is padded, so
-    # the part is cut here.
+    # Under ZeRO-3 the library's own safe_set_full_* fails where the last worker's part is padded,
+    # so the part is cut here.
     size = parameter.ds_tensor.numel()
     part = value.new_zeros(size)
     own = value.flatten()[rank * size : (rank + 1) * size]

@@ -1,7 +1,7 @@
 """Folders of safetensors files that all workers of a training write together.
 
-Every worker writes its own share of the tensors, one tensor is gathered at a time, and worker 0 writes
-one JSON file last, which alone makes the folder complete: a crash at any moment leaves either a
+Every worker writes its own share of the tensors, one tensor is gathered at a time, and worker 0
+writes one JSON file last, which alone makes the folder complete: a crash at any moment leaves either a
 complete folder or one that counts as absent.
 """
 
@@ -49,8 +49,8 @@ def split_tensors(
 ) -> list[TensorFile]:
     """Split tensors, in order, into files of at most `limit` bytes, about equal bytes a worker.
 
-    A tensor belongs to the worker in whose share of all bytes it begins. One that is larger than the
-    limit has a file of its own.
+    A tensor belongs to the worker in whose share of all bytes it begins. One that is larger than
+    the limit has a file of its own.
 
     Args:
         sizes: bytes of each tensor by name.

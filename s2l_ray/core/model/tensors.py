@@ -8,7 +8,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def stored_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter once, tied ones under their first name, then the buffers of the state dict."""
+    """Every parameter once, tied ones under their first name, then the state dict's buffers."""
     stored = module.state_dict(keep_vars=True)
     buffers = {name: tensor for name, tensor in module.named_buffers() if name in stored}
     return {**dict(module.named_parameters()), **buffers}

@@ -1,8 +1,8 @@
-"""The one training loop: fits a causal language model to encoded examples with DeepSpeed ZeRO 1, 2 or 3.
+"""The one training loop: fits a causal LM to encoded examples with DeepSpeed ZeRO 1, 2 or 3.
 
 Proxy and target differ only in their `TrainingSetup`. From batches in a given order the loop makes
-checkpoints at given steps, and a training state now and then from which any number of workers resumes.
-The caller has set up torch.distributed.
+checkpoints at given steps, and a training state now and then from which any number of workers
+resumes. The caller has set up torch.distributed.
 """
 
 import math
@@ -44,9 +44,9 @@ def train(
     All workers call it together. The same call again resumes.
 
     Args:
-        build_model: makes the causal LM, in fp32. Without `load_weight` its random weights count: they
-            are drawn on the CPU under the section's seed, whole on every worker, so that they depend
-            on neither workers nor ZeRO stage.
+        build_model: makes the causal LM, in fp32. Without `load_weight` its random weights count:
+            they are drawn on the CPU under the section's seed, whole on every worker, so that they
+            depend on neither workers nor ZeRO stage.
         load_weight: reads one initial weight (or stored buffer) by its name in the model; called on
             worker 0, one at a time.
         batches: `batches(step)`, called before the engine is built, yields, for each step after
@@ -55,7 +55,7 @@ def train(
         files: the artifact's files, shared by all workers; get `checkpoint/` and `state/`.
         on_step: on worker 0 gets, after each step: step, loss (mean over the learned tokens of the
             global batch), learning_rate, grad_norm, examples, tokens, learned_tokens, seconds,
-            wait_seconds (of the seconds, waited for `batches`), parameters (how many the model has).
+            wait_seconds (of the seconds, waited for `batches`), parameters (of the model).
 
     Raises:
         UserError: sizes that do not divide, batches that end early, a loss that is not finite, a
@@ -126,9 +126,9 @@ def _next_share(
     if share is None or len(share) > most:
         came = "none" if share is None else str(len(share))
         raise UserError(
-            f"Training step {step + 1} of {setup.total_steps}: at most {most} examples were expected "
-            f"for each worker and {came} came. The order of the data and the number of steps do not "
-            "belong together."
+            f"Training step {step + 1} of {setup.total_steps}: at most {most} examples were "
+            f"expected for each worker and {came} came. The order of the data and the number of "
+            "steps do not belong together."
         )
     return share
 
@@ -242,8 +242,8 @@ def _finite_total(
     ids = [example_id for some in everybody for example_id in some]
     named = ", ".join(map(str, ids[:16])) + (" and others" if len(ids) > 16 else "")
     raise UserError(
-        f"Training step {step + 1}: a finite loss was expected and {value} came, from a micro-batch "
-        f"of the examples with example_id {named}. Look at these rows; if they are in order, lower "
+        f"Training step {step + 1}: a finite loss was expected and {value} came, from a "
+        f"micro-batch of the examples with example_id {named}. Look at these rows; if they are in order, lower "
         "learning_rate or set gradient_clipping."
     )
 

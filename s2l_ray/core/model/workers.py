@@ -24,7 +24,7 @@ def from_worker(source: int, worker: Worker, make: Callable[[], Any]) -> Any:
 
     Raises:
         UserError: on every worker, where `make` raised it on worker `source`.
-        RuntimeError: where it raised anything else; worker `source` itself gets the exception as it is.
+        RuntimeError: where it raised anything else; worker `source` raises that exception itself.
     """
     box: list[Any] = [None]
     failure: Exception | None = None

@@ -1,4 +1,4 @@
-"""`proxy`: one or several small models, each trained on all examples, with checkpoints from step 0 on."""
+"""`proxy`: one or several small models, each trained on all examples, with checkpoints."""
 
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.model.schedule import TrainingSetup, checkpoint_steps

@@ -18,7 +18,7 @@ def make(work: Work) -> Outcome:
     """Train the target; its only checkpoint is that of the last step.
 
     Raises:
-        UserError: the first rows leave nothing to learn, or the training itself refuses (see `run`).
+        UserError: the first rows leave nothing to learn, or the training refuses (see `run`).
     """
     section = work.config.target
     assert section is not None

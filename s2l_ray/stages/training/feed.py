@@ -32,7 +32,7 @@ BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows to train on: parts of a committed artifact, and the role of their files with conversations."""
+    """The rows to train on: parts of an artifact, and the role of their files to read."""
 
     artifact: Artifact
     parts: list[Part]

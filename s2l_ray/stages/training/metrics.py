@@ -1,4 +1,4 @@
-"""The metrics of a training's steps: stored every few seconds by its first worker, read while it runs and after it."""
+"""The metrics of a training's steps: stored by its first worker, read while it runs and after it."""
 
 import json
 import time

@@ -11,9 +11,9 @@ from s2l_ray.errors import UserError
 
 @dataclass(frozen=True)
 class Place:
-    """The `Files` of one training: everything lies under `prefix`, which is empty or ends with a slash.
+    """The `Files` of one training: all lies under `prefix`, empty or ending with a slash.
 
-    Training states lie under `state/` of the artifact, which is deleted when the artifact is committed.
+    Training states lie under `state/` of the artifact, which is deleted when it is committed.
     """
 
     artifact: Artifact

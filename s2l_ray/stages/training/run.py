@@ -109,8 +109,8 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
     shape = worker_pool.Shape(work.request.count, cpus, work.request.gpus, uri)
 
     def all_remaining() -> int:
-        # DeepSpeed holds on to a model of ZeRO-3 in two tables of its modules, which only the end of
-        # the process frees: such workers do no second training.
+        # DeepSpeed holds on to a model of ZeRO-3 in two tables of its modules, which only the end
+        # of the process frees: such workers do no second training.
         return 0 if training.setup.section.zero_stage == 3 else remaining + work.remaining()
 
     for attempt in itertools.count():
