@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2l_ray import config, pipeline
-from s2l_ray.core.selection.draw import needs
+from s2l_ray.core.selection.rules import by_cluster
 from s2l_ray.errors import UserError
 from s2l_ray.run import exit_status, leave, load_job, parser, set_up_logging
 
@@ -59,7 +59,7 @@ def _sweep(args: argparse.Namespace, overrides: list[str]) -> None:
 def _base(job: config.Job) -> config.Config:
     """The variant that is swept: the first that chooses by clusters."""
     for variant in job.variants.values():
-        if needs(variant.subset) & {"cluster", "distance"}:
+        if by_cluster(variant.subset):
             return variant
     raise UserError(
         "planning the sweep: no variant of the job chooses by clusters. Set subset.rule: s2l in "

@@ -1,6 +1,7 @@
 """A keyed hash of example ids: the only source of randomness in sampling and selection.
 
-It depends on (seed, example_id) and nothing else, so a draw is the same for any order, part or machine.
+It depends on (seed, example_id) and nothing else, so a draw is the same for any order of the rows,
+any cut into parts and any machine.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ _MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
 
 
 def _finalise(state: np.ndarray) -> np.ndarray:
-    """Output function of splitmix64 (Steele, Lea, Flood 2014), a bijection on 64 bits; changes `state`."""
+    """Output function of splitmix64 (Steele, Lea, Flood 2014), a bijection; changes `state`."""
     state ^= state >> np.uint64(30)
     state *= _MULTIPLY_1
     state ^= state >> np.uint64(27)
@@ -21,12 +22,13 @@ def _finalise(state: np.ndarray) -> np.ndarray:
 
 
 def keyed_hash(seed: int, ids: np.ndarray) -> np.ndarray:
-    """Hash int64 ids [N] to uint64 [N]: output number `id` of the splitmix64 stream that the hashed seed
-    starts.
+    """Hash int64 ids [n] to uint64 [n]: output number `id` of the splitmix64 stream of the seed.
 
-    For every seed this is a bijection of the id (adding a key, multiplying by an odd number and the finaliser
-    are bijections modulo 2^64), so distinct ids never tie. The seed is any integer, taken modulo 2^64, and is
-    hashed first: neighbouring seeds give unrelated streams. (design section 3, "a rule is two expressions")
+        hash(seed, id) = finalise((id + 1) * golden + finalise(seed + golden))  modulo 2^64
+
+    For every seed this is a bijection of the id, because multiplying by an odd number, adding a
+    constant and the finaliser are bijections: distinct ids never tie. The seed is any integer,
+    taken modulo 2^64. It is hashed first, so that neighbouring seeds give unrelated streams.
     """
     key = _finalise(np.array([seed % 2**64], dtype=np.uint64) + _GOLDEN)
     return _finalise(

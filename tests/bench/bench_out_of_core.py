@@ -128,7 +128,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run both stages here, watched."""
     from s2l_ray.edge import session
     from s2l_ray.stages.clusters.make import make as clusters
-    from s2l_ray.stages.subset.make import make as subset
+    from s2l_ray.stages.subset import make as subset
 
     config = Config.model_validate(
         {

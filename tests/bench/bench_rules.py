@@ -1,12 +1,14 @@
-"""Seconds that every selection rule takes to find its draw over stored trajectories, through the stage's own code.
+r"""Seconds that every selection rule takes to find its draw over stored trajectories, through the stage's own code.
 
     python tests/bench/bench_rules.py --rows 1000000
     python tests/bench/bench_rules.py --rows 100000 --rules facility_location
-    python tests/bench/bench_rules.py --rows 1000000 --rules s2l el2n --rows-per-task 16384 --fan-in 4 1000     # 62 chunks
+    python tests/bench/bench_rules.py --rows 1000000 --rules s2l el2n --rows-per-task 16384 \
+        --fan-in 4 1000                                                        # 62 chunks
 
-Makes trajectories of 12 steps with all statistics and clusters in a temporary folder, then draws 11 % with each rule on a local Ray
-with 2 CPUs, with each fan-in in turn. Prints seconds, the driver's processor's seconds, and how many answers of the chunks' keys
-reached the driver, with their bytes; and one last line of JSON. Writing the chosen rows' text is not part of it.
+Makes trajectories of 12 steps with all statistics and clusters in a temporary folder, then draws 11 %
+with each rule on a local Ray with 2 CPUs, with each fan-in in turn. Prints seconds, the driver's
+processor's seconds, and how many answers to queries reached the driver, with their bytes; and one
+last line of JSON. Writing the chosen rows' text is not part of it.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from s2l_ray.config import RULES, Config  # noqa: E402
 from s2l_ray.contract.work import Work  # noqa: E402
+from s2l_ray.core.query import Query  # noqa: E402
 from s2l_ray.core.storage.artifact import Artifact  # noqa: E402
 from s2l_ray.core.storage.store import Store  # noqa: E402
 from tests import synthetic  # noqa: E402
@@ -52,14 +55,14 @@ def main() -> None:
         "--rows-per-task", type=int, help="of a chunk, exactly; default: as the stage does"
     )
     parser.add_argument(
-        "--fan-in", type=int, nargs="+", help="answers that are merged; default: the stage's"
+        "--fan-in", type=int, nargs="+", help="answers that one task merges; default: as it is"
     )
     args = parser.parse_args()
-    from s2l_ray.edge import session
-    from s2l_ray.stages.subset import make as subset
+    from s2l_ray.edge import reduction, session
+    from s2l_ray.stages.subset import search
 
     if args.rows_per_task:
-        subset.rows_per_task = lambda total: args.rows_per_task
+        search.rows_per_task = lambda total: args.rows_per_task
     with tempfile.TemporaryDirectory() as storage:
         began = time.monotonic()
         sources = [f"source {number}" for number in range(args.sources)]
@@ -69,9 +72,9 @@ def main() -> None:
         draw_seconds(storage, "random")  # starts the workers, which a run has long done by then
         results = []
         for rule, _, fan_in in itertools.product(
-            args.rules, range(args.repeats), args.fan_in or [subset.FAN_IN]
+            args.rules, range(args.repeats), args.fan_in or [reduction.FAN_IN]
         ):
-            subset.FAN_IN = fan_in
+            reduction.FAN_IN = fan_in
             results.append({"rule": rule, "fan-in": fan_in, **draw_seconds(storage, rule)})
     total = round(sum(result["s"] for result in results), 2)
     show("rules", list(results[0]), [list(result.values()) for result in results])
@@ -98,50 +101,59 @@ def config_of(storage: str, rule: str) -> Config:
 
 def draw_seconds(storage: str, rule: str) -> dict[str, Any]:
     """Find the draw of one rule, and time it."""
-    from s2l_ray.core.selection.draw import needs
+    from s2l_ray.core.selection.rules import by_cluster
     from s2l_ray.stages.subset import make as subset
+    from s2l_ray.stages.subset.rows import row_reader
 
     config, store = config_of(storage, rule), Store(storage)
     stages = ["examples", "trajectories"]
-    stages += ["clusters"] if needs(config.subset) & {"cluster", "distance"} else []
+    stages += ["clusters"] if by_cluster(config.subset) else []
     inputs = {stage: Artifact(store, stage, synthetic.NAME) for stage in stages}
     manifests = {stage: artifact.manifest() for stage, artifact in inputs.items()}
     work = Work(config, Artifact(store, "subset", rule), inputs, manifests, "bench")
     budget = int(0.11 * manifests["trajectories"].info["scored"])
-    with answers() as came:
+    with answers_received() as received:
         began, cpu_began = time.monotonic(), time.process_time()
-        found = subset.find(work, subset.reading_of(work), budget)
+        choice = subset.choose(work, row_reader(work), budget)
         seconds, cpu = time.monotonic() - began, time.process_time() - cpu_began
     return {
-        "rows": sum(found.rows_of_part),
+        "rows": sum(choice.rows_of_part),
         "s": round(seconds, 3),
         "driver s": round(cpu, 3),
-        "answers": len(came),
-        "MB": round(sum(came) / 1e6, 3),
+        "answers": len(received),
+        "MB": round(sum(received) / 1e6, 3),
     }
 
 
+class Watched:
+    """A query that notes the bytes of the answers that it merges, in the process where it was made."""
+
+    def __init__(self, query: Query[Any, Any], received: list[int]) -> None:
+        self.query, self.received = query, received
+
+    def of(self, shard: Any) -> Any:
+        return self.query.of(shard)
+
+    def merge(self, answers: Iterable[Any]) -> Any:
+        answers = list(answers)
+        for answer in answers:
+            columns = [answer] if isinstance(answer, np.ndarray) else answer
+            self.received.append(sum(column.nbytes for column in columns))
+        return self.query.merge(answers)
+
+
 @contextlib.contextmanager
-def answers() -> Iterator[list[int]]:
-    """Bytes of every answer that the driver is given while this is open."""
-    from s2l_ray.stages.subset import make as subset
+def answers_received() -> Iterator[list[int]]:
+    """Bytes of every answer that the driver receives while this is open."""
+    from s2l_ray.stages.subset import search
 
-    came: list[int] = []
-    few = subset._few
-
-    def watched(method: str, answers: list[Any]) -> list[Any]:
-        got = few(method, answers)
-        came.extend(
-            np.concatenate(answer).nbytes if method == "between" else answer.nbytes
-            for answer in got
-        )
-        return got
-
-    subset._few = watched
+    received: list[int] = []
+    reduced = search.reduced
+    search.reduced = lambda query, answers: reduced(Watched(query, received), answers)
     try:
-        yield came
+        yield received
     finally:
-        subset._few = few
+        search.reduced = reduced
 
 
 if __name__ == "__main__":

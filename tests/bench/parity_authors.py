@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import RULES, Clusters  # noqa: E402
 from s2l_ray.core.kmeans.grouped import GroupedShard, fit_group  # noqa: E402
-from s2l_ray.core.selection.draw import quotas  # noqa: E402
+from s2l_ray.core.selection.quotas import quotas  # noqa: E402
 from tests.bench.frame import finish  # noqa: E402
 
 K, SMALL, STEPS = 100, 2, 12

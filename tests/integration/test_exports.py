@@ -20,8 +20,10 @@ from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.core.storage.schemas import MESSAGES
 from s2l_ray.core.storage.store import Store
 from s2l_ray.core.text.byte_tokenizer import byte_tokenizer
+from s2l_ray.edge import reduction
 from s2l_ray.errors import UserError
-from s2l_ray.stages.subset.make import make as subset
+from s2l_ray.stages.subset import make as subset
+from s2l_ray.stages.subset import search
 from tests import synthetic
 from tests.committed import commit
 
@@ -115,7 +117,7 @@ def read(storage: str, manifest: Manifest, role: str) -> pa.Table:
 # ------------------------------------------------------------------------------------------------------- what is written
 
 
-def test_all_roles_tell_of_the_same_rows(storage: str, medoid: Manifest, folder: Path) -> None:
+def test_all_roles_hold_the_same_rows(storage: str, medoid: Manifest, folder: Path) -> None:
     data = read(storage, medoid, "data")
     ids = data["example_id"].to_pylist()
     assert len(ids) == len(set(ids)) == BUDGET
@@ -185,8 +187,9 @@ def test_what_the_report_and_people_read_adds_up(storage: str, medoid: Manifest)
 def test_the_same_bytes_for_any_cut_into_tasks(
     storage: str, medoid: Manifest, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subset, "ROWS_PER_TASK", 1)
-    monkeypatch.setattr(subset, "FAN_IN", 2)  # what the six tasks answer is merged in three levels
+    monkeypatch.setattr(search, "ROWS_PER_TASK", 1)
+    # What the six tasks answer is merged in three levels.
+    monkeypatch.setattr(reduction, "FAN_IN", 2)
     again = choose(storage, "again", rule="medoid")
     assert [part.files for part in again.parts] == [part.files for part in medoid.parts]
     assert again.info == medoid.info

@@ -28,7 +28,7 @@ from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
 from s2l_ray.stages.clusters.make import make as clusters
 from s2l_ray.stages.examples.make import make as examples
-from s2l_ray.stages.subset.make import make as subset
+from s2l_ray.stages.subset import make as subset
 from tests import tiny
 from tests.committed import commit
 

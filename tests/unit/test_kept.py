@@ -23,7 +23,9 @@ from s2l_ray.core.kmeans import grouped, lloyd
 from s2l_ray.core.kmeans.features import features
 from s2l_ray.core.kmeans.shard import Shard
 from s2l_ray.core.model import order, scoring
-from s2l_ray.core.selection import draw as drawing
+from s2l_ray.core.selection.draw import draw
+from s2l_ray.core.selection.keys import GroupSizes, Keys, Points, ordered_bits
+from s2l_ray.core.selection.quotas import quotas
 from s2l_ray.core.storage.schemas import EXAMPLES_FIXED, trajectories_schema
 from s2l_ray.core.text.batching import token_batches
 from s2l_ray.core.text.byte_tokenizer import byte_tokenizer
@@ -111,16 +113,11 @@ def subset(folder: Path) -> Any:
     scores = np.arange(500) % 11 - 5.0
     drawn = []
     for score, take in ((np.zeros(500), "smallest"), (scores, "smallest"), (scores, "middle")):
-        points = drawing.Points(groups, drawing.ordered_bits(score), keyed_hash(11, ids))
-        keys = drawing.Keys.of(points, np.zeros(500, np.int32), 7)
-        quotas = drawing.quotas(keys.sizes(), 123)
-        draw = drawing.draw(
-            lambda method, args, keys=keys: [getattr(keys, method)(*args)],
-            keys.sizes(),
-            quotas,
-            take,
-        )
-        drawn.append(ids[draw.chosen(points)].tolist())
+        points = Points(groups, ordered_bits(score), keyed_hash(11, ids))
+        keys = Keys.of(points, np.zeros(500, np.int32), 7)
+        sizes = GroupSizes().of(keys)
+        found = draw(lambda query, keys=keys: query.of(keys), sizes, quotas(sizes, 123), take)
+        drawn.append(ids[found.chosen(points)].tolist())
     turns = [
         {"role": "user", "content": "a", "input": "b", "extra": None},
         {"role": "assistant", "content": "", "input": None, "extra": '{"tool_calls":[]}'},

@@ -19,7 +19,9 @@ from s2l_ray.core.model.checkpoint import checkpoint_folder
 from s2l_ray.core.model.loading import build, load_config, load_encoder
 from s2l_ray.core.model.schedule import checkpoint_steps
 from s2l_ray.core.model.scoring import files_of, load_checkpoint
-from s2l_ray.core.selection.draw import Keys, Points, draw, quotas
+from s2l_ray.core.selection.draw import draw
+from s2l_ray.core.selection.keys import GroupSizes, Keys, Points
+from s2l_ray.core.selection.quotas import quotas
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
@@ -66,8 +68,8 @@ def test_bug_8_the_draw_inside_clusters_is_not_seeded() -> None:
         groups = ids % 7
         points = Points(groups, np.zeros(len(ids), np.uint64), keyed_hash(seed, ids))
         keys = Keys.of(points, np.zeros(len(ids), np.int32), 7)
-        wanted = quotas(keys.sizes(), 500)
-        found = draw(lambda method, args: [getattr(keys, method)(*args)], keys.sizes(), wanted)
+        sizes = GroupSizes().of(keys)
+        found = draw(lambda query: query.of(keys), sizes, quotas(sizes, 500))
         return ids[found.chosen(points)].tolist()
 
     first = drawn(1)

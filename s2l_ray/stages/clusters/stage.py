@@ -6,7 +6,7 @@ from typing import Any
 from s2l_ray.config import Config
 from s2l_ray.contract.stage import Cost, Facts, Request, Stage
 from s2l_ray.core.kmeans.features import bytes_of_row
-from s2l_ray.core.selection.draw import by_cluster
+from s2l_ray.core.selection.rules import by_cluster
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.errors import UserError
 

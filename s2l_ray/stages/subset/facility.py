@@ -1,9 +1,13 @@
-"""Facility location for `subset`: greedy in blocks of each part, then merges of what they pass on (see core/facility.py).
+"""The choice of facility location: greedy in blocks of each part, then merges of their candidates.
 
-What is clustered elsewhere is covered here: the stored trajectories as they are, all members side by side, without step 0. Candidates
-travel from task to task through Ray's object store; the driver holds block sizes and references, and so do the tasks that write.
+Every row is to have a chosen one near it, where rows are the stored trajectories as they are: all
+members of an ensemble side by side, without step 0. Candidates travel from task to task through
+Ray's object store. There are about 2 x budget of them (or a sixteenth of all rows, where the budget
+is small), so they are merged in tasks; the driver holds block sizes and references.
 """
 
+import functools
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,23 +15,38 @@ import numpy as np
 import ray
 
 from s2l_ray.contract.work import Work, part_dict, part_from
-from s2l_ray.core.selection.facility import Candidates, blocks, candidates, merge, tree
+from s2l_ray.core.selection.facility import Candidates, candidates, merge
+from s2l_ray.core.selection.merge_tree import blocks, run_tree
 from s2l_ray.core.storage.schemas import vectors
 from s2l_ray.edge.parts import PartContext, part_context
 from s2l_ray.edge.placement import TASK_CPUS
 from s2l_ray.edge.tasks import bounded
 from s2l_ray.edge.user_errors import reraise_user_errors
+from s2l_ray.stages.subset.rows import Choice, Rows
+
+# Named, because a trial of a sweep would otherwise hand down its own placement, without room for
+# tasks.
+ANYWHERE = {"num_cpus": TASK_CPUS, "scheduling_strategy": "SPREAD"}
 
 
 @dataclass(frozen=True)
-class Listed:
-    """The chosen rows by id, in pieces that lie in the object store; first and last id of each, which ascend."""
+class ChosenIds:
+    """The chosen rows by id, in pieces that lie in the object store.
+
+    Attributes:
+        pieces: references to `Candidates`.
+        ranges: first and last id of each piece; they ascend from piece to piece.
+    """
 
     pieces: list[Any]
     ranges: list[tuple[int, int]]
 
-    def chosen(self, ids: np.ndarray) -> np.ndarray:
-        """Which rows are in the subset, bool [n] of ids int64 [n]; fetches the pieces whose range meets theirs."""
+    def among(self, ids: np.ndarray) -> np.ndarray:
+        """Which of some rows are chosen, bool [n]; fetches the pieces whose range meets theirs.
+
+        Args:
+            ids: int64 [n].
+        """
         if not len(ids):
             return np.zeros(0, bool)
         low, high = int(ids.min()), int(ids.max())
@@ -40,8 +59,9 @@ class Listed:
         return np.isin(ids, np.concatenate([piece.ids for piece in found]) if found else ids[:0])
 
 
-def find(work: Work, budget: int) -> tuple[Listed, list[int]]:
-    """The chosen rows, and how many of each part they are."""
+def find(work: Work, budget: int) -> Choice:
+    """The rows that facility location chooses, `budget` in all."""
+    work.rows_began(time.time())
     trajectories, seed = work.manifests["trajectories"], work.config.subset.seed
     shared = ray.put((part_context(work), trajectories.info["steps"]))
     places = [
@@ -49,22 +69,28 @@ def find(work: Work, budget: int) -> tuple[Listed, list[int]]:
         for part in trajectories.parts
         for start, stop in blocks(sum(part.stats["sources"].values()))
     ]
-    options = {"num_cpus": TASK_CPUS, "scheduling_strategy": "SPREAD"}
 
-    def first(number: int, count: int) -> Any:
-        return _candidates.options(**options).remote(shared, *places[number], count)
+    def choose(number: int, count: int) -> Any:
+        return _candidates.options(**ANYWHERE).remote(shared, *places[number], count)
 
     def join(handles: Any, count: int) -> Any:
-        return _merged.options(**options).remote(seed, count, *handles)
+        return _merged.options(**ANYWHERE).remote(seed, count, *handles)
 
-    pieces = tree([stop - start for _, start, stop in places], budget, first, join)
+    pieces = run_tree([stop - start for _, start, stop in places], budget, choose, join)
     with reraise_user_errors():
-        ranges = ray.get([_range.options(**options).remote(piece) for piece in pieces])
-    listed = Listed(pieces, ranges)
-    counts = dict(
-        bounded(_count, [(shared, part_dict(part), listed) for part in trajectories.parts])
+        ranges = ray.get([_range.options(**ANYWHERE).remote(piece) for piece in pieces])
+    ids = ChosenIds(pieces, ranges)
+    counts = dict(bounded(_count, [(shared, part_dict(part), ids) for part in trajectories.parts]))
+    return Choice(
+        sizes=np.array([trajectories.info["scored"]]),
+        quotas=np.array([budget]),
+        chosen=functools.partial(_chosen, ids),
+        rows_of_part=[counts[part.index] for part in trajectories.parts],
     )
-    return listed, [counts[part.index] for part in trajectories.parts]
+
+
+def _chosen(ids: ChosenIds, rows: Rows) -> np.ndarray:
+    return ids.among(rows.ids)
 
 
 @ray.remote
@@ -75,7 +101,7 @@ def _candidates(
     stop: int,
     count: int,
 ) -> Candidates:
-    """The greedy choice in one block: rows `start` to `stop` of those of a part that were scored."""
+    """The greedy choice in one block: rows `start` to `stop` of the scored rows of a part."""
     context, steps = shared
     artifact = context.inputs["trajectories"]
     table = artifact.read_part(part_from(raw), ["example_id", "losses"])
@@ -99,12 +125,9 @@ def _range(piece: Candidates) -> tuple[int, int]:
 
 @ray.remote
 def _count(
-    shared: tuple[PartContext, list[list[int]]], raw: dict[str, Any], listed: Listed
+    shared: tuple[PartContext, list[list[int]]], raw: dict[str, Any], chosen: ChosenIds
 ) -> tuple[int, int]:
-    ids = (
-        shared[0]
-        .inputs["trajectories"]
-        .read_part(part_from(raw), ["example_id"])["example_id"]
-        .to_numpy()
-    )
-    return raw["index"], int(listed.chosen(ids).sum())
+    """The number of a part, and how many of its rows are chosen."""
+    context, _ = shared
+    table = context.inputs["trajectories"].read_part(part_from(raw), ["example_id"])
+    return raw["index"], int(chosen.among(table["example_id"].to_numpy()).sum())

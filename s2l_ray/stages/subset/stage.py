@@ -4,8 +4,8 @@ from typing import Any
 
 from s2l_ray.config import Config
 from s2l_ray.contract.stage import Cost, Facts, Request, Stage
-from s2l_ray.core.selection.draw import by_cluster, uses_at
 from s2l_ray.core.selection.quotas import budget_rows
+from s2l_ray.core.selection.rules import by_cluster, uses_at
 from s2l_ray.core.storage.artifact import Artifact
 
 

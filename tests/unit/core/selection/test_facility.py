@@ -11,15 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.selection import facility
-from s2l_ray.core.selection.facility import (
-    Candidates,
-    blocks,
-    candidates,
-    facility_location,
-    merge,
-    tree,
-)
+from s2l_ray.core.selection import facility, merge_tree
+from s2l_ray.core.selection.facility import Candidates, candidates, facility_location, merge
+from s2l_ray.core.selection.merge_tree import blocks, run_tree
 
 
 def curves(num: int, seed: int = 0, steps: int = 6) -> np.ndarray:
@@ -162,17 +156,17 @@ def test_a_weight_stands_for_so_many_equal_rows() -> None:
 @pytest.fixture
 def cramped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for a part of the distances only, as in a large merge, and samples that are samples."""
-    monkeypatch.setattr(facility, "LISTED", 60_000)
-    monkeypatch.setattr(facility, "SAMPLE", 40)
+    monkeypatch.setattr(facility, "KEPT_DISTANCES", 60_000)
+    monkeypatch.setattr(facility, "MIN_SAMPLE", 40)
 
 
 def test_without_room_for_all_distances_the_choice_is_nearly_as_good(cramped: None) -> None:
     rows = curves(1500, steps=3)
     exact = plain_greedy(rows, np.ones(1500), 120, keyed_hash(0, IDS[:1500]))
-    search = facility._Search(rows, np.ones(1500, np.int64), IDS[:1500], 0)
-    assert search.lists is None
-    chosen = search.run(120)
-    assert search.lists is not None, "the lists never fitted"
+    greedy = facility._Greedy(rows, np.ones(1500, np.int64), IDS[:1500], 0)
+    assert greedy.closer is None
+    chosen = greedy.run(120)
+    assert greedy.closer is not None, "the lists never fitted"
     assert len(set(chosen)) == 120
     assert total(rows, np.array(chosen)) < 1.02 * total(rows, np.array(exact))
     random = np.random.default_rng(0).choice(1500, 120, replace=False)
@@ -185,7 +179,7 @@ def test_without_room_for_all_distances_the_choice_is_nearly_as_good(cramped: No
 def test_lists_that_would_not_fit_are_given_up(
     cramped: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(facility, "LISTED", 0)
+    monkeypatch.setattr(facility, "KEPT_DISTANCES", 0)
     rows = curves(300)
     chosen = facility_location(IDS[:300], rows, 300, 0)
     assert chosen.all()
@@ -210,7 +204,7 @@ def local(
         return passed[-1]
 
     sizes = [stop - start for start, stop in cuts]
-    return tree(sizes, budget, first, lambda parts, count: merge(parts, count, seed)), passed
+    return run_tree(sizes, budget, first, lambda parts, count: merge(parts, count, seed)), passed
 
 
 def cut(num_rows: int, size: int) -> list[tuple[int, int]]:
@@ -224,7 +218,7 @@ def cut(num_rows: int, size: int) -> list[tuple[int, int]]:
 def test_blocks_together_choose_nearly_as_well_as_greedy_on_all_rows(
     budget: int, limit: int, loss: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(facility, "MERGE", limit)
+    monkeypatch.setattr(merge_tree, "MERGED_CANDIDATES", limit)
     rows = curves(2000)
     found, passed = local(IDS[:2000], rows, cut(2000, 512), budget, 3)
     ids = np.concatenate([part.ids for part in found])
@@ -273,17 +267,19 @@ def test_a_tree_spends_exactly_the_budget(sizes: list[int], share: float, limit:
         return parts[0][0], count
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(facility, "MERGE", limit)
-        found = tree(sizes, budget, first, join)
+        patch.setattr(merge_tree, "MERGED_CANDIDATES", limit)
+        found = run_tree(sizes, budget, first, join)
     assert sum(count for _, count in found) == budget
-    assert sum(passed) <= facility.PASS_ON * budget + sum(sizes) / facility.THIN + 2 * len(sizes)
+    assert sum(passed) <= merge_tree.OVERSAMPLING * budget + sum(
+        sizes
+    ) / merge_tree.ROWS_PER_CANDIDATE + 2 * len(sizes)
     assert len(merges) <= 3 * len(sizes) + 1
 
 
 @pytest.mark.parametrize("budget", [0, -1, 31])
 def test_a_budget_that_cannot_be_spent_is_refused(budget: int) -> None:
     with pytest.raises(ValueError, match=f"budget from 1 to 30, got {budget}"):
-        tree([10, 20], budget, lambda number, count: number, lambda parts, count: 0)
+        run_tree([10, 20], budget, lambda number, count: number, lambda parts, count: 0)
     with pytest.raises(ValueError, match="expected finite rows"):
         facility_location(IDS[:30], curves(30), budget, 0)
 

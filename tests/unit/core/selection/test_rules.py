@@ -1,6 +1,6 @@
 """Every named rule, from stored parts to chosen rows, against a few lines of numpy written apart from it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from s2l_ray.config import FACILITY_LOCATION, RULES, Config, load
-from s2l_ray.contract.work import Work, part_dict
+from s2l_ray.config import FACILITY_LOCATION, RULES, Config, Rule, Subset, load
+from s2l_ray.contract.work import Work, part_from
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.selection.draw import Keys, draw, needs, quotas
+from s2l_ray.core.query import Query
+from s2l_ray.core.selection.draw import draw
+from s2l_ray.core.selection.keys import GroupSizes, Keys
+from s2l_ray.core.selection.quotas import quotas
+from s2l_ray.core.selection.rules import by_cluster, groups_of, needs, uses_at
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.store import Store
 from s2l_ray.edge.parts import PartContext
 from s2l_ray.errors import UserError
-from s2l_ray.stages.subset.make import make as subset
+from s2l_ray.stages.subset.rows import descriptors, row_reader
 from tests import synthetic
 
 ROWS, STEPS, BUDGET, SEED = 900, 5, 240, 3
@@ -81,7 +85,7 @@ def work_for(storage: str, rule: Any, **fields: Any) -> Work:
         }
     )
     stages = ["examples", "trajectories"]
-    stages += ["clusters"] if needs(config.subset) & {"cluster", "distance"} else []
+    stages += ["clusters"] if by_cluster(config.subset) else []
     inputs = {stage: Artifact(Store(storage), stage, synthetic.NAME) for stage in stages}
     manifests = {stage: artifact.manifest() for stage, artifact in inputs.items()}
     return Work(config, Artifact(Store(storage), "subset", "s"), inputs, manifests, "run")
@@ -89,31 +93,25 @@ def work_for(storage: str, rule: Any, **fields: Any) -> Work:
 
 def chosen_ids(work: Work) -> tuple[list[int], list[float]]:
     """What the stage does, less Ray: ids of the chosen rows in order, and their scores."""
-    reading = subset.reading_of(work)
+    reader = row_reader(work)
     context = PartContext(work.config, work.artifact, work.inputs, work.run)
-    stages = list(work.manifests)
-    parts = [
-        {stage: part_dict(part) for stage, part in zip(stages, several, strict=True)}
-        for several in zip(*(work.manifests[stage].parts for stage in stages), strict=True)
-    ]
-    rows = [subset.read_rows(context, reading, part) for part in parts]
+    parts = descriptors(work, work.manifests)
+    rows = [reader.read(context, part) for part in parts]
     chunks = [
-        Keys.of(own.points, np.zeros(len(own.points.groups), np.int32), len(reading.groups.names))
+        Keys.of(own.points, np.zeros(len(own.points.groups), np.int32), len(reader.groups.names))
         for own in rows
     ]
 
-    def ask(method: str, args: tuple[Any, ...]) -> Iterable[Any]:
-        return [getattr(keys, method)(*args) for keys in chunks]
+    def ask(query: Query[Keys, Any], /) -> Any:
+        return query.merge([query.of(keys) for keys in chunks])
 
-    sizes = np.sum([keys.sizes() for keys in chunks], axis=0)
+    sizes = ask(GroupSizes())
     section = work.config.subset
-    wanted = quotas(sizes, BUDGET, section.small_last, reading.groups.parents)
-    drawn = draw(ask, sizes, wanted, reading.rule.take, sample=64, gathered=64)
+    wanted = quotas(sizes, BUDGET, section.small_last, reader.groups.parents)
+    drawn = draw(ask, sizes, wanted, reader.rule.take, sample=64, gathered=64)
     ids, scores = [], []
     for own, part in zip(rows, parts, strict=True):
-        table = context.inputs["examples"].read_part(
-            subset.part_from(part["examples"]), ["example_id"]
-        )
+        table = context.inputs["examples"].read_part(part_from(part["examples"]), ["example_id"])
         taken = drawn.chosen(own.points)
         ids += table["example_id"].to_numpy()[own.eligible][taken].tolist()
         scores += [] if own.scores is None else own.scores[taken].tolist()
@@ -195,13 +193,13 @@ def test_a_rule_chooses_what_numpy_chooses(storage: str, name: str) -> None:
         name, np.zeros(len(rows.ids))
     )
     scores = BY_HAND[name](rows)
-    ids, told = chosen_ids(work_for(storage, name))
+    ids, found = chosen_ids(work_for(storage, name))
     assert len(ids) == BUDGET
     assert ids == sorted(take_first(groups, scores, rows.ids, name == "middle_perplexity"))
     expected = (
         scores[np.isin(rows.ids, ids)] if name not in ("s2l", "random", "source_balanced") else []
     )
-    np.testing.assert_allclose(told, expected, rtol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_s2l_within_sources_shares_over_sources_first(storage: str) -> None:
@@ -217,14 +215,14 @@ def test_s2l_within_sources_shares_over_sources_first(storage: str) -> None:
         assert taken == quotas(np.array(sizes), sum(taken)).tolist()
 
 
-def test_clusters_within_sources_tell_the_source_themselves(storage: str) -> None:
+def test_clusters_within_sources_need_no_column_of_sources(storage: str) -> None:
     work = work_for(storage, "s2l_within_sources")
     clusters = work.manifests["clusters"]
     of = [SOURCES[number % 3] for number in range(7)]
     work.manifests["clusters"] = replace(clusters, info={**clusters.info, "cluster_sources": of})
-    reading = subset.reading_of(work)
-    assert list(reading.columns) == ["clusters"]
-    assert reading.groups.names[:2] == ("math/a / 0", "chat / 1")
+    reader = row_reader(work)
+    assert list(reader.columns) == ["clusters"]
+    assert reader.groups.names[:2] == ("math/a / 0", "chat / 1")
     ids, _ = chosen_ids(work)
     rows = Stored(storage)
     sizes = np.bincount(rows.cluster, minlength=7)
@@ -246,7 +244,7 @@ def test_at_says_which_step_one_shot_rules_look_at(storage: str, at: Any, column
     assert ids == sorted(take_first(np.zeros(len(rows.ids)), scores, rows.ids))
 
 
-def test_a_step_that_is_not_stored_is_told_with_those_that_are(storage: str) -> None:
+def test_a_step_that_is_not_stored_is_refused_with_those_that_are(storage: str) -> None:
     with pytest.raises(UserError, match="a stored step, 0, 1, 2, 3, 4; got 7"):
         chosen_ids(work_for(storage, "el2n", at=7))
 
@@ -329,3 +327,50 @@ def test_small_clusters_come_last_when_asked_for(storage: str, small: int) -> No
     taken = [int(np.isin(rows.ids[rows.cluster == cluster], ids).sum()) for cluster in (0, 1)]
     assert taken == [0 if size <= small else size for size in (3, 1)]
     assert len(ids) == BUDGET
+
+
+# ------------------------------------------------------------------------------------ groups and columns
+
+
+def test_groups_have_numbers_and_names() -> None:
+    sources, clusters = np.array([0, 1, 1]), np.array([2, 0, 2])
+
+    def of(group: str, cluster_sources: list[str] | None = None) -> tuple[list[int], list[str]]:
+        made = groups_of(Rule(group=group), ["a", "b"], 3, cluster_sources)
+        return np.broadcast_to(made.numbers(sources, clusters), 3).tolist(), list(made.names)
+
+    assert of("all") == ([0, 0, 0], ["all"])
+    assert of("source") == ([0, 1, 1], ["a", "b"])
+    assert of("cluster") == ([2, 0, 2], ["0", "1", "2"])
+    pairs = ["a / 0", "a / 1", "a / 2", "b / 0", "b / 1", "b / 2"]
+    assert of("(source, cluster)") == of("source/cluster") == ([2, 3, 5], pairs)
+    # clusters within sources are pairs by themselves
+    assert of("source / cluster", ["b", "b", "a"]) == ([2, 0, 2], ["b / 0", "b / 1", "a / 2"])
+    nested = groups_of(Rule(group="source / cluster"), ["a", "b"], 3, ["b", "b", "a"])
+    assert nested.parents is not None
+    assert nested.parents.tolist() == [1, 1, 0]
+    assert groups_of(Rule(group="(source, cluster)"), ["a", "b"], 3, None).parents is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "columns"),
+    [
+        ("s2l", {"cluster"}),
+        ("s2l_within_sources", {"source", "cluster"}),
+        ("random", set()),
+        ("source_balanced", {"source"}),
+        ("longest", {"num_tokens"}),
+        ("ifd", {"losses", "answer_loss"}),
+        ("medoid", {"cluster", "distance"}),
+        ("facility_location", {"losses"}),
+        (Rule(group="source", score="at(el2n) * distance"), {"source", "el2n", "distance"}),
+    ],
+)
+def test_a_rule_reads_no_more_columns_than_it_names(rule: str | Rule, columns: set[str]) -> None:
+    assert needs(Subset(rule=rule)) == columns
+
+
+def test_only_some_rules_look_at_one_step() -> None:
+    assert uses_at(Subset(rule="el2n"))
+    assert not uses_at(Subset(rule="variability"))
+    assert not uses_at(Subset(rule="facility_location"))
