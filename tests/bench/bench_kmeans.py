@@ -37,9 +37,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import faiss  # noqa: E402
 import numpy as np  # noqa: E402
 
-from s2l_ray.core.kmeans.bounds import Nearest  # noqa: E402
-from s2l_ray.core.kmeans.lloyd import fit  # noqa: E402
-from s2l_ray.core.kmeans.shard import Shard, squared_distances  # noqa: E402
+from s2l_ray.core.kmeans.assign import nearest, squared_distances  # noqa: E402
+from s2l_ray.core.kmeans.centroid_index import CentroidIndex  # noqa: E402
+from s2l_ray.core.kmeans.lloyd import KMeans  # noqa: E402
+from s2l_ray.core.kmeans.shard import Shard  # noqa: E402
+from s2l_ray.core.query import Query, ask_here  # noqa: E402
 from tests.bench import frame  # noqa: E402
 
 Fit = Callable[[], np.ndarray]  # the centroids
@@ -151,10 +153,10 @@ def compare(rows: np.ndarray, k: int, args: argparse.Namespace) -> list[dict[str
 def objective(rows: np.ndarray, centroids: np.ndarray) -> float:
     """Sum of squared distances to the nearest centroid, the same way for all sides."""
     centroids = np.ascontiguousarray(centroids, np.float32)
-    search, total = Nearest(centroids), 0.0
+    index, total = CentroidIndex(centroids), 0.0
     for start in range(0, len(rows), 1 << 17):
         some = rows[start : start + (1 << 17)]
-        total += float(squared_distances(some, centroids, search.labels(some)).sum())
+        total += float(squared_distances(some, centroids, nearest(some, index)).sum())
     return total
 
 
@@ -195,21 +197,20 @@ def held_by_a_shard(k: int, args: argparse.Namespace) -> tuple[int, int]:
             for first in sizes
         )
         clusters, rounds = min(k, num_rows // 2), args.rounds
-        fit(
-            lambda method, given: [getattr(shard, method)(*given)],
+        KMeans(
             k=clusters,
             seed=0,
             max_rounds=rounds,
             tolerance=-1.0,
             start=trajectories(clusters, args.steps, args.noise),
-        )
+        ).fit(ask_here(shard))
         gc.collect()
         return shard
 
     fitted(1000)
     idle = private_bytes()
     shard = fitted(args.rows)
-    assert shard.summary().num_rows == args.rows
+    assert shard.summary.num_rows == args.rows
     return idle, private_bytes() - idle
 
 
@@ -237,14 +238,14 @@ def ours(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
         else [Here(args, rows)]
     )
 
-    def ask(method: str, given: tuple[Any, ...]) -> list[Any]:
+    def put(query: Query[Shard, Any] | None) -> list[Any]:
         for shard in shards:
-            shard.ask(method, given)
+            shard.ask(query)
         return [shard.answer() for shard in shards]
 
     def run() -> np.ndarray:
         with making("ours"):
-            ask("begin", ())
+            put(None)
         options = {
             "k": len(start),
             "seed": 0,
@@ -252,13 +253,13 @@ def ours(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
             "tolerance": -1.0,
             "start": start,
         }
-        return fit(ask, **options).centroids
+        return KMeans(**options).fit(lambda query: query.merge(put(query))).centroids
 
     return run
 
 
 class Here:
-    """Every n-th part in a Shard of this process; the method "begin" makes the Shard anew."""
+    """Every n-th part in a Shard of this process; no query makes the Shard anew."""
 
     def __init__(self, args: argparse.Namespace, rows: np.ndarray, number: int = 0) -> None:
         size, step = args.rows_per_part, args.rows_per_part * args.threads
@@ -267,12 +268,10 @@ class Here:
             for first in range(number * size, len(rows), step)
         ]
 
-    def ask(self, method: str, given: tuple[Any, ...]) -> None:
-        if method == "begin":
+    def ask(self, query: Query[Shard, Any] | None) -> None:
+        if query is None:
             self.shard = Shard(self.parts)
-            self.result = None
-        else:
-            self.result = getattr(self.shard, method)(*given)
+        self.result = None if query is None else query.of(self.shard)
 
     def answer(self) -> Any:
         return self.result
@@ -287,8 +286,8 @@ class Apart:
         context.Process(target=serve, args=(theirs, args, number), daemon=True).start()
         self.answer()
 
-    def ask(self, method: str, given: tuple[Any, ...]) -> None:
-        self.pipe.send((method, given))
+    def ask(self, query: Query[Shard, Any] | None) -> None:
+        self.pipe.send(query)
 
     def answer(self) -> Any:
         return self.pipe.recv()
@@ -300,7 +299,7 @@ def serve(pipe: Any, args: argparse.Namespace, number: int) -> None:
     pipe.send(None)
     with contextlib.suppress(EOFError):  # the other end is gone
         while True:
-            own.ask(*pipe.recv())
+            own.ask(pipe.recv())
             pipe.send(own.answer())
 
 

@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import RULES, Clusters  # noqa: E402
-from s2l_ray.core.kmeans.grouped import GroupedShard, fit_group  # noqa: E402
+from s2l_ray.core.kmeans.process_rows import HeldRows  # noqa: E402
+from s2l_ray.core.kmeans.sources import fit_source  # noqa: E402
+from s2l_ray.core.query import ask_here  # noqa: E402
 from s2l_ray.core.selection.quotas import quotas  # noqa: E402
 from tests.bench.frame import finish  # noqa: E402
 
@@ -203,10 +205,8 @@ def fewer_rows_than_clusters(checkout: Path, losses: np.ndarray) -> dict[str, st
         theirs = "chooses"
     except RuntimeError as error:
         theirs = f"raises {str(error).splitlines()[0][-80:]}"
-    shard = GroupedShard([(np.arange(60), losses[:60], np.zeros(60, np.int64))])
-    sizes = fit_group(
-        lambda view, method, args: [shard.call(view, method, args)], 0, PUBLISHED
-    ).sizes
+    held = HeldRows([(np.arange(60), losses[:60], np.zeros(60, np.int64))])
+    sizes = fit_source(ask_here(held), 0, PUBLISHED).sizes
     return {"theirs": theirs, "ours": f"takes {quotas(sizes, 40, SMALL).sum()} of 40"}
 
 
@@ -231,11 +231,8 @@ def our_objectives(sources: np.ndarray, losses: np.ndarray, theirs: Theirs) -> d
     found = {}
     for name in theirs.labels:
         own = np.flatnonzero(sources == name)
-        shard = GroupedShard([(own, losses[own], np.zeros(len(own), np.int64))])
-        fit = fit_group(
-            lambda view, method, args, shard=shard: [shard.call(view, method, args)], 0, PUBLISHED
-        )
-        found[name] = float(fit.objective)
+        held = HeldRows([(own, losses[own], np.zeros(len(own), np.int64))])
+        found[name] = float(fit_source(ask_here(held), 0, PUBLISHED).objective)
     return found
 
 

@@ -49,7 +49,7 @@ from s2l_ray.core.kmeans.lloyd import START_ROWS  # noqa: E402
 from s2l_ray.core.selection.draw import GATHERED, SAMPLE  # noqa: E402
 from s2l_ray.core.storage.manifest import FileEntry, Manifest, Part  # noqa: E402
 from s2l_ray.edge.parts import MOST_TASKS  # noqa: E402
-from s2l_ray.stages.clusters.make import FAN_IN  # noqa: E402
+from s2l_ray.edge.reduction import FAN_IN  # noqa: E402
 from s2l_ray.stages.subset.search import ROWS_PER_TASK, rows_per_task  # noqa: E402
 from tests.bench import frame  # noqa: E402
 

@@ -19,15 +19,20 @@ from s2l_ray.config import Clusters, Config, ShardWorkers
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.kmeans.features import feature_steps, features
-from s2l_ray.core.kmeans.lloyd import fit
+from s2l_ray.core.kmeans.lloyd import KMeans
+from s2l_ray.core.kmeans.process_rows import InView
+from s2l_ray.core.kmeans.queries import LloydStep, SmallestHashes
 from s2l_ray.core.kmeans.shard import Shard
+from s2l_ray.core.query import Query, ask_here
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.schemas import vector_column
 from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
-from s2l_ray.stages.clusters.make import make as clusters
+from s2l_ray.stages.clusters import make as clusters
+from s2l_ray.stages.clusters import shards as shards_module
+from s2l_ray.stages.clusters.shards import ShardActors
 from s2l_ray.stages.clusters.stage import CLUSTERS
 from tests import tiny
 from tests.committed import commit
@@ -199,15 +204,8 @@ def test_a_source_is_clustered_as_if_it_were_alone(data: Data, within: Manifest)
         ids, rows = data.ids[mine], features(data.losses[mine], STEPS, section)
         sample = np.argsort(keyed_hash(3, ids))[: K * 20]
         sample.sort()
-        shard = Shard([(ids[sample], rows[sample])])
-        alone = fit(
-            lambda method, args, shard=shard: [getattr(shard, method)(*args)],
-            k=K,
-            seed=3,
-            max_rounds=8,
-            tolerance=0.0,
-            fewer=True,
-        )
+        settings = KMeans(k=K, seed=3, max_rounds=8, tolerance=0.0, allow_fewer_clusters=True)
+        alone = settings.fit(ask_here(Shard([(ids[sample], rows[sample])])))
         count = len(alone.centroids)
         found = np.array(within.info["centroids"][first : first + count], np.float32)
         np.testing.assert_allclose(found, alone.centroids, atol=1e-6)
@@ -257,19 +255,21 @@ class Interrupted(Exception):
     """Stands for the death of the driver."""
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, at: int, act: Any) -> list[tuple[int, str]]:
-    """(group, method) of all calls, in order; at the given number of `step` calls, `act(shards)` happens first."""
-    calls: list[tuple[int, str]] = []
-    call = clusters._Shards.call
+def watch(
+    monkeypatch: pytest.MonkeyPatch, at: int, act: Any
+) -> list[tuple[int, type[Query[Any, Any]]]]:
+    """(source, kind) of all queries, in order; before the given LloydStep, `act(shards)` happens."""
+    queries: list[tuple[int, type[Query[Any, Any]]]] = []
+    ask = ShardActors.ask
 
-    def watched(self: Any, view: Any, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
-        calls.append((view.group, method))
-        if method == "step" and sum(name == "step" for _, name in calls) == at:
+    def watched(self: ShardActors, query: InView[Any]) -> Any:
+        queries.append((query.view.source, type(query.query)))
+        if isinstance(query.query, LloydStep) and sum(q is LloydStep for _, q in queries) == at:
             act(self)
-        return call(self, view, method, args)
+        return ask(self, query)
 
-    monkeypatch.setattr(clusters._Shards, "call", watched)
-    return calls
+    monkeypatch.setattr(ShardActors, "ask", watched)
+    return queries
 
 
 def test_a_dead_run_goes_on_with_the_source_it_was_at(
@@ -293,10 +293,10 @@ def test_a_dead_run_goes_on_with_the_source_it_was_at(
     assert 0 < done < 8
     calls = watch(monkeypatch, -1, None)
     assert_same(data, within, make(data, "dead", data.config(**WITHIN), shards=3))
-    steps = Counter(group for group, method in calls if method == "step")
+    steps = Counter(source for source, kind in calls if kind is LloydStep)
     assert steps[0] == 1  # that assigns all rows
     assert 2 <= steps[1] <= 8 - done + 1
-    assert {group for group, method in calls if method == "sample"} == {2, 3}
+    assert {source for source, kind in calls if kind is SmallestHashes} == {2, 3}
 
 
 def test_a_shard_that_dies_between_rounds_changes_nothing(
@@ -304,23 +304,23 @@ def test_a_shard_that_dies_between_rounds_changes_nothing(
 ) -> None:
     calls = watch(monkeypatch, 12, lambda shards: ray.kill(shards.actors[1], no_restart=False))
     grouped = make(data, "killed", data.config(**WITHIN), shards=3)
-    assert len([1 for _, method in calls if method == "step"]) > 12
+    assert len([1 for _, kind in calls if kind is LloydStep]) > 12
     assert_same(data, within, grouped)
 
 
 def test_parts_written_before_a_death_are_kept(
     data: Data, within: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    come = clusters._as_they_come
+    completed = shards_module._as_completed
 
     def die_after_one(calls: list[Any]) -> Iterator[Any]:
-        for answer in come(calls):
+        for answer in completed(calls):
             if isinstance(answer, list):  # of the parts that one shard has written
                 raise Interrupted
             yield answer
 
     with monkeypatch.context() as first:
-        first.setattr(clusters, "_as_they_come", die_after_one)
+        first.setattr(shards_module, "_as_completed", die_after_one)
         with pytest.raises(Interrupted):
             make(data, "half", data.config(**WITHIN))
     place = data.folder / "clusters" / "half"
@@ -351,7 +351,7 @@ def test_centroids_in_use_stay_and_so_do_the_clusters_of_known_rows(
 ) -> None:
     calls = watch(monkeypatch, -1, None)
     grown = make(data, "grown", data.config(features="zscored", use="old"), base=old)
-    assert "sample" not in {method for _, method in calls}
+    assert SmallestHashes not in {kind for _, kind in calls}
     assert grown.info["centroids"] == old.info["centroids"]
     assert grown.info["objectives"] == []
     assert contents(data, grown)[:OLD_PARTS] == contents(data, old)

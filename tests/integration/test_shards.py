@@ -20,14 +20,20 @@ from s2l_ray.core.data.find import find_files
 from s2l_ray.core.data.parts import part_ranges
 from s2l_ray.core.data.read import index_file
 from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.kmeans.process_rows import InView
+from s2l_ray.core.kmeans.queries import LloydStep, SmallestHashes
+from s2l_ray.core.query import Query
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import Manifest, Part
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.schemas import trajectories_schema, vector_column
 from s2l_ray.core.storage.store import Store
+from s2l_ray.edge import reduction
 from s2l_ray.errors import UserError
-from s2l_ray.stages.clusters.make import make as clusters
-from s2l_ray.stages.examples.make import make as examples
+from s2l_ray.stages.clusters import make as clusters
+from s2l_ray.stages.clusters import shards as shards_module
+from s2l_ray.stages.clusters.shards import ShardActors
+from s2l_ray.stages.examples import make as examples
 from s2l_ray.stages.subset import make as subset
 from tests import tiny
 from tests.committed import commit
@@ -227,9 +233,9 @@ def test_any_number_of_shards_gives_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started: list[int] = []
-    enter = clusters._Shards.__enter__
+    enter = ShardActors.__enter__
     monkeypatch.setattr(
-        clusters._Shards, "__enter__", lambda self: started.append(len(self.actors)) or enter(self)
+        ShardActors, "__enter__", lambda self: started.append(len(self.actors)) or enter(self)
     )
     grouped = cluster(source, config, f"shards-{shards}", shards)
     assert started == [shards]
@@ -249,19 +255,19 @@ class Interrupted(Exception):
     """Stands for the death of the driver."""
 
 
-def counted_calls(monkeypatch: pytest.MonkeyPatch, at: int, act: Any) -> list[str]:
-    """Methods asked of all shards, in order; at the given number of `step` calls, `act(shards)` happens first."""
-    calls: list[str] = []
-    call = clusters._Shards.call
+def watch(monkeypatch: pytest.MonkeyPatch, at: int, act: Any) -> list[type[Query[Any, Any]]]:
+    """The kinds of all queries, in order; before the given LloydStep, `act(shards)` happens."""
+    queries: list[type[Query[Any, Any]]] = []
+    ask = ShardActors.ask
 
-    def counting(self: Any, view: Any, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
-        calls.append(method)
-        if method == "step" and calls.count("step") == at:
+    def watched(self: ShardActors, query: InView[Any]) -> Any:
+        queries.append(type(query.query))
+        if isinstance(query.query, LloydStep) and queries.count(LloydStep) == at:
             act(self)
-        return call(self, view, method, args)
+        return ask(self, query)
 
-    monkeypatch.setattr(clusters._Shards, "call", counting)
-    return calls
+    monkeypatch.setattr(ShardActors, "ask", watched)
+    return queries
 
 
 def test_a_shard_that_dies_between_rounds_changes_nothing(
@@ -270,11 +276,9 @@ def test_a_shard_that_dies_between_rounds_changes_nothing(
     alone: tuple[Manifest, Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls = counted_calls(
-        monkeypatch, 5, lambda shards: ray.kill(shards.actors[1], no_restart=False)
-    )
+    calls = watch(monkeypatch, 5, lambda shards: ray.kill(shards.actors[1], no_restart=False))
     grouped = cluster(source, config, "killed", shards=3)
-    assert calls.count("step") > 5
+    assert calls.count(LloydStep) > 5
     assert_same(config, alone, grouped)
 
 
@@ -284,32 +288,35 @@ def test_shards_in_a_deep_tree_give_the_same_bytes_whoever_dies(
     alone: tuple[Manifest, Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(clusters, "FAN_IN", 2)
+    monkeypatch.setattr(reduction, "FAN_IN", 2)
     answers: Counter[int] = Counter()
-    call = clusters._Shards.call
+    merged = reduction._merged
 
-    def counting(self: Any, view: Any, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
-        came = list(call(self, view, method, args))
-        answers[len(came)] += 1
-        return iter(came)
+    class Counting:
+        """Counts the answers that every merging task gets."""
 
-    monkeypatch.setattr(clusters._Shards, "call", counting)
+        @staticmethod
+        def remote(query: Any, *of_shards: Any) -> Any:
+            answers[len(of_shards)] += 1
+            return merged.remote(query, *of_shards)
+
+    monkeypatch.setattr(reduction, "_merged", Counting)
     assert_same(config, alone, cluster(source, config, "tree", shards=12))
-    assert set(answers) == {2}
+    assert set(answers) == {1, 2}
 
     def kill(shards: Any) -> None:
-        for number in (0, 3, 11):  # right below the driver, between others, below all others
+        for number in (0, 3, 11):
             ray.kill(shards.actors[number], no_restart=False)
 
-    calls = counted_calls(monkeypatch, 5, kill)
+    calls = watch(monkeypatch, 5, kill)
     assert_same(config, alone, cluster(source, config, "tree-killed", shards=12))
-    assert calls.count("step") > 5
+    assert calls.count(LloydStep) > 5
 
 
-def test_what_a_shard_far_below_refuses_is_told(
+def test_what_a_shard_refuses_passes_through_the_tree(
     source: dict[str, Manifest], config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clusters, "FAN_IN", 1)
+    monkeypatch.setattr(reduction, "FAN_IN", 2)
     *parts, last = source["trajectories"].parts
     changed = replace(last, files={"data": replace(last.files["data"], sha256="0")})
     with pytest.raises(UserError, match="expected SHA-256 0, got"):
@@ -326,20 +333,20 @@ def test_kmeans_goes_on_after_the_last_stored_round(
         raise Interrupted
 
     with monkeypatch.context() as first:
-        counted_calls(first, 6, die)
+        watch(first, 6, die)
         with pytest.raises(Interrupted):
             cluster(source, config, "resumed", shards=2)
     state = json.loads(
         Artifact(Store(config.run.storage), "clusters", "resumed").read(clusters.state_name(None))
     )
     assert len(state["history"]) == 5
-    calls = counted_calls(monkeypatch, -1, None)
+    calls = watch(monkeypatch, -1, None)
     grouped = cluster(source, config, "resumed", shards=5)
     rounds = len(alone[0].info["objectives"])
     assert (
-        calls.count("step") == rounds - 5 + 1
+        calls.count(LloydStep) == rounds - 5 + 1
     )  # the last one assigns all rows to the final centroids
-    assert "sample" not in calls
+    assert SmallestHashes not in calls
     assert_same(config, alone, grouped)
 
 
@@ -349,16 +356,16 @@ def test_parts_written_before_a_death_are_kept(
     alone: tuple[Manifest, Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    come = clusters._as_they_come
+    completed = shards_module._as_completed
 
     def die_after_one(calls: list[Any]) -> Iterator[Any]:
-        for answer in come(calls):
+        for answer in completed(calls):
             if isinstance(answer, list):  # of the parts that one shard has written
                 raise Interrupted
             yield answer
 
     with monkeypatch.context() as first:
-        first.setattr(clusters, "_as_they_come", die_after_one)
+        first.setattr(shards_module, "_as_completed", die_after_one)
         with pytest.raises(Interrupted):
             cluster(source, config, "half", shards=2)
     place = Path(config.run.storage) / "clusters" / "half"

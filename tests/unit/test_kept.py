@@ -19,10 +19,13 @@ from s2l_ray.core.data.find import find_files
 from s2l_ray.core.data.parts import part_ranges
 from s2l_ray.core.data.read import index_file, read_part
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.kmeans import grouped, lloyd
 from s2l_ray.core.kmeans.features import features
+from s2l_ray.core.kmeans.lloyd import KMeans
+from s2l_ray.core.kmeans.process_rows import HeldRows
 from s2l_ray.core.kmeans.shard import Shard
+from s2l_ray.core.kmeans.sources import fit_source
 from s2l_ray.core.model import order, scoring
+from s2l_ray.core.query import ask_here
 from s2l_ray.core.selection.draw import draw
 from s2l_ray.core.selection.keys import GroupSizes, Keys, Points, ordered_bits
 from s2l_ray.core.selection.quotas import quotas
@@ -87,22 +90,13 @@ def clusters(folder: Path) -> Any:
     """On small whole numbers, where every sum is exact on every kind of CPU: all rows, and differences within sources on a sample."""
     losses = np.random.Generator(np.random.PCG64(5)).integers(0, 6, (300, 4)).astype(np.float32)
     shard = Shard([(np.arange(300), losses)])
-    found = lloyd.fit(
-        lambda method, args: [getattr(shard, method)(*args)],
-        k=6,
-        seed=1,
-        max_rounds=3,
-        tolerance=0.0,
-    )
+    found = KMeans(k=6, seed=1, max_rounds=3, tolerance=0.0).fit(ask_here(shard))
     section = Clusters(
         k=3, within="source", features="differences", points_per_centroid=8, max_rounds=3
     )
     rows = features(losses, [[0, 0], [0, 5], [0, 10], [0, 15]], section)
-    held = grouped.GroupedShard([(np.arange(300), rows, np.arange(300) % 2)])
-    within = [
-        grouped.fit_group(lambda *call: [held.call(*call)], group, section).centroids
-        for group in (0, 1)
-    ]
+    held = HeldRows([(np.arange(300), rows, np.arange(300) % 2)])
+    within = [fit_source(ask_here(held), source, section).centroids for source in (0, 1)]
     return [shard.labels(0, found.centroids)[0].tolist(), held.labels(0, within)[0].tolist()]
 
 

@@ -5,8 +5,10 @@ import pytest
 
 from s2l_ray.config import Clusters
 from s2l_ray.core.kmeans.features import check_finite, feature_steps, features
-from s2l_ray.core.kmeans.grouped import GroupedShard, View, fit_group
+from s2l_ray.core.kmeans.process_rows import HeldRows
 from s2l_ray.core.kmeans.shard import Shard
+from s2l_ray.core.kmeans.sources import fit_source
+from s2l_ray.core.query import ask_here
 from s2l_ray.errors import UserError
 
 STEPS = [[0, 500 * number] for number in range(13)]
@@ -46,16 +48,12 @@ def test_bug_10_thinning_keeps_more_than_asked(count: int) -> None:
 def test_bug_12_a_source_with_fewer_points_than_k(size: int) -> None:
     """FAISS fails there; here such a source has one cluster a row, and the others have k."""
     rows = np.concatenate([losses(400), losses(size) + 3])[:, 1:]
-    groups = np.repeat([0, 1], [400, size])
-    shard = GroupedShard([(np.arange(len(rows)), rows, groups)])
+    sources = np.repeat([0, 1], [400, size])
+    held = HeldRows([(np.arange(len(rows)), rows, sources)])
     section = Clusters(
         k=100, within="source", max_rounds=20, tolerance=0.0, points_per_centroid=256
     )
-
-    def call(view: View, method: str, args: tuple) -> list:
-        return [shard.call(view, method, args)]
-
-    found = [fit_group(call, group, section) for group in (0, 1)]
+    found = [fit_source(ask_here(held), source, section) for source in (0, 1)]
     assert [len(each.centroids) for each in found] == [100, size]
     assert found[1].sizes.tolist() == [1] * size
 

@@ -1,12 +1,15 @@
-"""What of a trajectory is clustered: chosen steps, perhaps without their level, spread or scale, perhaps weighted.
+"""Features of a trajectory: chosen steps, perhaps without level, spread or scale, perhaps weighted.
 
-Every row's features depend on that row alone, and on each value by float64 arithmetic that is rounded once to float32: so their
-bits are the same however rows are cut into parts. Columns are found by their labels (member, step), never by their place.
+Every row's features depend on that row alone, and on each value by float64 arithmetic that is
+rounded once to float32: so their bits are the same however rows are cut into parts. Columns are
+found by their labels (member, step), never by their place.
 
-Shapes: N rows, S stored (member, step) columns, F features; per member the t chosen steps make t features (differences: t - 1).
+Shapes: N rows, S stored (member, step) columns, F features; per member the t chosen steps make t
+features (differences: t - 1).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from types import MappingProxyType
 
 import numpy as np
@@ -14,8 +17,10 @@ import numpy as np
 from s2l_ray.config import Clusters
 from s2l_ray.errors import UserError
 
-Columns = list[np.ndarray]  # float64 [N] each: the chosen steps of one member
-# A first loss counts as at least this share of the row's largest loss, so that relative features are at most its inverse.
+# Float64 [N] each: the chosen steps of one member.
+Columns = list[np.ndarray]
+# A first loss counts as at least this share of the row's largest loss, so that relative features
+# are at most its inverse.
 SMALLEST_FIRST = 2.0**-10
 
 AXES: Mapping[str, str] = MappingProxyType(
@@ -38,7 +43,8 @@ def feature_steps(steps: Sequence[Sequence[int]], section: Clusters) -> list[lis
         steps: [member, step] of every stored column, step 0 included.
 
     Raises:
-        UserError: a step that is asked for and not there, too few steps for the features, or another number of weights.
+        UserError: a step that is asked for and not there, too few steps for the features, or
+        another number of weights.
     """
     first = 1 if section.features == "differences" else 0
     labels = [
@@ -46,8 +52,8 @@ def feature_steps(steps: Sequence[Sequence[int]], section: Clusters) -> list[lis
     ]
     if section.weights is not None and len(section.weights) != len(labels):
         raise UserError(
-            f"making clusters: clusters.weights has {len(section.weights)} numbers, but there are {len(labels)} feature columns, "
-            f"{_named(labels)}. Give one weight for each."
+            f"making clusters: clusters.weights has {len(section.weights)} numbers, but there are "
+            f"{len(labels)} feature columns, {_named(labels)}. Give one weight for each."
         )
     return labels
 
@@ -62,13 +68,15 @@ def features(
     - raw: the losses;
     - centred: less their mean;
     - differences: each less the one before;
-    - zscored: less their mean, divided by their standard deviation (of all t, not t - 1); a constant row gives zeros;
-    - relative: divided by the first one, which counts as at least a 1024th of the row's largest value, so that no feature
-      exceeds 1024 (a row of zeros gives ones, as every constant row does).
+    - zscored: less their mean, divided by their standard deviation (of all t, not t - 1); a
+      constant row gives zeros;
+    - relative: divided by the first one, which counts as at least a 1024th of the row's largest
+      value, so that no feature exceeds 1024 (a row of zeros gives ones, as every constant row
+      does).
 
-    With weights, every column is multiplied by the root of its weight: k-means' squared distance is then weighted.
-    Losses must be finite (`check_finite`): others give features that are not finite either, and so do features beyond float32 (huge losses
-    or weights); k-means refuses both.
+    With weights, every column is multiplied by the root of its weight: k-means' squared distance is
+    then weighted. Losses must be finite (`check_finite`): others give features that are not finite
+    either, and so do features beyond float32 (huge losses or weights); k-means refuses both.
 
     Raises:
         UserError: as `feature_steps`.
@@ -88,15 +96,17 @@ def features(
 
 
 def bytes_of_row(num_features: int) -> int:
-    """Memory that a shard that holds its rows needs for a row: features, id, place in its part and label.
+    """Memory of a row in a shard that holds its rows: features, id, place in its part and label.
 
-    An id takes 8 bytes at most, mostly 4; where k is small, a lead (see nearest.Leads) takes the other 4.
+    An id takes 8 bytes at most, mostly 4. Where k is small, a Hamerly bound takes the other 4.
     """
     return 4 * num_features + 8 + 4 + 2
 
 
 def check_finite(ids: np.ndarray, losses_NS: np.ndarray, steps: Sequence[Sequence[int]]) -> None:
-    """Refuse losses that are NaN or infinite: as numbers they would move a whole cluster, as zeros they would make one up.
+    """Refuse losses that are NaN or infinite.
+
+    As numbers they would move a whole cluster, as zeros they would make one up.
 
     Raises:
         UserError: naming the first such example and step.
@@ -106,8 +116,9 @@ def check_finite(ids: np.ndarray, losses_NS: np.ndarray, steps: Sequence[Sequenc
         row, column = np.argwhere(wrong)[0]
         member, step = steps[column]
         raise UserError(
-            f"making clusters: expected finite losses, got {losses_NS[row, column]} for example_id {ids[row]} at step {step} of "
-            f"proxy number {member} (from 0). Rows that cannot be scored must be left out; score this part again."
+            f"making clusters: expected finite losses, got {losses_NS[row, column]} for example_id "
+            f"{ids[row]} at step {step} of proxy number {member} (from 0). Rows that cannot be "
+            "scored must be left out; score this part again."
         )
 
 
@@ -134,23 +145,26 @@ def _chosen(member: int, stored: list[int], section: Clusters) -> list[int]:
     absent = [step for step in chosen if step not in stored]
     if absent:
         raise UserError(
-            f"making clusters: clusters.steps and clusters.initial ask for the steps {chosen}, but proxy number {member} (from 0) has no "
-            f"step {', '.join(map(str, absent))}; it has {', '.join(map(str, stored))}. Name steps that every proxy has."
+            f"making clusters: clusters.steps and clusters.initial ask for the steps {chosen}, but "
+            f"proxy number {member} (from 0) has no step {', '.join(map(str, absent))}; it has "
+            f"{', '.join(map(str, stored))}. Name steps that every proxy has."
         )
     if section.features != "raw" and len(chosen) < 2:
         raise UserError(
-            f"making clusters: clusters.features = {section.features} needs at least 2 steps of every proxy, got {len(chosen)}: with "
-            "one, all rows are alike. Use features: raw, or more steps."
+            f"making clusters: clusters.features = {section.features} needs at least 2 steps of "
+            f"every proxy, got {len(chosen)}: with one, all rows are alike. Use features: "
+            "raw, or more steps."
         )
     return chosen
 
 
 def _evenly(trained: list[int], count: int, member: int) -> list[int]:
-    """Exactly `count` of the steps, the last one among them, as evenly spaced as their places allow."""
+    """Exactly `count` of the steps and the last one, as evenly spaced as their places allow."""
     if not 1 <= count <= len(trained):
         raise UserError(
-            f"making clusters: clusters.steps leaves {count} steps after step 0 to choose, but proxy number {member} (from 0) has "
-            f"{len(trained)} of them. Expected between 1 and {len(trained)}."
+            f"making clusters: clusters.steps leaves {count} steps after step 0 to choose, but "
+            f"proxy number {member} (from 0) has {len(trained)} of them. Expected "
+            f"between 1 and {len(trained)}."
         )
     return [trained[-(-(place + 1) * len(trained) // count) - 1] for place in range(count)]
 
@@ -165,13 +179,14 @@ def _raw(losses: Columns) -> Columns:
 
 
 def _centred(losses: Columns) -> Columns:
-    # One column after the other: there is no reduction whose order numpy could choose, and a constant row gives exact zeros.
+    # One column after the other: there is no reduction whose order numpy could choose, and a
+    # constant row gives exact zeros.
     mean = sum(losses[1:], losses[0]) / len(losses)
     return [column - mean for column in losses]
 
 
 def _differences(losses: Columns) -> Columns:
-    return [later - earlier for earlier, later in zip(losses, losses[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(losses)]
 
 
 def _zscored(losses: Columns) -> Columns:
@@ -185,7 +200,8 @@ def _zscored(losses: Columns) -> Columns:
 def _relative(losses: Columns) -> Columns:
     largest = np.max(np.abs(losses), axis=0)
     first = np.maximum(np.abs(losses[0]), SMALLEST_FIRST * largest)
-    zeros = first == 0  # and not NaN, which must come through
+    # Not NaN, which must come through.
+    zeros = first == 0
     divisor = np.where(zeros, 1.0, first)
     return [np.where(zeros, 1.0, column / divisor) for column in losses]
 

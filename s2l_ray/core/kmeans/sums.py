@@ -1,4 +1,4 @@
-"""Sums of k-means in int64 fixed point: exact, so that rows can be added and taken away in any order.
+"""Sums of k-means in int64 fixed point: exact, so rows can be added and taken away in any order.
 
 Shapes: n rows, T columns, K clusters.
 """
@@ -11,34 +11,37 @@ from fractions import Fraction
 
 import numpy as np
 
-from s2l_ray.core.kmeans.bounds import BLOCK
+from s2l_ray.core.kmeans.centroid_index import CHUNK_ROWS
 
-_PIECE = 44  # bits; see _sum_of_squares
-_SUBNORMAL = 149  # every float32 is a whole number of 2^-149
+# Bits of a piece, see _sum_of_squares.
+_PIECE = 44
+# Every float32 is a whole number of 2^-149.
+_SUBNORMAL = 149
 
 
 def fixed_point_exponent(num_rows: int, max_abs: float) -> int:
     """The largest e with num_rows * max_abs * 2^e < 2^62, so that sums in units of 2^-e fit int64.
 
-    Differences below max_abs * num_rows * 2^-62 are lost (4e-9 for a loss of 20 and 10^9 rows). (design
-    section 3)
+    Differences below max_abs * num_rows * 2^-62 are lost: 4e-9 for a loss of 20 and 10^9 rows.
     """
     if max_abs == 0:
         return 0
     mantissa, exponent = math.frexp(max_abs)
-    exact = num_rows * int(
-        math.ldexp(mantissa, 53)
-    )  # num_rows * max_abs = exact * 2^(exponent - 53)
+    # num_rows * max_abs = exact * 2^(exponent - 53)
+    exact = num_rows * int(math.ldexp(mantissa, 53))
     return 62 - exact.bit_length() - (exponent - 53)
 
 
 @dataclass(frozen=True)
-class Partial:
-    """One round's sums over some rows; addable, and exact, so that the order of adding does not matter.
+class PartialSums:
+    """Sums over some rows in one round; they are exact, so any order of adding gives the same bits.
 
-    sums int64 [K, T] in units of 2^-exponent, counts int64 [K], squares (sum of all squared values in units of
-    2^-2exponent), and moves, the rows whose cluster is not the one they had under the previous centroids (all rows
-    in the first round).
+    Attributes:
+        sums: int64 [K, T] of the members of each cluster, in units of 2^-exponent.
+        counts: int64 [K] members.
+        squares: sum of all squared values, in units of 2^-2exponent.
+        moves: rows whose cluster is not the one they had under the previous centroids; all rows in
+            the first round.
     """
 
     sums: np.ndarray
@@ -46,8 +49,8 @@ class Partial:
     squares: int
     moves: int
 
-    def __add__(self, other: "Partial") -> "Partial":
-        return Partial(
+    def __add__(self, other: "PartialSums") -> "PartialSums":
+        return PartialSums(
             self.sums + other.sums,
             self.counts + other.counts,
             self.squares + other.squares,
@@ -55,9 +58,10 @@ class Partial:
         )
 
     def objective(self, centroids: np.ndarray, exponent: int) -> float:
-        """Sum of squared distances of the rows, as fixed point has them, to their centroids float32 [K, T].
+        """Sum of squared distances of the rows to their centroids float32 [K, T].
 
-        |x - c|^2 summed is sum |x|^2 - 2 c sum x + n |c|^2. In whole numbers nothing cancels; one rounding at the end.
+        Rows are as fixed point has them. The sum of |x - c|^2 is sum |x|^2 - 2 c sum x + n |c|^2.
+        In whole numbers nothing cancels; the result is rounded once, at the end.
         """
         whole = np.frompyfunc(lambda value: int(math.ldexp(value, _SUBNORMAL)), 1, 1)(
             centroids.astype(float)
@@ -73,9 +77,10 @@ class Partial:
 
 
 class Totals:
-    """Members of K clusters added up: sums int64 [K, T] in units of 2^-exponent, counts int64 [K], and squares, see Partial.
+    """Sums, counts and squares of the members of K clusters as rows come and go, see PartialSums.
 
-    Each value is rounded to fixed point, half to even, so what was added can be taken away without a trace.
+    Each value is rounded to fixed point, half to even, so what was added can be taken away without
+    a trace.
     """
 
     def __init__(self, shape: tuple[int, int], exponent: int) -> None:
@@ -93,6 +98,14 @@ class Totals:
         )
         return some
 
+    def fits(self, shape: tuple[int, ...], exponent: int) -> bool:
+        """Whether these are sums of as many clusters and columns, in the same units."""
+        return self.sums.shape == shape and self.exponent == exponent
+
+    def now(self, moves: int) -> PartialSums:
+        """The sums as they are now, which do not change when rows come and go."""
+        return PartialSums(self.sums.copy(), self.counts.copy(), self.squares, moves)
+
     def add(self, rows: np.ndarray, labels: np.ndarray) -> None:
         """Rows float32 [n, T] that were in no cluster, to those of labels int [n]."""
         for values, wide in self._changed(np.add, rows, labels):
@@ -107,17 +120,20 @@ class Totals:
     def _changed(
         self, change: np.ufunc, rows: np.ndarray, labels: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Add or subtract block by block, and give the values of each in fixed point: [T, block] as int64 and as float64, in order of clusters.
+        """Add or subtract chunk by chunk; yields the values of each in fixed point, by cluster.
 
-        Step by step, members of a cluster are neighbours in memory, and numpy adds them up without an index.
+        They are [T, chunk] as int64 and as float64. In a column, members of a cluster are
+        neighbours in memory, so numpy adds them up without an index.
         """
-        shape = rows.shape[1], min(len(rows), BLOCK)
+        shape = rows.shape[1], min(len(rows), CHUNK_ROWS)
         scaled, fixed = np.empty(shape), np.empty(shape, np.int64)
-        for start in range(0, len(rows), BLOCK):
-            own, some = labels[start : start + BLOCK], rows[start : start + BLOCK]
+        for start in range(0, len(rows), CHUNK_ROWS):
+            own, some = labels[start : start + CHUNK_ROWS], rows[start : start + CHUNK_ROWS]
             first = _runs(own)
-            if np.bincount(own[first]).max() > 1:  # some cluster has members in two places
-                order = np.argsort(own, kind="stable")  # by radix where labels have 16 bits
+            # Some cluster has members in two places.
+            if np.bincount(own[first]).max() > 1:
+                # By radix where labels have 16 bits.
+                order = np.argsort(own, kind="stable")
                 own, some = own[order], some.take(order, axis=0)
                 first = _runs(own)
             wide, values = scaled[:, : len(own)], fixed[:, : len(own)]
@@ -137,10 +153,11 @@ def _runs(labels: np.ndarray) -> np.ndarray:
 
 
 def _sum_of_squares(values: np.ndarray, wide: np.ndarray) -> int:
-    """Exact, of int64 [T, n <= BLOCK] with |values| < 2^62, which `wide` has as float64.
+    """Exact, of int64 [T, n <= CHUNK_ROWS] with |values| < 2^62, which `wide` has as float64.
 
-    Sums of products of two pieces of 44 bits or fewer are made twice: in int64, which keeps them modulo 2^64, and in float64,
-    which is wrong by less than n 2^-53 of at most n 2^88, so by less than 2^61. Together they tell the sum.
+    Sums of products of two pieces of 44 bits or fewer are made twice: in int64, which keeps them
+    modulo 2^64, and in float64, which is wrong by less than n 2^-53 of at most n 2^88, so by less
+    than 2^61. Together they determine the sum.
     """
     length = max(int(values.max()), -int(values.min())).bit_length()
     *lower, top = range(0, max(length, 1), _PIECE)

@@ -19,11 +19,12 @@ from s2l_ray.config import Clusters, Examples
 from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.data.read import read_part
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.kmeans import lloyd
 from s2l_ray.core.kmeans.features import features
+from s2l_ray.core.kmeans.lloyd import KMeans
 from s2l_ray.core.kmeans.shard import Shard
 from s2l_ray.core.model.loading import build
 from s2l_ray.core.model.scoring import Weights, check_finite, score
+from s2l_ray.core.query import ask_here
 from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.core.text.encoding import Encoded, Encoder
 
@@ -209,14 +210,10 @@ def fresh_grouping(
         )
     rows = features(losses, steps, section)
     k = max(1, min(section.k, len(rows) // 4, len(np.unique(rows, axis=0))))
-    shard = Shard([(ids, rows)])
-    found = lloyd.fit(
-        lambda method, args: [getattr(shard, method)(*args)],
-        k=k,
-        seed=section.seed,
-        max_rounds=section.max_rounds,
-        tolerance=section.tolerance,
+    settings = KMeans(
+        k=k, seed=section.seed, max_rounds=section.max_rounds, tolerance=section.tolerance
     )
+    found = settings.fit(ask_here(Shard([(ids, rows)])))
     centroids = found.centroids.astype(np.float64)
     return Grouping(centroids, [None] * k, steps, section, f"{k} clusters of these rows alone")
 

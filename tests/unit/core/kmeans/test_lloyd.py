@@ -12,14 +12,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans as ScikitLearnKMeans
 
-from s2l_ray.core.kmeans import bounds, lloyd, sums
+from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.kmeans import block as block_module
+from s2l_ray.core.kmeans import queries, sums
 from s2l_ray.core.kmeans import shard as shard_module
-from s2l_ray.core.kmeans.bounds import BLOCK, MOST_LED, Balls, Leads, Nearest
-from s2l_ray.core.kmeans.lloyd import FitResult, FitState, Shards, fit
+from s2l_ray.core.kmeans.assign import MAX_BOUNDED, Pruning, assign, nearest
+from s2l_ray.core.kmeans.bounding_balls import BALL_ROWS, BoundingBalls
+from s2l_ray.core.kmeans.centroid_index import CHUNK_ROWS, CentroidIndex, tiles_are_independent
+from s2l_ray.core.kmeans.hamerly import BoundTest, HamerlyBounds
+from s2l_ray.core.kmeans.lloyd import KMeans
+from s2l_ray.core.kmeans.queries import Farthest, LloydStep, SmallestHashes, SquaredDeviations
 from s2l_ray.core.kmeans.shard import Shard
-from s2l_ray.core.kmeans.sums import Partial, Totals, fixed_point_exponent
+from s2l_ray.core.kmeans.start import hash_limit
+from s2l_ray.core.kmeans.state import FitResult, FitState
+from s2l_ray.core.kmeans.sums import PartialSums, Totals, fixed_point_exponent
+from s2l_ray.core.query import Ask, Query, ask_here
 from s2l_ray.errors import UserError
 
 Part = tuple[np.ndarray, np.ndarray]
@@ -40,15 +49,13 @@ def cut(rows: np.ndarray, sizes: Iterable[int]) -> list[Part]:
     return [(ids[a:b], rows[a:b]) for a, b in itertools.pairwise([0, *ends])]
 
 
-def local(shards: list[Shard], seed: int = 0) -> Shards:
-    """Calls in this process; the answers come in another order every time."""
+def local(shards: list[Shard], seed: int = 0) -> Ask[Shard]:
+    """Asks in this process; the answers come in another order every time."""
     order = random.Random(seed)
-    return lambda method, args: (
-        getattr(s, method)(*args) for s in order.sample(shards, len(shards))
-    )
+    return lambda query: ask_here(*order.sample(shards, len(shards)))(query)
 
 
-def spread(parts: list[Part], num_shards: int, seed: int = 0) -> Shards:
+def spread(parts: list[Part], num_shards: int, seed: int = 0) -> Ask[Shard]:
     """Parts in any order on so many shards, some of them perhaps without a part."""
     parts = random.Random(seed).sample(parts, len(parts))
     return local([Shard(parts[i::num_shards]) for i in range(num_shards)], seed)
@@ -65,20 +72,22 @@ def objective(rows: np.ndarray, centroids: np.ndarray) -> float:
 
 def run(rows: np.ndarray, k: int, **options: Any) -> FitResult:
     settings = {"seed": 0, "max_rounds": 20, "tolerance": 0.0, **options}
-    return fit(spread(cut(rows, [len(rows) // 3, 7] if len(rows) > 30 else []), 2), k=k, **settings)
+    on_round = settings.pop("on_round", None)
+    ask = spread(cut(rows, [len(rows) // 3, 7] if len(rows) > 30 else []), 2)
+    return KMeans(k=k, **settings).fit(ask, on_round=on_round)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_blocks() -> Iterator[None]:
     """So that shards have several blocks, of one part or of several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_module, "_TOGETHER", 1_500)
+        patch.setattr(block_module, "MAX_ROWS", 1_500)
         yield
 
 
 @pytest.fixture(scope="module")
 def parts() -> list[Part]:
-    sizes = [BLOCK + 7, 0, 7, 1000, 1, 300, 2000, 41, 500, 999, 123, 64]
+    sizes = [CHUNK_ROWS + 7, 0, 7, 1000, 1, 300, 2000, 41, 500, 999, 123, 64]
     return cut(trajectories(sum(sizes) + 800, seed=1), sizes)
 
 
@@ -93,7 +102,7 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def undisturbed(parts: list[Part]) -> FitResult:
-    return fit(local([Shard(parts)]), **OPTIONS)
+    return KMeans(**OPTIONS).fit(local([Shard(parts)]))
 
 
 @pytest.mark.parametrize("num_shards", [2, 5, 13, 20])
@@ -101,56 +110,62 @@ def test_any_number_of_shards_and_any_order_of_parts_give_the_same_bits(
     num_shards: int, parts: list[Part], undisturbed: FitResult
 ) -> None:
     assert len(undisturbed.history) == 4
-    assert bits(fit(spread(parts, num_shards, seed=num_shards), **OPTIONS)) == bits(undisturbed)
+    assert bits(KMeans(**OPTIONS).fit(spread(parts, num_shards, seed=num_shards))) == bits(
+        undisturbed
+    )
 
 
 def test_shards_that_lose_their_memory_before_every_call_give_the_same_bits(
     parts: list[Part], undisturbed: FitResult
 ) -> None:
-    def restarted(method: str, args: tuple[Any, ...]) -> Iterable[Any]:
-        return (getattr(Shard(some), method)(*args) for some in (parts[:5], parts[5:]))
+    def restarted(query: Query[Shard, Any]) -> Any:
+        return ask_here(Shard(parts[:5]), Shard(parts[5:]))(query)
 
     assert undisturbed.history[0].moves > undisturbed.history[-1].moves > 0
-    assert bits(fit(restarted, **OPTIONS)) == bits(undisturbed)
+    assert bits(KMeans(**OPTIONS).fit(restarted)) == bits(undisturbed)
 
 
-def test_a_long_fit_gives_the_same_bits_with_leads_and_without(parts: list[Part]) -> None:
+def test_a_long_fit_gives_the_same_bits_with_bounds_and_without(parts: list[Part]) -> None:
     options = {**OPTIONS, "max_rounds": 30}
     held = Shard(parts)
-    leading: list[int] = []  # rows with a lead
+    # Rows with a bound, after every round.
+    bounded: list[int] = []
 
     def count(_: FitState) -> None:
-        leads = [part.leads for part in held._blocks if part.leads]
-        leading.append(sum(int(np.isfinite(own.values).sum()) for own in leads))
+        bounds = bounds_of(held)
+        bounded.append(
+            sum(int(np.isfinite(own.negative_margins).sum()) for own in bounds if own is not None)
+        )
 
-    found = fit(local([held]), on_round=count, **options)
-    assert leading[0] == 0
-    assert leading[-1] > held.summary().num_rows / 2
-    assert bits(
-        fit(lambda method, args: [getattr(Shard(parts, sort=False), method)(*args)], **options)
-    ) == bits(found)
+    found = KMeans(**options).fit(local([held]), on_round=count)
+    assert bounded[0] == 0
+    assert bounded[-1] > held.summary.num_rows / 2
+    unsorted = KMeans(**options).fit(lambda query: query.of(Shard(parts, sort=False)))
+    assert bits(unsorted) == bits(found)
+
+
+def bounds_of(shard: Shard) -> list[HamerlyBounds | None]:
+    return [block.pruning.bounds if block.pruning else None for block in shard._blocks]
 
 
 def test_resuming_from_any_round_gives_the_same_bits(
     parts: list[Part], undisturbed: FitResult
 ) -> None:
     saved: list[str] = []
-    fit(
-        spread(parts, 2),
-        **OPTIONS,
-        on_round=lambda state: saved.append(json.dumps(state.to_dict())),
+    KMeans(**OPTIONS).fit(
+        spread(parts, 2), on_round=lambda state: saved.append(json.dumps(state.to_dict()))
     )
     assert len(saved) == 4
     for text in saved:
         state = FitState.from_dict(json.loads(text))
-        assert bits(fit(spread(parts, 3), **OPTIONS, resume=state)) == bits(undisturbed)
+        assert bits(KMeans(**OPTIONS).fit(spread(parts, 3), resume=state)) == bits(undisturbed)
 
 
 def test_labels_of_all_parts_agree_with_sizes_and_objective(
     parts: list[Part], undisturbed: FitResult
 ) -> None:
     used, fresh = Shard(parts), Shard(parts)
-    fit(local([used]), **OPTIONS)
+    KMeans(**OPTIONS).fit(local([used]))
     other = undisturbed.centroids[:4].copy()
     np.testing.assert_array_equal(used.labels(3, other)[0], fresh.labels(3, other)[0])
     counts = np.zeros(9, dtype=np.int64)
@@ -198,9 +213,9 @@ def test_the_objective_is_that_of_faiss_and_scikit_learn_from_the_same_start(
         :: len(np.unique(rows, axis=0)) // 20
     ][:20]
     ours = run(rows, 20, start=start)
-    reference = KMeans(20, init=start, n_init=1, max_iter=20, tol=0, algorithm="lloyd").fit(
-        rows.astype(np.float64)
-    )
+    reference = ScikitLearnKMeans(
+        20, init=start, n_init=1, max_iter=20, tol=0, algorithm="lloyd"
+    ).fit(rows.astype(np.float64))
     assert ours.objective == pytest.approx(objective(rows, ours.centroids), rel=1e-6)
     assert ours.objective == pytest.approx(objective(rows, reference.cluster_centers_), rel=1e-4)
     if rows[0, 0] < 900:  # FAISS alone loses half of its digits where all values share an offset
@@ -223,8 +238,8 @@ def test_the_objective_falls_every_round_and_the_tolerance_stops() -> None:
 
 def test_the_start_is_k_means_plus_plus_on_the_rows_with_the_smallest_hashes() -> None:
     shard = Shard(cut(PLAIN, [500, 7, 2000]))
-    sample = shard.sample(11, 300)
-    hashes = lloyd.keyed_hash(11, np.arange(4000) + (3 << 40))
+    sample = SmallestHashes(11, 300).of(shard)
+    hashes = keyed_hash(11, np.arange(4000) + (3 << 40))
     np.testing.assert_array_equal(sample.rows, PLAIN[np.argsort(hashes)[:300]])
     # D^2 sampling: from far better than uniform draws on rows with many equal ones, averaged over seeds
     spread_out = [run(HALF, 8, seed=s, max_rounds=0).objective for s in range(10)]
@@ -267,7 +282,7 @@ def test_one_far_outlier_has_its_own_cluster_and_the_others_stay_apart() -> None
     assert result.sizes[-1] == 1
     assert (result.sizes[:-1] > 1).all()
     reference = (
-        KMeans(5, n_init=3, random_state=0)
+        ScikitLearnKMeans(5, n_init=3, random_state=0)
         .fit(np.delete(rows, 123, axis=0).astype(np.float64))
         .inertia_
     )
@@ -277,7 +292,8 @@ def test_one_far_outlier_has_its_own_cluster_and_the_others_stay_apart() -> None
 @pytest.mark.parametrize("steps", [1, 2, 4, 12, 40])
 def test_padding_and_company_do_not_change_the_bits_of_faiss(steps: int) -> None:
     rows = np.random.default_rng(0).normal(size=(8192, steps)).astype(np.float32)
-    Nearest(rows[:3])  # fixes FAISS's method
+    # The first index fixes FAISS's method.
+    CentroidIndex(rows[:3])
     index = faiss.IndexFlatL2(steps)
     index.add(rows[:100])
     together = index.search(rows, 1)
@@ -298,17 +314,18 @@ def test_leaving_out_far_centroids_does_not_change_the_nearest_one(
     draw = np.random.default_rng(k)
     centroids = rows[draw.permutation(len(rows))[:k]].copy()
     centroids[: k // 4] = centroids[-(k // 4) :] if k >= 4 else centroids[:0]  # equal ones
-    search = Nearest(centroids)
+    index = CentroidIndex(centroids)
     # copies in narrow heaps, so that the balls are small; on a grid, so that distances tie
     heaps = np.concatenate([np.repeat(rows[i : i + 1], 2048, axis=0) for i in range(0, 900, 100)])
     heaps = heaps + (draw.integers(-2, 3, heaps.shape) * np.float32(2**-6) * np.abs(heaps)).astype(
         np.float32
     )
-    balls = Balls.around(heaps)
-    np.testing.assert_array_equal(search.labels(heaps, balls), search.labels(heaps))
+    pruning = Pruning(heaps)
+    balls = pruning.balls
+    np.testing.assert_array_equal(nearest(heaps, index, pruning), nearest(heaps, index))
     if k == 300 and rows is PLAIN:
-        assert bounds._holds(rows.shape[1]), "FAISS has changed: nothing is left out any more"
-        assert np.mean([*search._needed(balls)]) < 0.5
+        assert tiles_are_independent(rows.shape[1]), "FAISS has changed: no tile is left out now"
+        assert np.mean([*balls.tiles_to_search(index)]) < 0.5
     inside = np.linalg.norm(heaps[:2048] - balls.centres[0], axis=1)
     assert inside.max() <= balls.radii[0]
     assert (
@@ -329,14 +346,14 @@ def test_without_tolerance_exactly_the_rounds_that_are_allowed_unless_nothing_mo
 
 def test_fewer_distinct_rows_than_clusters_are_one_cluster_each_where_that_is_asked_for() -> None:
     rows = np.repeat(np.array([[0.0, 1], [-0.0, 1], [2, 2], [3, 3]], dtype=np.float32), 30, axis=0)
-    result = run(rows, 7, fewer=True)
+    result = run(rows, 7, allow_fewer_clusters=True)
     assert result.centroids.tolist() == [[0, 1], [2, 2], [3, 3]]
     assert result.sizes.tolist() == [60, 30, 30]
     assert (result.objective, result.converged) == (0, True)
-    assert len(run(rows, 2, fewer=True).centroids) == 2
+    assert len(run(rows, 2, allow_fewer_clusters=True).centroids) == 2
     # with a start, what nothing can fill stays where it was
     start = np.array([[9, 9], [0, 1], [8, 8], [7, 7], [3, 3]], dtype=np.float32)
-    kept = run(rows, 5, start=start, fewer=True)
+    kept = run(rows, 5, start=start, allow_fewer_clusters=True)
     assert kept.sizes.tolist() == [30, 60, 30, 0, 0]
     assert kept.centroids.tolist() == [[2, 2], [0, 1], [3, 3], [7, 7], [2.5, 2.5]]
 
@@ -345,25 +362,25 @@ def test_fewer_distinct_rows_than_clusters_are_one_cluster_each_where_that_is_as
 def test_the_hash_limit_is_that_of_a_full_sort(
     leading: int, parts: list[Part], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_module, "_LEADING", leading)
+    monkeypatch.setattr(queries, "_LEADING_BITS", leading)
     ids = np.concatenate([ids for ids, _ in parts])
-    hashes = np.sort(lloyd.keyed_hash(6, ids))
+    hashes = np.sort(keyed_hash(6, ids))
     for count in (1, 2, 1000, len(ids)):
-        limit = lloyd.hash_limit(spread(parts, 3), 6, count)
+        limit = hash_limit(spread(parts, 3), 6, count)
         assert limit == int(hashes[count - 1])
         sampled = [
-            shard.sampled(6, limit).summary().num_rows
+            shard.sampled(6, limit).summary.num_rows
             for shard in (Shard(parts[:4]), Shard(parts[4:]))
         ]
         assert sum(sampled) == count
 
 
 def test_centroids_from_a_sample_have_the_sizes_of_all_rows(parts: list[Part]) -> None:
-    limit = lloyd.hash_limit(spread(parts, 3), 4, 900)
-    chosen = [lloyd.keyed_hash(4, ids) <= np.uint64(limit) for ids, _ in parts]
+    limit = hash_limit(spread(parts, 3), 4, 900)
+    chosen = [keyed_hash(4, ids) <= np.uint64(limit) for ids, _ in parts]
     small = [(ids[keep], rows[keep]) for (ids, rows), keep in zip(parts, chosen, strict=True)]
-    whole = fit(spread(small, 2), everyone=spread(parts, 3), **OPTIONS)
-    alone = fit(spread(small, 5), **OPTIONS)
+    whole = KMeans(**OPTIONS).fit(spread(small, 2), everyone=spread(parts, 3))
+    alone = KMeans(**OPTIONS).fit(spread(small, 5))
     assert whole.centroids.tobytes() == alone.centroids.tobytes()
     assert whole.history == alone.history
     assert alone.sizes.sum() == 900
@@ -405,7 +422,7 @@ def test_the_farthest_rows_are_those_of_a_full_sort(sizes: list[int]) -> None:
     first = [i for i in np.lexsort((np.arange(1000), -squared)) if i < 400 and not 100 <= i < 200][
         :30
     ]
-    found = Shard(cut(rows, sizes)).farthest(30, centroids, taken)
+    found = Farthest(30, centroids, taken).of(Shard(cut(rows, sizes)))
     assert (found.ids - (3 << 40)).tolist() == first
     np.testing.assert_array_equal(found.rows, rows[first])
     np.testing.assert_allclose(found.keys, -squared[first], rtol=1e-12)
@@ -435,9 +452,8 @@ def test_an_impossible_number_of_clusters_is_refused(k: int) -> None:
 
 def test_no_rows_at_all_are_refused() -> None:
     with pytest.raises(UserError, match=r"trajectory, 0, got 2"):
-        fit(
-            local([Shard([]), Shard([(np.empty(0, np.int64), np.empty((0, 4), np.float32))])]),
-            **{**OPTIONS, "k": 2},
+        KMeans(**{**OPTIONS, "k": 2}).fit(
+            local([Shard([]), Shard([(np.empty(0, np.int64), np.empty((0, 4), np.float32))])])
         )
 
 
@@ -455,17 +471,17 @@ def test_parts_with_different_numbers_of_steps_are_refused_within_and_between_sh
     with pytest.raises(UserError, match="same number of steps"):
         Shard([two, three])
     with pytest.raises(UserError, match="same number of steps"):
-        fit(local([Shard([two]), Shard([three])]), **{**OPTIONS, "k": 1})
+        KMeans(**{**OPTIONS, "k": 1}).fit(local([Shard([two]), Shard([three])]))
 
 
 def test_a_shard_that_answers_twice_is_noticed() -> None:
     shard = Shard(cut(PLAIN, []))
 
-    def doubled(method: str, args: tuple[Any, ...]) -> Iterable[Any]:
-        return [getattr(shard, method)(*args)] * (2 if method == "step" else 1)
+    def doubled(query: Query[Shard, Any]) -> Any:
+        return query.merge([query.of(shard)] * (2 if isinstance(query, LloydStep) else 1))
 
     with pytest.raises(RuntimeError, match="expected 4000 rows from the shards, got 8000"):
-        fit(doubled, **OPTIONS)
+        KMeans(**OPTIONS).fit(doubled)
 
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -510,12 +526,12 @@ def test_fixed_point_sums_are_exact_sums_of_the_rounded_values(data: st.DataObje
         for row, label in zip(fixed, other, strict=True)
         for value, c in zip(row, centroids[label].tolist(), strict=True)
     )
-    assert Partial(moved.sums, moved.counts, moved.squares, 0).objective(
+    assert PartialSums(moved.sums, moved.counts, moved.squares, 0).objective(
         centroids, exponent
     ) == float(exact)
 
 
-@pytest.mark.parametrize("num", [1, 300, 2 * BLOCK + 5])
+@pytest.mark.parametrize("num", [1, 300, 2 * CHUNK_ROWS + 5])
 @pytest.mark.parametrize("scale", [1.0, 1e30, 1e-40])
 @pytest.mark.parametrize("kind", ["curves", "all-equal", "one-far", "on-the-edge"])
 def test_sums_of_many_rows_are_those_of_plain_int64(num: int, scale: float, kind: str) -> None:
@@ -549,7 +565,7 @@ def test_sums_of_many_rows_are_those_of_plain_int64(num: int, scale: float, kind
 @pytest.mark.parametrize("largest", [0, 1, 2**31, 2**43 - 1, 2**44, 2**53, 2**62 - 1])
 def test_squares_of_any_int64_below_2_to_the_62_add_up_exactly(largest: int) -> None:
     draw = np.random.default_rng(largest % 97)
-    values = draw.integers(-largest, largest, (3, BLOCK), endpoint=True)
+    values = draw.integers(-largest, largest, (3, CHUNK_ROWS), endpoint=True)
     for some in (
         values,
         np.full_like(values, largest),
@@ -569,13 +585,13 @@ def test_parts_that_are_put_together_give_the_same_bits(
     most: int,
     blocks: int,
 ) -> None:
-    monkeypatch.setattr(shard_module, "_TOGETHER", most)
+    monkeypatch.setattr(block_module, "MAX_ROWS", most)
     held = Shard(parts)
     assert len(held._blocks) == blocks
-    assert bits(fit(local([held]), **OPTIONS)) == bits(undisturbed)
+    assert bits(KMeans(**OPTIONS).fit(local([held]))) == bits(undisturbed)
     for number, (_, rows) in enumerate(parts):
         labels, distances = held.labels(number, undisturbed.centroids)
-        np.testing.assert_array_equal(labels, Nearest(undisturbed.centroids).labels(rows))
+        np.testing.assert_array_equal(labels, nearest(rows, CentroidIndex(undisturbed.centroids)))
         away = np.linalg.norm(rows - undisturbed.centroids[labels].astype(np.float64), axis=1)
         np.testing.assert_allclose(distances, away, rtol=1e-6)
 
@@ -594,24 +610,22 @@ def test_parts_whose_ids_lie_far_apart_are_not_put_together() -> None:
 @pytest.mark.parametrize("ids", [[], [7], [-(2**63), 2**63 - 1, 0], [5, 2**40 + 5, 9], [300, 1, 2]])
 def test_ids_come_back_whatever_lies_between_them(ids: list[int]) -> None:
     given = np.array(ids, np.int64)
-    together = shard_module._Together()
-    together.add(given, np.zeros((len(ids), 2), np.float32))
-    block = together.block()
+    ((block, _),) = block_module.blocks_of([(given, np.zeros((len(ids), 2), np.float32))])
     assert block.ids.dtype == np.int64
     assert block.ids.tolist() == ids
 
 
-def test_what_renewing_says_has_changed_has_changed() -> None:
+def test_what_assign_says_has_changed_has_changed() -> None:
     rows = PLAIN[np.argsort(PLAIN[:, 0])]
-    balls = Balls.around(rows)
+    pruning = Pruning(rows)
     for centroids in (PLAIN[:1], PLAIN[:70]):
-        search = Nearest(centroids)
-        right = search.labels(rows)
+        index = CentroidIndex(centroids)
+        right = nearest(rows, index)
         labels = np.where(
             np.arange(len(rows)) % 3 == 0, (right + 1) % len(centroids), right
         ).astype(np.uint8)
         old = labels.copy()
-        places, before = search.renew(rows, labels, balls)
+        places, before = assign(rows, labels, index, pruning)
         np.testing.assert_array_equal(labels, right)
         np.testing.assert_array_equal(places, np.flatnonzero(old != right))
         np.testing.assert_array_equal(before, old[places])
@@ -620,7 +634,7 @@ def test_what_renewing_says_has_changed_has_changed() -> None:
 GRID = np.random.default_rng(9).integers(-3, 4, (5000, 6)).astype(np.float32)
 
 
-@pytest.mark.parametrize("k", [1, 2, 17, 100, MOST_LED])
+@pytest.mark.parametrize("k", [1, 2, 17, 100, MAX_BOUNDED])
 @pytest.mark.parametrize(
     "rows",
     [
@@ -635,19 +649,21 @@ GRID = np.random.default_rng(9).integers(-3, 4, (5000, 6)).astype(np.float32)
     ],
     ids=["plain", "half-equal", "heavy-tails", "grid", "offset", "tiny", "huge", "one-step"],
 )
-def test_leads_leave_out_only_rows_that_faiss_would_leave_where_they_are(
+def test_bounds_leave_out_only_rows_that_faiss_would_leave_where_they_are(
     rows: np.ndarray, k: int
 ) -> None:
     draw = np.random.default_rng(k)
     rows = rows[np.argsort(rows[:, 0])]
     centroids = rows[draw.permutation(len(rows))[:k]].copy()
     centroids[: k // 8] = centroids[k // 8 : 2 * (k // 8)]  # equal ones, until they part
-    balls, leads, labels = Balls.around(rows), Leads(len(rows)), Nearest(centroids).labels(rows)
-    ways = np.zeros(k)
+    pruning, labels = Pruning(rows), nearest(rows, CentroidIndex(centroids))
+    drift = np.zeros(k)
     for number in range(12):
-        search = Nearest(centroids, ways)
-        search.renew(rows, labels, balls, leads)
-        np.testing.assert_array_equal(labels, search.labels(rows))
+        index = CentroidIndex(centroids)
+        # Whether few or many rows change, bounds are begun.
+        pruning.reassignment_rate = 0
+        assign(rows, labels, index, pruning, drift)
+        np.testing.assert_array_equal(labels, nearest(rows, index))
         step = (
             draw.normal(0, 0.1**number, centroids.shape)
             * np.abs(centroids).mean()
@@ -656,13 +672,13 @@ def test_leads_leave_out_only_rows_that_faiss_would_leave_where_they_are(
         before, centroids = centroids, (centroids + step).astype(np.float32)
         if number == 6:
             centroids[-1] = rows[0]  # as an empty cluster that gets another row
-        ways = shard_module._ways(before, centroids)
+        drift = shard_module._drift(before, centroids)
 
 
 @pytest.mark.parametrize(
     "rows", [PLAIN, HALF, HEAVY, GRID, PLAIN + 1000, PLAIN * np.float32(1e-10)]
 )
-@pytest.mark.parametrize("k", [1, 2, 3, 100, MOST_LED])
+@pytest.mark.parametrize("k", [1, 2, 3, 100, MAX_BOUNDED])
 def test_what_is_not_near_a_ball_is_farther_from_its_rows_than_two_others(
     rows: np.ndarray, k: int
 ) -> None:
@@ -673,8 +689,7 @@ def test_what_is_not_near_a_ball_is_farther_from_its_rows_than_two_others(
     for size in (1, 5, 30, 300) * 10:
         first = draw.integers(0, len(rows) - size + 1)
         some = rows[np.argsort(rows[:, 0])][first : first + size]
-        ball = Balls.around(some)
-        (near,) = bounds._two_nearest(ball.centres, ball.radii, offsets, error)
+        (near,) = BoundingBalls.around(some).two_nearest(offsets, np.zeros(rows.shape[1]), error)
         distances = np.linalg.norm(some[:, None].astype(np.float64) - offsets, axis=2)
         second = np.sort(distances, axis=1)[:, :2].max(axis=1)
         assert near.sum() >= min(k, 2)
@@ -682,62 +697,70 @@ def test_what_is_not_near_a_ball_is_farther_from_its_rows_than_two_others(
         assert size > 1 or k < 100 or rows is not PLAIN or near.mean() < 0.5
 
 
-def test_leads_leave_out_most_rows_where_clusters_lie_apart() -> None:
+def test_bounds_leave_out_most_rows_where_clusters_lie_apart() -> None:
     draw = np.random.default_rng(0)
     centroids = (np.eye(20, 6, dtype=np.float32) * 4 + np.arange(20)[:, None]).astype(np.float32)
     rows = (centroids[np.arange(4000) // 200] + draw.normal(0, 0.05, (4000, 6))).astype(np.float32)
-    balls, leads, labels = Balls.around(rows), Leads(4000), np.zeros(4000, np.uint8)
-    Nearest(centroids).renew(rows, labels, balls)
-    ways = np.zeros(20)
+    balls, bounds, drift = BoundingBalls.around(rows), HamerlyBounds(4000), np.zeros(20)
+    labels = nearest(rows, CentroidIndex(centroids)).astype(np.uint8)
     for number in range(3):
-        search = Nearest(centroids, ways)
-        proof = bounds._Proof(search, balls)
-        still_open = leads.shrink(labels, proof._ways, proof._longest, proof._limits)
-        assert len(still_open) == (0 if number else 4000)
-        search.renew(rows, labels, balls, leads)
-        assert np.isfinite(leads.values).all()
+        index = CentroidIndex(centroids)
+        unsure = BoundTest(index, balls, drift).loosened(labels, bounds)
+        assert len(unsure) == (0 if number else 4000)
+        assert not len(BoundTest(index, balls, 0 * drift).open_rows(rows, labels, bounds))
+        assert np.isfinite(bounds.negative_margins).all()
         before, centroids = centroids, centroids + np.float32(0.1)
-        ways = shard_module._ways(before, centroids)
+        drift = shard_module._drift(before, centroids)
 
 
 def test_a_centroid_that_stays_far_from_a_ball_may_move_far() -> None:
     draw = np.random.default_rng(0)
     centroids = (10 * np.eye(6)).astype(np.float32)
     rows = (
-        centroids[np.arange(6 * bounds.STRIDE) // bounds.STRIDE]
-        + draw.normal(0, 0.05, (6 * bounds.STRIDE, 6))
+        centroids[np.arange(6 * BALL_ROWS) // BALL_ROWS] + draw.normal(0, 0.05, (6 * BALL_ROWS, 6))
     ).astype(np.float32)
-    balls, leads, labels = Balls.around(rows), Leads(len(rows)), Nearest(centroids).labels(rows)
-    Nearest(centroids, np.zeros(6)).renew(rows, labels, balls, leads)
+    balls, bounds, index = (
+        BoundingBalls.around(rows),
+        HamerlyBounds(len(rows)),
+        CentroidIndex(centroids),
+    )
+    labels = nearest(rows, index)
+    assert not len(BoundTest(index, balls, np.zeros(6)).open_rows(rows, labels, bounds))
     moved = centroids.copy()
-    moved[5] *= 10  # by far more than any lead
-    proof = bounds._Proof(Nearest(moved, shard_module._ways(centroids, moved)), balls)
-    still_open = leads.shrink(labels, proof._ways, proof._longest, proof._limits)
-    assert set(labels[still_open]) == {5}
+    # By far more than any margin.
+    moved[5] *= 10
+    test = BoundTest(CentroidIndex(moved), balls, shard_module._drift(centroids, moved))
+    assert set(labels[test.loosened(labels, bounds)]) == {5}
 
 
-def test_no_lead_outlives_a_round_in_which_it_was_not_looked_at() -> None:
-    leads = Leads(len(PLAIN))
-    leads.values[:] = -1e6
-    far = np.concatenate([PLAIN[:5], np.full((1, 12), 1e20, np.float32)])
-    Nearest(far).renew(PLAIN, np.zeros(len(PLAIN), np.uint8), Balls.around(PLAIN), leads)
-    assert np.isinf(leads.values).all()
+@pytest.mark.parametrize("drift", [None, np.zeros(6)])
+def test_no_bound_outlives_a_round_in_which_it_was_not_looked_at(drift: np.ndarray | None) -> None:
+    """Because centroids leave the range in which bounds are safe, or because their drift is unknown."""
+    pruning, labels = Pruning(PLAIN), np.zeros(len(PLAIN), np.uint8)
+    pruning.bounds = HamerlyBounds(len(PLAIN))
+    pruning.bounds.negative_margins[:] = -1e6
+    far = np.full((1, 12), 1e20 if drift is not None else 1, np.float32)
+    assign(PLAIN, labels, CentroidIndex(np.concatenate([PLAIN[:5], far])), pruning, drift)
+    assert pruning.bounds is None
 
 
-def test_leads_do_not_outlive_the_ways_that_they_reckon_with() -> None:
+def test_bounds_do_not_outlive_the_drift_that_they_are_loosened_by() -> None:
     shard, base = Shard(cut(PLAIN, [])), PLAIN[:8]
     previous = None
-    for number in range(60):  # to and fro, so that ways add up
+    # To and fro, so that drifts add up.
+    for number in range(60):
         centroids = base + np.float32(0.004 * (number % 2))
-        shard.step(centroids, 20, previous)
+        shard.add_up(centroids, 20, previous)
         previous = centroids
-    leads = shard._blocks[0].leads
-    assert leads is not None
-    assert np.isfinite(leads.values).mean() > 0.9
-    # another fixed point: totals and ways start anew
+    (bounds,) = bounds_of(shard)
+    assert bounds is not None
+    assert np.isfinite(bounds.negative_margins).mean() > 0.9
+    # Another fixed point: totals and drifts start anew.
     centroids = np.ascontiguousarray(base[::-1])
-    shard.step(centroids, 19, previous)
-    np.testing.assert_array_equal(shard.labels(0, centroids)[0], Nearest(centroids).labels(PLAIN))
+    shard.add_up(centroids, 19, previous)
+    np.testing.assert_array_equal(
+        shard.labels(0, centroids)[0], nearest(PLAIN, CentroidIndex(centroids))
+    )
 
 
 @pytest.mark.parametrize("k", [8, 200, 300])
@@ -745,37 +768,37 @@ def test_clusters_under_other_numbers_keep_what_is_known_of_their_rows(k: int) -
     order = np.random.default_rng(0).permutation(k)
     first, second = PLAIN[:k], PLAIN[:k] + np.float32(0.01)
     shard = Shard(cut(PLAIN, [300]))
-    shard.step(first, 20, None)
-    shard.step(
-        first, 20, first
-    )  # so calm that leads begin in the next round, where clusters are few
-    shard.step(first, 20, first)
-    leads = [part.leads for part in shard._blocks]
-    found = shard.step(second[order], 20, first, order)
-    fresh = Shard(cut(PLAIN, [300])).step(second[order], 20, None)
+    shard.add_up(first, 20, None)
+    # No row moves, so bounds begin in the next round where clusters are few.
+    shard.add_up(first, 20, first)
+    shard.add_up(first, 20, first)
+    bounds = bounds_of(shard)
+    found = shard.add_up(second[order], 20, first, order)
+    fresh = Shard(cut(PLAIN, [300])).add_up(second[order], 20, None)
     assert found.sums.tolist() == fresh.sums.tolist()
     assert (found.counts.tolist(), found.squares) == (fresh.counts.tolist(), fresh.squares)
-    before, after = Nearest(first).labels(PLAIN), Nearest(second[order]).labels(PLAIN)
+    before, after = (nearest(PLAIN, CentroidIndex(own)) for own in (first, second[order]))
     assert found.moves == (before != order[after]).sum() > 0
-    assert [part.leads for part in shard._blocks] == leads
-    assert all(lead is not None for lead in leads) == (k <= MOST_LED)
+    assert bounds_of(shard) == bounds
+    assert all(own is not None for own in bounds) == (k <= MAX_BOUNDED)
 
 
 def test_spread_is_the_sum_of_squared_deviations_of_the_members() -> None:
     rows = np.tile(PLAIN, (3, 1))  # more than a block
     centroids = np.concatenate([PLAIN[:7], np.full((1, 12), 1e6, np.float32)])
-    labels = Nearest(centroids).labels(rows)
+    labels = nearest(rows, CentroidIndex(centroids))
     expected = [
         ((rows[labels == k].astype(np.float64) - centroids[k]) ** 2).sum(axis=0) for k in range(8)
     ]
-    np.testing.assert_allclose(Shard(cut(rows, [100, 9000])).spread(centroids), expected, rtol=1e-5)
+    found = SquaredDeviations(centroids).of(Shard(cut(rows, [100, 9000])))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("before", "after"), [(20, 300), (300, 20)])
 def test_moves_between_different_numbers_of_clusters_are_counted(before: int, after: int) -> None:
     first, second = (PLAIN[::-1][:k].copy() for k in (before, after))
-    labels = [Nearest(centroids).labels(PLAIN) for centroids in (first, second)]
-    found = Shard(cut(PLAIN, [100])).step(second, 20, first)
+    labels = [nearest(PLAIN, CentroidIndex(centroids)) for centroids in (first, second)]
+    found = Shard(cut(PLAIN, [100])).add_up(second, 20, first)
     assert found.moves == (labels[0] != labels[1]).sum()
     assert found.counts.tolist() == np.bincount(labels[1], minlength=after).tolist()
 

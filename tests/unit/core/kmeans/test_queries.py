@@ -1,4 +1,4 @@
-"""Answers of shards merged in a tree: what one shard of all rows would say, however the tree grows."""
+"""Answers merged along a tree: what one shard of all rows would answer, however the tree grows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from s2l_ray.core.kmeans.shard import Shard, merged
+from s2l_ray.core.kmeans.queries import (
+    Farthest,
+    HashCounts,
+    HashesWith,
+    LloydStep,
+    SmallestHashes,
+    SquaredDeviations,
+    Summarise,
+)
+from s2l_ray.core.kmeans.shard import Shard
+from s2l_ray.core.query import Query
 
 ROWS, STEPS, K = 700, 4, 9
 NUMBERS = np.random.default_rng(3)
@@ -14,15 +24,15 @@ NUMBERS = np.random.default_rng(3)
 VALUES = NUMBERS.integers(-3, 4, (ROWS, STEPS)).astype(np.float32)
 IDS = NUMBERS.permutation(10 * ROWS)[:ROWS]
 CENTROIDS = NUMBERS.normal(0, 2, (K, STEPS)).astype(np.float32)
-CALLS: dict[str, tuple[Any, ...]] = {
-    "summary": (),
-    "sample": (7, 50),
-    "hash_counts": (7,),
-    "hashes": (7, 12_345),
-    "step": (CENTROIDS, 40, None),
-    "farthest": (30, CENTROIDS, VALUES[:5]),
-    "spread": (CENTROIDS,),
-}
+QUERIES: list[Query[Shard, Any]] = [
+    Summarise(),
+    SmallestHashes(7, 50),
+    HashCounts(7),
+    HashesWith(7, 12_345),
+    LloydStep(CENTROIDS, 40),
+    Farthest(30, CENTROIDS, VALUES[:5]),
+    SquaredDeviations(CENTROIDS),
+]
 
 
 def chain(count: int) -> list[list[int]]:
@@ -36,12 +46,16 @@ def pairs(count: int) -> list[list[int]]:
 
 
 def in_tree(
-    shards: list[Shard], below: list[list[int]], number: int, method: str, reverse: bool
+    shards: list[Shard],
+    below: list[list[int]],
+    number: int,
+    query: Query[Shard, Any],
+    reverse: bool,
 ) -> Any:
     """What shard `number` answers with all below it."""
-    own = getattr(shards[number], method)(*CALLS[method])
-    rest = [in_tree(shards, below, child, method, reverse) for child in below[number]]
-    return merged(method, CALLS[method], [*rest[::-1], own] if reverse else [own, *rest])
+    own = query.of(shards[number])
+    rest = [in_tree(shards, below, child, query, reverse) for child in below[number]]
+    return query.merge([*rest[::-1], own] if reverse else [own, *rest])
 
 
 def facts(answer: Any) -> Any:
@@ -52,19 +66,21 @@ def facts(answer: Any) -> Any:
     }
 
 
-@pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: type(query).__name__)
 @pytest.mark.parametrize("tree", [chain, pairs])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_tree_of_shards_answers_as_one_shard(
-    method: str, tree: Callable[[int], list[list[int]]], reverse: bool
+    query: Query[Shard, Any], tree: Callable[[int], list[list[int]]], reverse: bool
 ) -> None:
     cuts = [0, 1, 1, 200, 290, 640, 641, ROWS]  # one row, no row, many
     shards = [Shard([(IDS[a:b], VALUES[a:b])]) for a, b in zip(cuts, cuts[1:], strict=False)]
-    answer = in_tree(shards, tree(len(shards)), 0, method, reverse)
-    alone = getattr(Shard([(IDS, VALUES)]), method)(*CALLS[method])
-    if method == "spread":  # for pictures: added up as they come
+    answer = in_tree(shards, tree(len(shards)), 0, query, reverse)
+    alone = query.of(Shard([(IDS, VALUES)]))
+    # For pictures: added up in any order.
+    if isinstance(query, SquaredDeviations):
         np.testing.assert_allclose(answer, alone, rtol=1e-12)
-    elif method == "hashes":  # those who asked sort them
+    # Whoever asked sorts them.
+    elif isinstance(query, HashesWith):
         assert sorted(answer.tolist()) == sorted(alone.tolist())
     else:
         assert facts(answer) == facts(alone)
