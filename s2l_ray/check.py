@@ -28,7 +28,7 @@ from s2l_ray.progress import track
 from s2l_ray.run import job_parser, load_job, set_up_logging
 
 if TYPE_CHECKING:  # torch is loaded once there is something to compute
-    from s2l_ray.core.model.checking import Checkpoint, Grouping, Setting, Shift
+    from s2l_ray.core.fidelity.checking import Checkpoint, Grouping, Setting, Shift
     from s2l_ray.core.text.encoding import Encoded, Encoder
 
 SHOWN = 1_000  # characters shown of each masked or learned stretch of the sample row
@@ -83,7 +83,8 @@ def check(first: config.Config, nodes: dict[str, pipeline.Node], args: argparse.
     import torch
     import transformers
 
-    from s2l_ray.core.model import checking, scoring
+    from s2l_ray.core.fidelity import checking
+    from s2l_ray.core.model import scoring
     from s2l_ray.core.model.loading import load_config, load_encoder
 
     transformers.logging.set_verbosity_error()
@@ -146,8 +147,8 @@ def _checkpoints(
     at_most: int | None,
 ) -> "tuple[list[Checkpoint], list[list[int]], bool]":
     """The models to look at, their labels [member, step], and whether these are all checkpoints of a trained proxy."""
+    from s2l_ray.core.fidelity.checking import Checkpoint
     from s2l_ray.core.model import scoring
-    from s2l_ray.core.model.checking import Checkpoint
 
     manifest = node.artifact.committed()
     sections = first.proxy.each()

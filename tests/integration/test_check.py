@@ -162,7 +162,8 @@ def test_the_reference_equals_what_the_run_stored(finished: Finished) -> None:
     import torch
 
     from s2l_ray import config, pipeline
-    from s2l_ray.core.model import checking, scoring
+    from s2l_ray.core.fidelity import checking
+    from s2l_ray.core.model import scoring
     from s2l_ray.core.model.loading import load_encoder
 
     made = config.load(str(finished.job), []).first

@@ -3,7 +3,6 @@
 Actors hold the target, read a range of a held-out file, take the loss of the given answers, and decode their own greedily.
 """
 
-import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +13,14 @@ import pyarrow as pa
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.data.read import read_part
+from s2l_ray.core.model.decoding import decode
 from s2l_ray.core.model.loading import load_encoder
 from s2l_ray.core.model.scoring import device_of, files_of, load_checkpoint, score
 from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.records import from_json, to_json
 from s2l_ray.core.storage.schemas import evaluation_schema
-from s2l_ray.core.text.batching import token_batches
-from s2l_ray.core.text.encoding import Encoder
-from s2l_ray.core.text.turns import THOUGHT_END, prompt_and_answer
+from s2l_ray.core.text.turns import prompt_and_answer, without_thought
 from s2l_ray.edge.parts import PartContext, parts_by_actors
 from s2l_ray.errors import UserError
 
@@ -92,7 +90,7 @@ class _Evaluator:
         answers = self._decode(rows)
         wanted = [prompt_and_answer(messages)[1] for messages in rows["messages"].to_pylist()]
         exact = [
-            None if a is None else _bare(a) == _bare(w)
+            None if a is None else without_thought(a) == without_thought(w)
             for a, w in zip(answers, wanted, strict=True)
         ]
         table = pa.table(
@@ -135,48 +133,3 @@ class _Evaluator:
                 self.device,
             )
         )
-
-
-def _bare(answer: str) -> str:
-    """An answer without the thought before it: what some models think, and some templates put there empty, is not the answer."""
-    return answer.rpartition(THOUGHT_END)[2].strip()
-
-
-def decode(
-    model: Any,
-    encoder: Encoder,
-    rows: pa.Table,
-    max_new_tokens: int,
-    tokens_per_batch: int,
-    device: Any,
-) -> list[str]:
-    """The model's greedy answer to each row's prompt, up to a token that ends it or `max_new_tokens` tokens."""
-    import torch
-
-    prompts = encoder.prompts(rows)
-    answers = [""] * len(prompts)
-    for batch in token_batches(
-        [len(prompt) + max_new_tokens for prompt in prompts], tokens_per_batch
-    ):
-        length = max(len(prompts[row]) for row in batch)
-        ids_BL = np.full((len(batch), length), encoder.pad, np.int64)
-        real_BL = np.zeros((len(batch), length), np.int64)
-        for number, row in enumerate(
-            batch
-        ):  # padded on the left, so that all answers begin at the same place
-            ids_BL[number, length - len(prompts[row]) :] = prompts[row]
-            real_BL[number, length - len(prompts[row]) :] = 1
-        with torch.inference_mode():
-            made_BL = model.generate(
-                input_ids=torch.from_numpy(ids_BL).to(device),
-                attention_mask=torch.from_numpy(real_BL).to(device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=encoder.stops,
-                pad_token_id=encoder.pad,
-            ).cpu()
-        for number, row in enumerate(batch):
-            new = made_BL[number, length:].tolist()
-            new = list(itertools.takewhile(lambda token: token not in encoder.stops, new))
-            answers[row] = encoder.tokenizer.decode(new, skip_special_tokens=True)
-    return answers

@@ -13,9 +13,9 @@ from s2l_ray.config import Clusters, Examples
 from s2l_ray.core.data.find import find_files
 from s2l_ray.core.data.parts import part_ranges
 from s2l_ray.core.data.read import index_file
+from s2l_ray.core.fidelity import checking
+from s2l_ray.core.fidelity.checking import Checkpoint, Setting
 from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.model import checking
-from s2l_ray.core.model.checking import Checkpoint, Setting
 from s2l_ray.core.model.scoring import Weights
 from s2l_ray.core.storage.manifest import Manifest
 from tests import tiny
