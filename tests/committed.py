@@ -1,4 +1,6 @@
-"""Manifests and committed artifacts for tests: what the pipeline makes of a stage's outcome, less what is only for people."""
+"""Manifests and committed artifacts for tests: what the pipeline makes of a stage's outcome, less
+what is only for people.
+"""
 
 from typing import Any
 
@@ -10,7 +12,8 @@ from s2l_ray.core.storage.manifest import FORMAT, Manifest
 def manifest(stage: str, **fields: Any) -> Manifest:
     """A manifest with nothing in it but the given fields."""
     plain: dict[str, Any] = {
-        "format": FORMAT, "stage": stage, "fingerprint": "f", "inputs": {}, "section": {}, "parts": [], "files": [],
+        "format": FORMAT, "stage": stage, "fingerprint": "f", "inputs": {}, "section": {},
+        "parts": [], "files": [],
         "info": {}, "seconds": 0.0, "run": "", "made_at": "", "scaling": {}, "versions": {},
     }  # fmt: skip
     return Manifest(**{**plain, **fields})

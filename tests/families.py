@@ -1,4 +1,6 @@
-"""Tiny models of many causal LM families, built from configs, their weights scaled until the logits span +-50."""
+"""Tiny models of many causal LM families, built from configs, their weights scaled until the logits
+span +-50.
+"""
 
 import copy
 from functools import cache
@@ -129,7 +131,9 @@ def model(family: str, tied: bool = False) -> Any:
 
 
 def rebuilt(family: str, attention: str | None = None, **fields: Any) -> Any:
-    """The same weights in a model of its own, under another kind of attention or with other values of the config's fields."""
+    """The same weights in a model of its own, under another kind of attention or with other values
+    of the config's fields.
+    """
     from transformers import AutoModelForCausalLM
 
     made = model(family)
@@ -145,7 +149,9 @@ def rebuilt(family: str, attention: str | None = None, **fields: Any) -> Any:
 
 @torch.inference_mode()
 def span(made: Any) -> float:
-    """How far the logits of the test rows reach to both sides: at the output layer where a soft cap comes after it."""
+    """How far the logits of the test rows reach to both sides: at the output layer where a soft cap
+    comes after it.
+    """
     emitted: list[torch.Tensor] = []
     hook = made.get_output_embeddings().register_forward_hook(
         lambda _, __, out: emitted.append(out)

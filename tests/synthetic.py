@@ -1,7 +1,8 @@
 """Committed artifacts with made-up content: what stages read, without the stages that make it.
 
-Losses fall from a random height, as those of real rows do; the other statistics follow from them. `build` writes examples,
-trajectories with all statistics, and clusters, part by part, so that a million rows fit in memory.
+Losses fall from a random height, as those of real rows do; the other statistics follow from them.
+`build` writes examples, trajectories with all statistics, and clusters, part by part, so that a
+million rows fit in memory.
 """
 
 from collections import Counter
@@ -88,7 +89,9 @@ def build(
 def part_tables(
     first: int, count: int, columns: int, sources: list[str], clusters: int, statistics: list[str]
 ) -> dict[str, pa.Table]:
-    """One part of each artifact: rows `first` to `first + count`, `columns` stored steps of all proxies together."""
+    """One part of each artifact: rows `first` to `first + count`, `columns` stored steps of all
+    proxies together.
+    """
     numbers = np.random.default_rng(first)
     start, rate = numbers.uniform(1, 6, (count, 1)), numbers.uniform(0, 0.3, (count, 1))
     losses = start * np.exp(-rate * np.arange(columns)) + numbers.normal(0, 0.05, (count, columns))

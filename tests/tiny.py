@@ -30,7 +30,9 @@ GPT_NEOX = {
 
 
 def save_tokenizer(folder: Path) -> Path:
-    """A small byte-level BPE tokenizer that joins letters, so that its tokens are not those of `bytes`."""
+    """A small byte-level BPE tokenizer that joins letters, so that its tokens are not those of
+    `bytes`.
+    """
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 

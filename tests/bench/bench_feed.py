@@ -1,11 +1,14 @@
-"""What Ray costs around training and scoring: the share of waiting for data, and of gaps between the parts that a scorer makes.
+"""What Ray costs: the share of training that waits for data, and of scoring between parts.
 
     OMP_NUM_THREADS=1 python tests/bench/bench_feed.py --workers 1
-    OMP_NUM_THREADS=1 python tests/bench/bench_feed.py --rows 2400 --hidden 128 --layers 2 --training-only
+    OMP_NUM_THREADS=1 python tests/bench/bench_feed.py --rows 2400 --hidden 128 --layers 2 \\
+        --training-only
 
-Runs a small job on a local Ray until its proxy is trained, and reads how long its first worker waited for data: before the first step,
-which comes with the start of the readers, and in all others. Then `parts_by_actors` scores the same parts with one actor, whose parts tell when each began and
-ended: what lies between is Ray's, whatever else the machine does; beside it, processor seconds of a part there and in this process.
+Runs a small job on a local Ray until its proxy is trained, and reads how long its first worker
+waited for data: before the first step, which includes the start of the readers, and in all others.
+Then `parts_by_actors` scores the same parts with one actor and records when each part began and
+ended. The time between parts is Ray's, whatever else the machine does. The table also has the
+processor seconds of a part there and in this process.
 """
 
 import argparse
@@ -69,7 +72,7 @@ def main() -> None:
 
 
 def waiting(folder: str) -> dict[str, float]:
-    """Seconds of the training and how much of them was waiting for data, the first step and the others by themselves."""
+    """Seconds of the training, and how many of them the first step and the others waited."""
     steps = read_metrics(Place(only(folder, "proxy"), "member-0/"))
     first, others = steps[0], steps[1:]
     seconds = sum(step["seconds"] for step in others)

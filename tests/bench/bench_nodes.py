@@ -1,25 +1,34 @@
-"""Does a row cost the same on many nodes? Processor seconds of all processes of 1 to 8 hosts; and what the driver sends and receives.
+"""Processor seconds of a row on 1 to 8 hosts, and what the driver sends and receives.
 
-    python tests/bench/bench_nodes.py --hosts 1 2 4 8            # root: hosts are Linux namespaces, see tests/cluster/hosts.py
-    python tests/bench/bench_nodes.py --hosts --shards 4 12 --fan-in 3 --listed   # messages alone, on a local Ray
-    python tests/bench/bench_nodes.py --hosts --shards --listed --plain 1 8 --stages clusters   # the same rows without Ray
-    python tests/bench/bench_nodes.py --hosts --shards --listed 1000 4000   # what a part costs the driver, on a local Ray
+    # needs root: hosts are Linux namespaces, see tests/cluster/hosts.py
+    python tests/bench/bench_nodes.py --hosts 1 2 4 8
+    # messages alone, on a local Ray
+    python tests/bench/bench_nodes.py --hosts --shards 4 12 --fan-in 3 --listed
+    # the same rows without Ray
+    python tests/bench/bench_nodes.py --hosts --shards --listed --plain 1 8 --stages clusters
+    # what a part costs the driver, on a local Ray
+    python tests/bench/bench_nodes.py --hosts --shards --listed 1000 4000
 
-Every host runs a Ray node of one CPU; all share a folder, and one CPU control group counts what their processes use, dead ones and
-the driver (a process of host 1) included. What each kind of process uses is read of them ten times a second: workers do what depends on rows,
-Ray's own processes work by the second, whether somebody asks them to or not. The latter is measured for --idle seconds, and taken off in rows of their own.
-A stage is made of few rows, then of many, in one cluster; time counts from when it says that it works on rows (workers are up), and the difference
-over the rows between is what a row costs. Actors that score come up one after the other, so there the time counts from when all of
-them have ended their first part until the first of them has ended its last one.
+Every host runs a Ray node of one CPU and all share a folder. One CPU control group counts what
+their processes use, including processes that have ended and the driver (a process of host 1). The
+bench reads the use of each kind of process ten times a second. The use of workers depends on rows.
+Ray's own processes use some time every second, also when idle: this is measured for --idle seconds
+and subtracted in rows of their own. A stage is made of few rows, then of many, in one cluster. Time
+counts from when the stage reports that it works on rows (workers are up), and the cost of a row is
+the difference of the times / the difference of the rows. Actors that score start one after the
+other, so there the time counts from when all of them have ended their first part until the first of
+them has ended its last one.
 
-Hosts share the machine's cores, which real ones do not, and one host alone shares nothing. Whoever gets a core back finds its caches full of
-another's data, which takes some 0.4 ms each time; so turns are longer here than by default (--slice). And where cores share what they compute
-with (hyperthreads, a cache), a second makes less of a row when both are busy: with --core all hosts share a single one, and only the sum counts.
-What is left of that is measured by --plain: what the actors of clusters do of the same rows, in so many processes at once without Ray.
+Hosts share the machine's cores, which real ones do not, and one host alone shares nothing. A
+process that gets a core back finds its caches full of another's data, which takes some 0.4 ms each
+time; so turns are longer here than by default (--slice). Where cores share hardware (hyperthreads,
+a cache), each computes less in a second when both are busy: with --core all hosts share a single
+core, and only the sum counts. --plain measures what is left of that effect: the work of the
+clusters actors on the same rows, in as many processes at once without Ray.
 
-Messages are counted where the driver asks (arguments pickled once, answers one by one); seconds are of its processor, in turn with a fan-in
-that makes no tree. What a part costs the driver is measured for growing numbers of parts that nobody has to work on: a cost that
-grows faster than they do shows.
+Messages are counted where the driver asks (arguments pickled once, answers one by one). Seconds are
+of its processor, in turn with a fan-in that makes no tree. What a part costs the driver is measured
+for growing numbers of parts without work, which shows a cost that grows faster than their number.
 """
 
 import argparse
@@ -77,8 +86,8 @@ TITLES = {
     "workers": "ray::",
     "driver": "--drive",
 }
-# Seconds of a processor of all processes, by kind, and of workers in the kernel; and pages that workers touched first. Who ends between
-# two notes takes what it spent since the first to nowhere but the sum.
+# Processor seconds of all processes, by kind, and of workers in the kernel; and pages that workers
+# touched first. What a process spends between its last reading and its end counts only in the sum.
 SPENT = ("all", *TITLES, "others", "workers, system", "workers, pages")
 TICKS = os.sysconf("SC_CLK_TCK")
 # What only people look at is off.
@@ -174,7 +183,7 @@ def main() -> None:
     frame.finish("nodes", **{**vars(args), **figures})
 
 
-# --------------------------------------------------------------------------------------------------------------- hosts
+# -------------------------------------------------------------------------------------------- hosts
 
 
 def build(folder: Path, args: argparse.Namespace) -> None:
@@ -189,7 +198,7 @@ def build(folder: Path, args: argparse.Namespace) -> None:
 
 
 def set_slice(milliseconds: float) -> None:
-    """Have this process, and all that are started from here, work for so long before another one has its turn (Linux 6.12 or later)."""
+    """Set the time slice of this process and of those it starts (Linux 6.12 or later)."""
     attributes = struct.pack("IIQiIQQQ", 48, 0, 0, 0, 0, int(milliseconds * 1e6), 0, 0)
     set_attributes = {"x86_64": 314, "aarch64": 274}[platform.machine()]
     if ctypes.CDLL(None, use_errno=True).syscall(set_attributes, 0, attributes, 0):
@@ -240,7 +249,10 @@ class Cluster:
         self.noted.append((time.time(), self._spent.copy()))
 
     def _add(self, pid: str, process: Path) -> None:
-        """What a process has spent since it was last seen; who has worked once is a worker from then on, idle or not."""
+        """Add what a process has spent since it was last read.
+
+        A process that has worked once counts as a worker from then on, idle or not.
+        """
         title = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         fields = (process / "stat").read_text().rpartition(")")[2].split()
         if self._kinds.get(pid) != "workers":
@@ -300,7 +312,7 @@ def counter() -> Iterator[Path]:
 
 
 def on_hosts(count: int, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """What so many hosts cost: start and idleness of a host, and of every stage its start and a row."""
+    """What `count` hosts cost: start and idle time of a host; start and a row of every stage."""
     with counter() as group, Hosts(count, memory=3 * GIB) as hosts:
         os.rename(folder / "data", hosts.shared / "data")
         cluster = Cluster(hosts, group)
@@ -457,7 +469,10 @@ def work_of(stage: str, place: str, count: int, name: str, rounds: int) -> Work:
 
 
 def score(place: str, count: int) -> tuple[float, tuple[float, float]]:
-    """Score with an actor on every host; returns the rows done while all of them worked, and when that was."""
+    """Score with an actor on every host.
+
+    Returns the rows done while all of them worked, and when that was.
+    """
     from s2l_ray.edge import parts, session
 
     config = config_of(place, k=2, rounds=1, shards=count)
@@ -478,7 +493,8 @@ def score(place: str, count: int) -> tuple[float, tuple[float, float]]:
     nodes = {part.node for part in made}
     if len(nodes) < count:
         raise RuntimeError(f"only {len(nodes)} of {count} hosts scored: raise --scored")
-    # the first part of an actor pays for what a process does but once (first calls of kernels, pages), and belongs to its start
+    # the first part of an actor includes what a process does only once (first calls of kernels,
+    # pages), so it belongs to the actor's start
     up = max(min(part.stats["ended"] for part in made if part.node == node) for node in nodes)
     ended = min(max(part.stats["ended"] for part in made if part.node == node) for node in nodes)
     rows = 0.0
@@ -534,7 +550,7 @@ def show_hosts(results: list[dict[str, Any]]) -> None:
     frame.show("a host of Ray: processor s", columns, rows)
 
 
-# ------------------------------------------------------------------------------------------------------------ messages
+# ----------------------------------------------------------------------------------------- messages
 
 
 def local_ray() -> None:
@@ -552,7 +568,7 @@ def local_ray() -> None:
 
 
 def counted(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the driver sends and receives in a round, with a tree and without, by shards, parts and K."""
+    """What the driver sends and receives in a round, with and without a tree."""
     from s2l_ray.stages.clusters import make as clusters
 
     settings = [(shards, args.parts[0], k) for shards in args.shards for k in args.k]
@@ -646,11 +662,14 @@ def rounds_of(place: str, shards: int, k: int, rounds: int = 6) -> dict[str, Any
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------- plain
+# -------------------------------------------------------------------------------------------- plain
 
 
 class Plain:
-    """The shard actors of clusters as so many processes without Ray, none below another; processor seconds by what they are asked."""
+    """The shard actors of clusters as processes without Ray and without a tree.
+
+    Counts processor seconds by method.
+    """
 
     def __init__(self, work: Work, count: int) -> None:
         from s2l_ray.edge.parts import part_context
@@ -727,11 +746,14 @@ def plain_seconds(count: int, place: str, rounds: int) -> Counter[str]:
     return shards.seconds
 
 
-# ---------------------------------------------------------------------------------------------------------------- parts
+# -------------------------------------------------------------------------------------------- parts
 
 
 def driver_costs(count: int) -> dict[str, float]:
-    """Seconds that so many parts take of the driver, where making one is nothing; Ray's also by this process's processor alone."""
+    """Seconds that `count` parts without work take of the driver.
+
+    Ray's are also given by this process's processor alone.
+    """
     from s2l_ray.edge import parts, session, tasks
 
     costs: dict[str, float] = {"parts": count}

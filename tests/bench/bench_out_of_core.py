@@ -1,14 +1,20 @@
-"""`clusters` and `subset` of N trajectories by shard actors that may not hold them: seconds and bytes per round, and memory.
+"""Seconds, bytes and memory of `clusters` and `subset` on shards that cannot hold their rows.
 
     python tests/bench/bench_out_of_core.py --rows 1000000 10000000
-    python tests/bench/bench_out_of_core.py --rows 100000000               # about 8 GB of temporary disk, and 5 minutes to fill it
-    python tests/bench/bench_out_of_core.py --rows 10000 1000000 --shard-memory 1000000000000 --limit 4000000000    # rows are held
-    python tests/bench/bench_out_of_core.py --rows 10000000 --stages subset      # of clusters that were made with the rows
+    # about 8 GB of temporary disk, and 5 minutes to fill it
+    python tests/bench/bench_out_of_core.py --rows 100000000
+    # rows are held
+    python tests/bench/bench_out_of_core.py --rows 10000 1000000 \\
+        --shard-memory 1000000000000 --limit 4000000000
+    # of clusters that were made with the rows
+    python tests/bench/bench_out_of_core.py --rows 10000000 --stages subset
 
-Writes committed trajectories of N x 12 into a temporary storage, and runs both stages on a local Ray in a fresh process per N. The
-kernel holds every shard actor to --limit bytes of private memory: RLIMIT_DATA is set inside the actor to its data segment after
-it has read one part, plus the limit, less what it holds privately by then; an actor that wants more gets a MemoryError, and the bench fails. A
-restarted actor would have no limit, so none may restart. Seconds are those of rounds after the first.
+Writes committed trajectories of N x 12 into a temporary storage, and runs both stages on a local
+Ray in a fresh process per N. The kernel holds every shard actor to --limit bytes of private memory:
+RLIMIT_DATA is set inside the actor to its data segment after it has read one part, plus the limit,
+less what it holds privately by then. An actor that exceeds it gets a MemoryError, and the bench
+fails. A restarted actor would have no limit, so none may restart. Seconds are those of rounds after
+the first.
 """
 
 import argparse
@@ -121,7 +127,7 @@ def measured_apart(storage: str, rows: int, args: argparse.Namespace) -> dict[st
     return answer
 
 
-# --------------------------------------------------------------------------------------------------------- measurement
+# -------------------------------------------------------------------------------------- measurement
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -227,7 +233,8 @@ class Watched:
 def hold_to(actor: Any, limit: int) -> dict[str, float]:
     """Let this process have no more than `limit` bytes of private memory.
 
-    Arrow's allocator reserves a gigabyte of addresses when first used, most of which are never touched; so it is used before.
+    Arrow's allocator reserves a gigabyte of addresses at its first use and touches few of them, so
+    it is used before.
     """
     actor._read(actor.parts[0])
     free = limit - private_bytes()
@@ -247,7 +254,10 @@ def memory(actor: Any) -> dict[str, float]:
 
 
 def resident_mb(field: str = "VmRSS") -> float:
-    """A line of /proc/self/status in MB (10^6 bytes): VmRSS is now, VmHWM the peak; both count pages shared with Ray's store."""
+    """A line of /proc/self/status in MB (10^6 bytes): VmRSS is the current size, VmHWM the peak.
+
+    Both count pages shared with Ray's store.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return round(int(line.split()[1]) * 1024 / 1e6, 1)

@@ -3,8 +3,9 @@
     python tests/bench/bench_startup.py                           this checkout
     python tests/bench/bench_startup.py --beside OTHER_CHECKOUT   and another one, in turn
 
-Each run is the README's first command in a process and a storage of its own. Start-up is what a stage's manifest tells: the
-time until its first row was worked on. Stages that are made side by side overlap, so they add up to more than the total.
+Each run is the README's first command in a process and a storage of its own. Start-up is what a
+stage's manifest tells: the time until its first row was worked on. Stages that are made side by
+side overlap, so they add up to more than the total.
 """
 
 import argparse
@@ -75,7 +76,9 @@ def main() -> None:
 
 
 def demo(checkout: Path, options: list[str]) -> dict[str, Any]:
-    """One run: seconds in all, and by stage the number of artifacts made, their seconds, and their start-up."""
+    """One run: seconds in all, and by stage the number of artifacts made, their seconds, and their
+    start-up.
+    """
     with tempfile.TemporaryDirectory() as storage:
         command = [sys.executable, "-m", "s2l_ray.run", f"--run.storage={storage}", *options]
         environment = {**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(checkout)}

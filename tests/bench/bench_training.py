@@ -1,12 +1,14 @@
 """The training loop beside a bare torch loop on the same batches, with one worker and two.
 
-    OMP_NUM_THREADS=1 python tests/bench/bench_training.py --model small --global-batch 64 --micro-batch 8
+    OMP_NUM_THREADS=1 python tests/bench/bench_training.py --model small --global-batch 64 \\
+        --micro-batch 8
 
-Sides, in turn, step by step, each in processes of its own: `bare`, forward, backward and torch's AdamW in one process with the loss of
-learned tokens only, which is the floor; `labels`, the same with the model's own loss over all logits and memory as the C library
-handles it, as one would write it; `ours, N`, core.training (DeepSpeed) with N workers. Micro-batches are equal. Tokens a second are
-by the clock, so they need a quiet machine; processor seconds of all workers together do not. The share of waiting for data needs
-the real feed: see bench_feed.
+Sides, in turn, step by step, each in processes of its own: `bare`, forward, backward and torch's
+AdamW in one process with the loss of learned tokens only, which is the floor; `labels`, the same
+with the model's own loss over all logits and memory as the C library handles it, as one would write
+it; `ours, N`, core.training (DeepSpeed) with N workers. Micro-batches are equal. Tokens a second
+are by the clock, so they need a quiet machine; processor seconds of all workers together do not.
+The share of waiting for data needs the real feed: see bench_feed.
 """
 
 import argparse
@@ -102,7 +104,10 @@ def model_config(args: argparse.Namespace) -> Any:
 
 
 def shares(args: argparse.Namespace) -> list[list[Encoded]]:
-    """The rows of each step; one step more than is run, so that no training ends and writes a checkpoint."""
+    """The rows of each step.
+
+    One step more than is run, so that no training ends and writes a checkpoint.
+    """
     size, vocabulary = args.global_batch, model_config(args).vocab_size
     rows = [
         Encoded(row.example_id, (row.input_ids % vocabulary).astype(np.int32), row.learned)
@@ -148,7 +153,9 @@ class Side:
 def serve(
     pipe: Any, args: argparse.Namespace, way: str, rank: int, workers: int, folder: str
 ) -> None:
-    """Say that all is ready, then take a step whenever told to and say how many processor seconds it took."""
+    """Say that all is ready, then take a step whenever told to and say how many processor seconds
+    it took.
+    """
     torch.set_num_threads(args.threads)
 
     def told() -> Iterator[list[Encoded]]:

@@ -1,4 +1,6 @@
-"""What every bench shares: sides measured in turn in one run, the machine, a table for people and one last line of JSON for machines."""
+"""What every bench shares: sides measured in turn in one run, the machine, a table for people and
+one last line of JSON for machines.
+"""
 
 import json
 import os
@@ -19,11 +21,12 @@ def in_turn(
     warm_up: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of every side, `repeats` times, the sides one after the other in each round, so that a noisy machine is noisy for all.
+    """Seconds of every side, `repeats` times, the sides one after the other in each round, so that
+    a noisy machine is noisy for all.
 
     Args:
-        warm_up: run each side once before, unmeasured.
-        clock: time.process_time counts the processor's seconds instead, where all work is done in this process; other work on the
+        warm_up: run each side once before, unmeasured. clock: time.process_time counts the
+        processor's seconds instead, where all work is done in this process; other work on the
             machine matters less then.
     """
     if warm_up:

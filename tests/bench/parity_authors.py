@@ -1,12 +1,15 @@
-"""The authors' selection code and ours on the same losses, with the published settings: the same quotas, as good an objective?
+"""Quotas and objectives of the authors' selection code and ours on the same losses.
 
     git clone https://github.com/BigML-CS-UCLA/S2L /tmp/S2L
     python tests/bench/parity_authors.py /tmp/S2L
 
-Runs schedules/s2l.py of that checkout as it is: only its base class, which loads data and models, is replaced by an empty one, and
-FAISS is watched to see its labels. Settings are those they ship: 100 clusters a source, 20 rounds, FAISS's 256 points a centroid, clusters
-of one or two rows last, half of 262,039 rows. Losses are made up: several sources of very different size, heavy tails, a few rows
-far from all others. Prints a table, and one last line of JSON; exit status 1 if any quota differs.
+Runs schedules/s2l.py of that checkout as it is: only its base class, which loads data and models,
+is replaced by an empty one, and calls of FAISS are recorded to get its labels. Settings are those
+they ship:
+100 clusters a source, 20 rounds, FAISS's 256 points a centroid, clusters of one or two rows last,
+half of 262,039 rows. Losses are made up: several sources of very different size, heavy tails, a few
+rows far from all others. Prints a table, and one last line of JSON; exit status 1 if any quota
+differs.
 """
 
 import argparse
@@ -32,8 +35,8 @@ K, SMALL, STEPS = 100, 2, 12
 PUBLISHED = Clusters(
     within="source", k=K, max_rounds=20, tolerance=0.0, points_per_centroid=256, seed=0
 )
-# rows of each source, in the proportions of a mixture such as MathInstruct; two are smaller than their share, and one is only a
-# little larger than it, so that its small clusters are needed too
+# rows of each source, in the proportions of a mixture such as MathInstruct; two are smaller than
+# their share, and one is only a little larger than it, so that its small clusters are needed too
 SHARES = (
     0.36,
     0.22,
@@ -86,7 +89,7 @@ def main() -> None:
 def run_task(
     checkout: Path, sources: np.ndarray, losses: np.ndarray, budget: int
 ) -> dict[str, Any]:
-    """Both on the same rows: what they take of every source and cluster, and how good the clusters are."""
+    """Run both on the same rows: rows taken of every source and cluster, and the objectives."""
     began = time.monotonic()
     theirs = run_theirs(checkout, sources, losses, budget)
     their_seconds = time.monotonic() - began
@@ -111,7 +114,10 @@ def run_task(
 
 
 def made_up(rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Source names [N] and losses float32 [N, T]: every source falls in its own way, with tails as long as real losses have."""
+    """Source names [N] and losses float32 [N, T].
+
+    Each source has its own shape of loss curves, with tails as heavy as those of real losses.
+    """
     numbers = np.random.default_rng(0)
     sizes = (np.array(SHARES) / sum(SHARES) * rows).astype(int)
     sizes[0] += rows - sizes.sum()
@@ -132,11 +138,11 @@ def made_up(rows: int) -> tuple[np.ndarray, np.ndarray]:
     return names[order], np.concatenate(of_source)[order]
 
 
-# ------------------------------------------------------------------------------------------------------------------ theirs
+# ------------------------------------------------------------------------------------------- theirs
 
 
 class Theirs:
-    """What their code chose (bool [N]), and of each source it clustered the labels and the objective."""
+    """What their code chose, bool [N]; labels and objective of each source it clustered."""
 
     def __init__(self, chosen: np.ndarray) -> None:
         self.chosen = chosen
@@ -145,7 +151,7 @@ class Theirs:
 
 
 def their_class(checkout: Path) -> Any:
-    """The class S2L of their schedules/s2l.py, over an empty base class, in a world of one process."""
+    """The class S2L of their schedules/s2l.py, with an empty base class, in one process."""
     import torch
 
     base = types.ModuleType("schedule_base")
@@ -198,7 +204,7 @@ def run_theirs(checkout: Path, sources: np.ndarray, losses: np.ndarray, budget: 
 
 
 def fewer_rows_than_clusters(checkout: Path, losses: np.ndarray) -> dict[str, str]:
-    """What becomes of a source with more rows than its share but fewer than clusters (reference bug 12)."""
+    """What their code does with a source where share < rows < clusters (reference bug 12)."""
     sources = np.array(["a"] * 60 + ["b"] * 900)
     try:
         run_theirs(checkout, sources, losses, 80)
@@ -210,11 +216,14 @@ def fewer_rows_than_clusters(checkout: Path, losses: np.ndarray) -> dict[str, st
     return {"theirs": theirs, "ours": f"takes {quotas(sizes, 40, SMALL).sum()} of 40"}
 
 
-# -------------------------------------------------------------------------------------------------------------------- ours
+# --------------------------------------------------------------------------------------------- ours
 
 
 def our_quotas(sources: np.ndarray, theirs: Theirs, budget: int) -> dict[str, np.ndarray]:
-    """Rows our rule takes of each of their clusters, [K] by source; a source they did not cluster is one cluster."""
+    """Rows our rule takes of each of their clusters, [K] by source.
+
+    A source they did not cluster is one cluster.
+    """
     assert RULES["s2l_within_sources"].group == "source / cluster"
     names = sorted(set(sources.tolist()))
     sizes = np.zeros((len(names), K), np.int64)
@@ -251,8 +260,8 @@ def compared(
     of_theirs = np.bincount(labels[chosen], minlength=K)
     ours = taken[source]
     small = sizes <= SMALL if source in theirs.labels else np.zeros(K, bool)
-    # equally large clusters are visited in another order by their unstable sort, which may hand the odd row to another of them;
-    # of the small ones they draw from all together
+    # their unstable sort visits equally large clusters in another order, which may give the odd row
+    # to another cluster; they draw from all small clusters together
     pairs = [
         sorted(zip(sizes[~small].tolist(), side[~small].tolist(), strict=True))
         for side in (of_theirs, ours)
@@ -275,10 +284,12 @@ def compared(
 
 def print_table(result: dict[str, Any]) -> None:
     print(
-        f"{result['task']}: {result['budget']:,} rows; theirs {result['their_seconds']} s, ours {result['our_seconds']} s"
+        f"{result['task']}: {result['budget']:,} rows; "
+        f"theirs {result['their_seconds']} s, ours {result['our_seconds']} s"
     )
     print(
-        "source           rows   theirs     ours  clusters  small  from small  same quotas  objective ours / theirs"
+        "source           rows   theirs     ours  clusters  small  "
+        "from small  same quotas  objective ours / theirs"
     )
     for row in result["sources"]:
         ratio = (
@@ -287,8 +298,9 @@ def print_table(result: dict[str, Any]) -> None:
             else "whole"
         )
         print(
-            f"{row['source']:10} {row['rows']:>10,} {row['theirs']:>8,} {row['ours']:>8,} {row['clusters']:>9} "
-            f"{row['small_clusters']:>6} {row['from_small']:>11}  {row['same_quotas']!s:>11}  {ratio:>10}"
+            f"{row['source']:10} {row['rows']:>10,} {row['theirs']:>8,} {row['ours']:>8,} "
+            f"{row['clusters']:>9} {row['small_clusters']:>6} {row['from_small']:>11}  "
+            f"{row['same_quotas']!s:>11}  {ratio:>10}"
         )
     print(f"objective in all, ours / theirs: {result['objective_ratio']}\n")
 

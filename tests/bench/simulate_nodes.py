@@ -1,33 +1,45 @@
-"""How long would 10^9 examples take on 16, 64 and 256 nodes, and what is the first to become too small?
+"""How long 10^9 examples take on 16, 64 and 256 nodes, and what limits each stage.
 
     python tests/bench/bench_out_of_core.py --rows 262144 1048576 262144 1048576 10000000 > LOG
     python tests/bench/simulate_nodes.py --check LOG
     python tests/bench/simulate_nodes.py --nodes 16 64 256
 
-The model. A stage takes its start, then the longest of what goes on at once, then what only the driver does:
+The model. A stage takes its start, then the longest of what goes on at once, then what only the
+driver does:
 
-    seconds = start + max(cores, storage of the busiest node, storage of all, network of the busiest node, driver while it runs) + driver alone
+    seconds = start + max(cores, storage of the busiest node, storage of all,
+                          network of the busiest node, driver while it runs) + driver alone
 
-* cores: rows of the busiest core x seconds of a row. Work comes in whole parts (chunks for `subset`), so the busiest core has ceil(parts /
-  cores) of them; k-means has one shard a core. Cores do not slow each other down.
-* storage: bytes read and written by a node / its bandwidth, and of all nodes / the storage's; each file once more a latency, `threads`
-  of them at once on every node.
-* network between nodes: bytes that leave or enter the busiest one. The driver's node sends the centroids to one node, from which others
-  may fetch them, and receives the answers of those right below it.
-* driver: seconds of a task that goes through Ray Data, of a part in it, of a plain task, of one that asks keys, of a message to a shard, of a byte that it adds up; a level of the tree of
-  shards, or of the tasks that merge answers of `subset`, is a hop more. Answers below 100 kB come to the driver with the message that a task is
-  done, and go on from it. Its memory is that of all manifests a stage has, and of the one it writes. All of them were measured (bench_nodes; manifests: --manifest), none is a guess; growth is linear but where `wait` says otherwise.
-* `subset` reads the parts of a chunk one after another, a latency each. Its tasks run where the keys lie, so that keys do not travel.
-* rounds follow one another: a round is its cores' time + messages. An answer of the start sample has START_ROWS rows at most.
+* cores: rows of the busiest core x seconds of a row. Work comes in whole parts (chunks for
+  `subset`), so the busiest core has ceil(parts / cores) of them; k-means has one shard a core.
+  Cores do not slow each other down.
+* storage: bytes read and written by a node / its bandwidth, and of all nodes / the storage's. Each
+  file adds a latency; every node has `threads` of them at once.
+* network between nodes: bytes that leave or enter the busiest one. The driver's node sends the
+  centroids to one node, from which others may fetch them. It receives the answers of those right
+  below it.
+* driver: seconds of a task that goes through Ray Data, of a part in it, of a plain task, of one
+  that asks keys, of a message to a shard, of a byte that it adds up. A level of the tree of shards,
+  or of the tasks that merge answers of `subset`, is one hop more. Answers below 100 kB come to the
+  driver with the message that a task is done, and go on from it. Its memory is that of all
+  manifests a stage has, and of the one it writes. All of them were measured (bench_nodes;
+  manifests: --manifest). Growth is linear except where `wait` says otherwise.
+* `subset` reads the parts of a chunk one after another, a latency each. Its tasks run where the
+  keys lie, so keys do not travel.
+* rounds follow one another: a round is its cores' time + messages. An answer of the start sample
+  has at most START_ROWS rows.
 
-Nothing fails in the model, nobody else uses the storage, and nodes are alike. `proxy` reads a data set of its own size (--proxy-rows) and is data
-parallel over all nodes, with a ring all-reduce of its gradients every step. Times of training and scoring on CPUs are those of a GPT-NeoX of 70
-million parameters and rows of 276 tokens (bench_scoring, bench_training); with --accelerators they are floating-point operations over
---accelerator-flops, which is an assumption and not measured.
+Nothing fails in the model, nobody else uses the storage, and nodes are alike. `proxy` reads a data
+set of its own size (--proxy-rows) and is data parallel over all nodes, with a ring all-reduce of
+its gradients every step. Times of training and scoring on CPUs are those of a GPT-NeoX of 70
+million parameters and rows of 276 tokens (bench_scoring, bench_training); with --accelerators they
+are floating-point operations over --accelerator-flops, which is an assumption and not measured.
 
-MEASURED has the parameters with where they are from; --measured FILE.json replaces some. `calibration` are small runs of bench_out_of_core: costs
-of a row in `clusters` and `subset` are the slope between its two sizes, starts what is left. --check takes a log of that bench: it calibrates on the two
-smallest sizes (the mean of their runs, none above 2 million rows) and predicts the others.
+MEASURED has the parameters with where they are from; --measured FILE.json replaces some.
+`calibration` are small runs of bench_out_of_core: costs of a row in `clusters` and `subset` are the
+slope between its two sizes, starts what is left. --check takes a log of that bench: it calibrates
+on the two smallest sizes (the mean of their runs, none above 2 million rows) and predicts the
+others.
 """
 
 import argparse
@@ -59,10 +71,12 @@ MOST_ROWS = 2 * 10**6  # of a run that the model is calibrated on
 MEASURED: dict[str, Any] = {
     # bench_out_of_core --rows 262144 1000000, shards of 2 cores that read anew every round: seconds
     "calibration": {
-        "rows": [262_144, 1_000_000], "clusters s": [2.6, 5.6], "round s": [0.0724, 0.2708], "subset s": [3.0, 4.8],
+        "rows": [262_144, 1_000_000], "clusters s": [2.6, 5.6], "round s": [0.0724, 0.2708],
+        "subset s": [3.0, 4.8],
         "k": 100, "rounds": 6, "cores": 2, "rows_per_part": 131_072,
     },
-    # bench_kmeans: seconds of a core for a row in a round of shards that hold their rows, by K; 10 to 20 rounds with the first
+    # bench_kmeans: seconds of a core for a row in a round of shards that hold their rows, by K; 10
+    # to 20 rounds with the first
     "round of a held row": {"100": 0.107e-6, "1000": 0.217e-6},
     # bench_prepare: reading, checking and tokenising; `examples` alone takes less
     "examples of a row": 183e-6,
@@ -71,11 +85,13 @@ MEASURED: dict[str, Any] = {
     # bench_training: tokens a second of a core, fp32
     "training of a token": 1 / 448,
     "parameters": 70e6, "tokens": 276,
-    # bytes of a row as stored: of a part of tests/synthetic.py with 13 losses, and of its clusters; of a read round (bench_out_of_core)
+    # bytes of a row as stored: of a part of tests/synthetic.py with 13 losses, and of its clusters;
+    # of a read round (bench_out_of_core)
     "bytes": {"trajectories": 80, "read a round": 60, "clusters": 9},
     # bench_nodes: seconds of the driver's processor
     "driver": {
-        "message": 0.0006, "message through the store": 0.0011, "added byte": 3.5e-10, "sample byte": 5.7e-9, "hop": 0.003,
+        "message": 0.0006, "message through the store": 0.0011, "added byte": 3.5e-10,
+        "sample byte": 5.7e-9, "hop": 0.003,
         "task through Ray Data": 0.0072, "part of a task": 0.0004, "task": 0.00053,
         # bench_rules --rules s2l --rows-per-task 16384: its argument lies in the object store
         "question": 0.0010,
@@ -83,7 +99,8 @@ MEASURED: dict[str, Any] = {
         # waiting one by one for calls that were all sent at once: seconds x calls^2
         "wait": 1.1e-7,
     },
-    # bench_rules --rules random, 4 million rows less 1 million: seconds of a core for a row, in the part of `subset` before rows are written
+    # bench_rules --rules random, 4 million rows less 1 million: seconds of a core for a row, in the
+    # part of `subset` before rows are written
     "find of a row": 0.6e-6,
     # --manifest 61036: bytes of the driver
     "bytes of a part": {"held": 1_860, "written": 1_190, "descriptor": 440},
@@ -93,7 +110,9 @@ MEASURED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Nodes:
-    """The hardware: bandwidths in bytes a second, memory in bytes, seconds of a request to the storage."""
+    """The hardware: bandwidths in bytes a second, memory in bytes, seconds of a request to the
+    storage.
+    """
 
     count: int
     cores: int
@@ -148,7 +167,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Stage:
-    """Seconds and what they are made of, bytes read, written and sent between nodes, and what the driver receives and holds."""
+    """Seconds and what they are made of, bytes read, written and sent between nodes, and what the
+    driver receives and holds.
+    """
 
     seconds: float
     together: dict[str, float]
@@ -167,7 +188,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Rows:
-    """Seconds of one core for a row of `clusters` and `subset`, and their starts, from two sizes of bench_out_of_core."""
+    """Seconds of one core for a row of `clusters` and `subset`, and their starts, from two sizes of
+    bench_out_of_core.
+    """
 
     step: float
     other: float
@@ -202,7 +225,7 @@ def _busiest(rows: int, rows_per_part: int, workers: int) -> int:
     return min(rows, math.ceil(math.ceil(rows / rows_per_part) / workers) * rows_per_part)
 
 
-# --------------------------------------------------------------------------------------------------------------- stages
+# ------------------------------------------------------------------------------------------- stages
 
 
 def simulate(job: Job, nodes: Nodes, measured: dict[str, Any]) -> dict[str, Stage]:
@@ -225,7 +248,9 @@ def _stage(
     manifests: int,
     **amounts: float,
 ) -> Stage:
-    """A stage that reads some manifests and writes one, with the driver's seconds for these added to those it has alone."""
+    """A stage that reads some manifests and writes one, with the driver's seconds for these added
+    to those it has alone.
+    """
     costs = measured["driver"]
     alone = amounts.pop("alone", 0.0) + job.parts * (
         costs["manifest of a part"] + manifests * costs["read manifest of a part"]
@@ -338,7 +363,10 @@ def _exchange(shards: int, fan_in: int, answer: float, costs: dict[str, float], 
 
 
 def _message(answer: float, costs: Mapping[str, float], byte: str) -> float:
-    """Of the driver's seconds, with what is done with each byte of the answer; Ray keeps answers from 100 kB on in the object store."""
+    """Of the driver's seconds, with what is done with each byte of the answer.
+
+    Ray keeps answers from 100 kB on in the object store.
+    """
     way = "message" if answer < IN_MESSAGE else "message through the store"
     return costs[way] + answer * costs[byte]
 
@@ -376,10 +404,12 @@ def _subset(job: Job, nodes: Nodes, measured: dict[str, Any]) -> Stage:
 def _search(
     job: Job, chunks: int, nodes: Nodes, costs: Mapping[str, float]
 ) -> tuple[float, float, float, float]:
-    """Seconds of the search for the last keys of k groups, bytes sent between nodes, and those that the driver receives and holds.
+    """Seconds of the search for the last keys of k groups, bytes sent between nodes, and those that
+    the driver receives and holds.
 
-    Asked are the sizes (by the tasks that read), `between` and `ranks` until few keys are left, `between` and the count; a sample of so many keys leaves of each
-    group one interval between two of them.
+    Asked are the sizes (by the tasks that read), `between` and `ranks` until few keys are left,
+    `between` and the count; a sample of so many keys leaves of each group one interval between two
+    of them.
     """
     sample, gathered = max(SAMPLE, 4 * job.k), max(GATHERED, 4 * job.k)
     left, passes = float(job.rows), 0
@@ -400,8 +430,8 @@ def _search(
 
 @dataclass(frozen=True)
 class Question:
-    """One that is put to all chunks some times: bytes of its argument and of a chunk's answer, and whether answers that are merged get
-    longer by that."""
+    """One that is put to all chunks some times: bytes of its argument and of a chunk's answer, and
+    whether answers that are merged get longer by that."""
 
     times: int
     argument: float
@@ -426,7 +456,7 @@ class Question:
         return self.times * seconds, self.times * sent, self.times * received
 
 
-# --------------------------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------- report
 
 
 def main() -> None:
@@ -500,7 +530,10 @@ def main() -> None:
 
 
 def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """base, with values of the same names inside it replaced; a name that it does not have is an error."""
+    """base, with values of the same names inside it replaced.
+
+    A name that it does not have is an error.
+    """
     unknown = sorted(change.keys() - base.keys())
     if unknown:
         raise SystemExit(f"--measured: expected some of {sorted(base)}, got {unknown}")
@@ -513,7 +546,9 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(bench: dict[str, Any], measured: dict[str, Any]) -> None:
-    """Large runs of bench_out_of_core, predicted from its small ones: seconds predicted and measured, and how far apart."""
+    """Large runs of bench_out_of_core, predicted from its small ones: seconds predicted and
+    measured, and how far apart.
+    """
     small = calibration_of(bench)
     measured = merged(measured, {"calibration": small})
     rows = []
@@ -558,8 +593,10 @@ def out_of_core(size: int, measured: dict[str, Any]) -> dict[str, float]:
     free = 1e15
     nodes = Nodes(1, small["cores"], 1e9, free, free, free, 0.0, 16, 0.0)
     job = Job(
-        rows=size, rows_per_part=small["rows_per_part"], bytes_of_row=32, checkpoints=13, k=small["k"], rounds=small["rounds"],
-        budget=0.11, proxy_rows=0, proxy_epochs=1, global_batch=1, fan_in=FAN_IN, write_calls="shard", streamed=True,
+        rows=size, rows_per_part=small["rows_per_part"], bytes_of_row=32, checkpoints=13,
+        k=small["k"], rounds=small["rounds"],
+        budget=0.11, proxy_rows=0, proxy_epochs=1, global_batch=1, fan_in=FAN_IN,
+        write_calls="shard", streamed=True,
     )  # fmt: skip
     rows = calibrated(small)
     own = _busiest(size, small["rows_per_part"], small["cores"])
@@ -571,8 +608,8 @@ def out_of_core(size: int, measured: dict[str, Any]) -> dict[str, float]:
 
 
 def manifest_bytes(count: int) -> dict[str, float]:
-    """Of the driver's memory for a part with 14 sources: while its manifest is held, more at the most while one is written, and while a
-    stage keeps what tasks need of it."""
+    """Of the driver's memory for a part with 14 sources: while its manifest is held, more at the
+    most while one is written, and while a stage keeps what tasks need of it."""
     files = [
         {"data": FileEntry(f"data/{number:06d}-0123abcd.parquet", 10**6 + number, f"{number:064x}")}
         for number in range(count)
@@ -610,12 +647,15 @@ def manifest_bytes(count: int) -> dict[str, float]:
 def tables(args: argparse.Namespace, count: int, measured: dict[str, Any]) -> dict[str, Any]:
     """Print what so many nodes take, and what it would be without what was made for many nodes."""
     nodes = Nodes(
-        count, args.cores, args.memory, args.network, args.node_storage, args.all_storage, args.latency, 16,
+        count, args.cores, args.memory, args.network, args.node_storage, args.all_storage,
+        args.latency, 16,
         args.accelerators * args.accelerator_flops,
     )  # fmt: skip
     plain = Job(
-        rows=args.rows, rows_per_part=args.rows_per_part, bytes_of_row=args.bytes_of_row, checkpoints=args.checkpoints, k=args.k,
-        rounds=args.rounds, budget=0.11, proxy_rows=args.proxy_rows, proxy_epochs=3, global_batch=128, fan_in=FAN_IN,
+        rows=args.rows, rows_per_part=args.rows_per_part, bytes_of_row=args.bytes_of_row,
+        checkpoints=args.checkpoints, k=args.k,
+        rounds=args.rounds, budget=0.11, proxy_rows=args.proxy_rows, proxy_epochs=3,
+        global_batch=128, fan_in=FAN_IN,
         write_calls="shard",
     )  # fmt: skip
     stages = simulate(plain, nodes, measured)
@@ -675,7 +715,8 @@ def tables(args: argparse.Namespace, count: int, measured: dict[str, Any]) -> di
     )
     keys = [bytes_ * args.rows / count / 1e9 for bytes_ in (9, 17)]
     print(
-        f"keys of subset in a node's object store: {keys[0]:.2f} GB, with a score {keys[1]:.2f} GB, of {0.3 * args.memory / 1e9:.0f} GB"
+        f"keys of subset in a node's object store: {keys[0]:.2f} GB, with a score "
+        f"{keys[1]:.2f} GB, of {0.3 * args.memory / 1e9:.0f} GB"
     )
     return {
         "nodes": count,

@@ -1,4 +1,6 @@
-"""Gives the tests of this folder a Ray cluster, and skips them, with the reason, where hosts cannot be made."""
+"""Gives the tests of this folder a Ray cluster, and skips them, with the reason, where hosts cannot
+be made.
+"""
 
 import os
 from collections.abc import Iterator

@@ -1,8 +1,9 @@
 """Makes several hosts of one Linux machine, so that tests can lose a machine, a disk or a cable.
 
-A host is a process tree in network, mount, PID, UTS and IPC namespaces and a memory cgroup of its own. It has an
-address, a hostname, a process table, an empty /tmp, /run, /dev/shm and home, and does not see the checkout. Run as
-a program, this file is process 1 of a host, or the janitor that removes everything when the test has ended.
+A host is a process tree in network, mount, PID, UTS and IPC namespaces and a memory cgroup of its
+own. It has an address, a hostname, a process table, an empty /tmp, /run, /dev/shm and home, and
+does not see the checkout. Run as a program, this file is process 1 of a host, or the janitor that
+removes everything when the test has ended.
 """
 
 import contextlib
@@ -42,7 +43,10 @@ def why_not() -> str | None:
     if missing:
         return f"hosts need the programs {', '.join(missing)} (Debian: iproute2, util-linux)"
     if _memory_root() is None:
-        return "hosts need the memory controller of cgroup v1, or of v2 enabled at the root of /sys/fs/cgroup"
+        return (
+            "hosts need the memory controller of cgroup v1, or of v2 enabled at the root of "
+            "/sys/fs/cgroup"
+        )
     tried = subprocess.run(
         ["unshare", *_NAMESPACES, "--fork", "true"], capture_output=True, text=True
     )
@@ -50,19 +54,24 @@ def why_not() -> str | None:
 
 
 class Hosts:
-    """Hosts 1..n on a network of their own, up inside the `with` block and gone without a trace after it.
+    """Hosts 1..n on a network of their own, up inside the `with` block and gone without a trace
+    after it.
 
-    Host i is 10.77.k.i, this machine is 10.77.k.254; k is free when the block is entered. A host sees this
-    machine's files except /tmp, /run, /var/tmp, the home folder, the checkout and the folders named `private`,
-    which are its own and start empty; the running Python stays visible wherever it lies. `shared` is one folder
-    that all hosts and this machine see under the same path. Private folders and the home are the host's disk: they
-    outlive `kill`.
+    Host i is 10.77.k.i, this machine is 10.77.k.254; k is free when the block is entered. A host
+    sees this machine's files except /tmp, /run, /var/tmp, the home folder, the checkout and the
+    folders named `private`, which are its own and start empty; the running Python stays visible
+    wherever it lies. `shared` is one folder that all hosts and this machine see under the same
+    path. Private folders and the home are the host's disk: they outlive `kill`.
 
-    If the test process dies in any way, even by SIGKILL, the hosts die with it and a janitor removes the rest.
+    If the test process dies in any way, even by SIGKILL, the hosts die with it and a janitor
+    removes the rest.
     """
 
     def __init__(self, count: int, *, memory: int = 4 * GIB, private: Sequence[Path] = ()) -> None:
-        """`memory` is the limit of each host in bytes; `private` are folders that exist on this machine."""
+        """`memory` is the limit of each host in bytes.
+
+        `private` are folders that exist on this machine.
+        """
         missing = [str(path) for path in private if not path.is_dir()]
         if missing:
             raise ValueError(
@@ -81,7 +90,8 @@ class Hosts:
         self.root = Path(tempfile.mkdtemp(prefix="s2l-hosts-")).resolve()
         self.shared = self.root / "shared"
         self.shared.mkdir()
-        # Nobody writes into this pipe. Its end of file means: this process is gone or wants the hosts gone.
+        # Nobody writes into this pipe. Its end of file means: this process is gone or wants the
+        # hosts gone.
         self._gone, self._alive = os.pipe()
         with (self.root / "janitor.log").open("w") as log:
             self._janitor = subprocess.Popen(
@@ -138,7 +148,10 @@ class Hosts:
         return f"{self._network}.{i}"
 
     def disk(self, i: int) -> Path:
-        """Returns the folder of this machine that keeps what host i has written; hosts do not see it."""
+        """Returns the folder of this machine that keeps what host i has written.
+
+        Hosts do not see it.
+        """
         return self.root / str(i)
 
     def boot(self, i: int) -> None:
@@ -161,7 +174,9 @@ class Hosts:
         self._plug_in(i)
 
     def kill(self, i: int) -> None:
-        """Cuts host i's power: its peers hear nothing more from it, not even that connections close."""
+        """Cuts host i's power: its peers hear nothing more from it, not even that connections
+        close.
+        """
         outer, init = self._inits.pop(i)
         self._switch("link", "del", f"host{i}")
         if outer.poll() is None:
@@ -179,7 +194,7 @@ class Hosts:
         self._switch("link", "set", f"host{i}", "up")
 
     def limit_memory(self, i: int, limit: int) -> None:
-        """Limits the memory of host i, files in /dev/shm included, to `limit` bytes without swap."""
+        """Limits the memory of host i, including /dev/shm, to `limit` bytes without swap."""
         group = self._cgroup(i)
         if (group / "memory.max").exists():
             (group / "memory.max").write_text(str(limit))
@@ -203,9 +218,11 @@ class Hosts:
         cwd: str = HOME,
         **options: Any,
     ) -> subprocess.Popen[str]:
-        """Starts argv on host i; `options` go to subprocess.Popen. Killing the returned process kills argv.
+        """Starts argv on host i; `options` go to subprocess.Popen. Killing the returned process
+        kills argv.
 
-        The environment is PATH (the running Python first), HOME and LANG, plus `env`; nothing is inherited.
+        The environment is PATH (the running Python first), HOME and LANG, plus `env`; nothing is
+        inherited.
         """
         _, init = self._inits[i]
         enter = ["nsenter", f"--target={init}", *_NAMESPACES]
@@ -228,7 +245,10 @@ class Hosts:
     def run(
         self, i: int, argv: Sequence[str], *, timeout: float = 60, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Runs argv on host i for at most `timeout` seconds; returns status and outputs, raises only if late."""
+        """Runs argv on host i for at most `timeout` seconds.
+
+        Returns status and outputs, raises only if late.
+        """
         pipe = subprocess.PIPE
         options = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe, **options}
         with self.popen(i, argv, **options) as process:
@@ -246,7 +266,9 @@ class Hosts:
         return self._memory_root / f"{self.root.name}-{i}"
 
     def _make_network(self) -> None:
-        """Puts a bridge into the janitor's namespace, out of reach of this machine's firewall, and a cable to it."""
+        """Puts a bridge into the janitor's namespace, out of reach of this machine's firewall, and
+        a cable to it.
+        """
         for k in range(1, 255):
             if _output("ip", "-4", "route", "show", "root", f"10.77.{k}.0/24"):
                 continue
@@ -272,7 +294,8 @@ class Hosts:
             _under(disk / "hidden", target).mkdir(parents=True, exist_ok=True)
         (disk / "home").mkdir(parents=True)
         names = "".join(f"{self.address(j)} host{j}\n" for j in self.numbers)
-        # Gloo looks its own hostname up to choose an interface; without this file it takes the loopback.
+        # Gloo looks its own hostname up to choose an interface; without this file it takes the
+        # loopback.
         (disk / "hosts").write_text(f"127.0.0.1 localhost\n{self.address(254)} machine\n{names}")
         self._cgroup(i).mkdir()
         self.limit_memory(i, self._memory)
@@ -323,7 +346,8 @@ class Hosts:
             str(init),
         )
         self._switch("link", "set", f"host{i}", "master", "bridge", "up")
-        # The route leads nowhere, but programs learn their address by asking how they would reach the internet.
+        # The route leads nowhere, but programs learn their address by asking how they would reach
+        # the internet.
         for argv in (
             ["addr", "add", f"{self.address(i)}/24", "dev", "eth0"],
             ["link", "set", "lo", "up"],
@@ -345,7 +369,9 @@ def _memory_root() -> Path | None:
 
 
 def _python_folders() -> set[Path]:
-    """Returns the folders that the running Python needs: environment, installation, and links between them."""
+    """Returns the folders that the running Python needs: environment, installation, and links
+    between them.
+    """
     folders = {Path(sys.prefix), Path(sys.base_prefix)}
     link = Path(sys.executable)
     while link.is_symlink():
@@ -378,7 +404,9 @@ def _expect_line(process: subprocess.Popen[str], what: str, log: Path) -> str:
 
 
 def _serve_as_init(spec: dict[str, Any]) -> None:
-    """Process 1 of a host: arranges its files, says its process id as the machine sees it, then reaps orphans."""
+    """Process 1 of a host: arranges its files, says its process id as the machine sees it, then
+    reaps orphans.
+    """
     process_id = os.readlink("/proc/self")  # /proc is still this machine's
     _arrange_files(spec)
     socket.sethostname(spec["name"])
@@ -419,7 +447,9 @@ def _reap(number: int, frame: object) -> None:
 
 
 def _serve_as_janitor(root: Path, memory_root: Path) -> None:
-    """Holds the network of the hosts, waits for the test's end, and removes what carries this root's name."""
+    """Holds the network of the hosts, waits for the test's end, and removes what carries this
+    root's name.
+    """
     print("ready", flush=True)
     os.read(0, 1)
     groups = list(memory_root.glob(f"{root.name}-*"))
@@ -435,7 +465,8 @@ def _serve_as_janitor(root: Path, memory_root: Path) -> None:
         time.sleep(0.05)
     for group in groups:
         _remove_cgroup(group, deadline)
-    # Deleting one end of a cable deletes the other; the bridge and what hangs on it go with this process.
+    # Deleting one end of a cable deletes the other; the bridge and what hangs on it go with this
+    # process.
     subprocess.run(["ip", "link", "del", "machine"], capture_output=True)
     shutil.rmtree(root)
 

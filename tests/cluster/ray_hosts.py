@@ -1,4 +1,6 @@
-"""A Ray cluster on several hosts of this machine, to which jobs are submitted as a cluster's user would."""
+"""A Ray cluster on several hosts of this machine, to which jobs are submitted as a cluster's user
+would.
+"""
 
 import json
 import secrets
@@ -16,7 +18,8 @@ from tests.cluster.hosts import GIB, Hosts
 
 _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 _OBJECT_STORE = 256 * 1024**2
-# A silent host is noticed within some 15 s; with Ray's own settings it takes over a minute, by the same code.
+# A silent host is noticed within some 15 s; with Ray's own settings it takes over a minute, by the
+# same code.
 _HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
@@ -28,8 +31,8 @@ _HEALTH_CHECKS = {
 class RayHosts:
     """A Ray cluster with its head on host 1 and one worker node on every other host, one CPU each.
 
-    Token authentication is on, with a token of this cluster's own. `hosts` may be killed, cut and booted at will;
-    a booted host joins again with `start`.
+    Token authentication is on, with a token of this cluster's own. `hosts` may be killed, cut and
+    booted at will; a booted host joins again with `start`.
     """
 
     def __init__(self, hosts: Hosts) -> None:
@@ -61,7 +64,10 @@ class RayHosts:
         self._started.append(ray)  # an unreferenced Popen warns when it is collected
 
     def nodes(self) -> set[str]:
-        """Returns the addresses of the nodes that the head thinks alive; OSError if it does not answer."""
+        """Returns the addresses of the nodes that the head thinks alive.
+
+        OSError if it does not answer.
+        """
         request = urllib.request.Request(
             f"{self.url}/api/v0/nodes?limit=1000",
             headers={"Authorization": f"Bearer {self.env['RAY_AUTH_TOKEN']}"},
@@ -76,7 +82,10 @@ class RayHosts:
         }
 
     def wait_for_nodes(self, numbers: Sequence[int], *, timeout: float = 90) -> None:
-        """Waits until exactly these hosts are living nodes; if that does not happen, shows what each logged."""
+        """Waits until exactly these hosts are living nodes.
+
+        If that does not happen, shows what each logged.
+        """
         wanted, seen = {self.hosts.address(i) for i in numbers}, None
         deadline = time.monotonic() + timeout
         while seen != wanted:
@@ -99,7 +108,10 @@ class RayHosts:
         runtime_env: dict[str, Any] | None = None,
         timeout: float = 120,
     ) -> tuple[int, str]:
-        """Runs `ray job submit` on this machine until the job ends; returns its exit status and its output."""
+        """Runs `ray job submit` on this machine until the job ends.
+
+        Returns its exit status and its output.
+        """
         with self.popen_job(argv, working_dir, runtime_env=runtime_env) as process:
             try:
                 output, _ = process.communicate(timeout=timeout)
@@ -111,7 +123,10 @@ class RayHosts:
     def popen_job(
         self, argv: Sequence[str], working_dir: Path, *, runtime_env: dict[str, Any] | None = None
     ) -> subprocess.Popen[str]:
-        """Starts `ray job submit` on this machine; the job's output comes on stdout while it runs."""
+        """Starts `ray job submit` on this machine.
+
+        The job's output comes on stdout while it runs.
+        """
         command = [
             *_RAY,
             "job",

@@ -1,4 +1,6 @@
-"""Holds the hosts to what tests on several machines rely on: what is separate, what is shared, what dies."""
+"""Holds the hosts to what tests on several machines rely on: what is separate, what is shared, what
+dies.
+"""
 
 import errno
 import os
@@ -43,7 +45,10 @@ def eventually(condition: Callable[[], bool], *, timeout: float) -> bool:
 
 def can_connect(hosts: Hosts, i: int, address: str) -> bool:
     """Tells whether host i gets an answer, be it a refusal, from the given address."""
-    attempt = f"import socket; s = socket.socket(); s.settimeout(1); print(s.connect_ex(('{address}', 9)))"
+    attempt = (
+        "import socket; s = socket.socket(); s.settimeout(1); "
+        f"print(s.connect_ex(('{address}', 9)))"
+    )
     return hosts.run(i, [sys.executable, "-c", attempt]).stdout.strip() == str(errno.ECONNREFUSED)
 
 

@@ -1,4 +1,7 @@
-"""The demo on three real hosts, submitted as a cluster's user would; each host has an empty home and no checkout."""
+"""The demo on three real hosts, submitted as a cluster's user would.
+
+Each host has an empty home and no checkout.
+"""
 
 import json
 import os
@@ -16,7 +19,8 @@ from tests.cluster.ray_hosts import RayHosts
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 REPO = Path(__file__).parents[2]
 RUN = [sys.executable, "-m", "s2l_ray.run"]
-# Short trainings: what they learn is not the question here, and the three hosts share the machine's cores.
+# Short trainings: what they learn is not the question here, and the three hosts share the machine's
+# cores.
 SHORT = ["--proxy.epochs=1", "--target.steps=20", "--evaluation.max_new_tokens=0"]
 
 
@@ -28,7 +32,9 @@ def manifests(storage: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def data_files(storage: Path, stage: str) -> set[tuple[str, bytes]]:
-    """Names and bytes of the stage's data files in all their folders, all artifacts of the stage together."""
+    """Names and bytes of the stage's data files in all their folders, all artifacts of the stage
+    together.
+    """
     return {
         (str(path.relative_to(storage / stage)), path.read_bytes())
         for path in (storage / stage).rglob("*")

@@ -1,4 +1,6 @@
-"""Whole runs as users start them: a process of its own with a Ray of its own, and one finished tiny run that the tests share."""
+"""Whole runs as users start them: a process of its own with a Ray of its own, and one finished tiny
+run that the tests share.
+"""
 
 import json
 import os
@@ -44,7 +46,7 @@ class Runs:
     def start(
         self, job: Path, *arguments: str, python: tuple[str, ...] = ()
     ) -> subprocess.Popen[bytes]:
-        """Start a run that writes to `<job>.out` and `<job>.err`, since a full pipe would stop it."""
+        """Start a run; it writes to `<job>.out` and `<job>.err`, as a full pipe would block it."""
         environment = {
             **os.environ,
             "RAY_ADDRESS": "local",
@@ -77,7 +79,10 @@ class Runs:
         return found
 
     def wait_until_idle(self, seconds: float = 60.0) -> None:
-        """Ray ends the workers of a dead driver within seconds; its agents, which write nothing, would live on for a minute."""
+        """Ray ends the workers of a dead driver within seconds.
+
+        Its agents, which write nothing, would live on for a minute.
+        """
         until = time.monotonic() + seconds
         while working := [process for process in self.processes() if is_worker(process)]:
             assert time.monotonic() < until, f"workers outlive their driver: {working}"
@@ -94,7 +99,9 @@ class Runs:
 
 
 def is_worker(process: int) -> bool:
-    """Whether Ray runs tasks or actors in a process: it gives these processes titles such as ray::IDLE."""
+    """Whether Ray runs tasks or actors in a process: it gives these processes titles such as
+    ray::IDLE.
+    """
     try:
         title = Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
@@ -125,7 +132,9 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_ray_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that starts Ray in this process without `local_ray` would give it to all tests after it."""
+    """A test that starts Ray in this process without `local_ray` would give it to all tests after
+    it.
+    """
     yield
     import ray
 
@@ -141,7 +150,9 @@ def runs() -> Iterator[Runs]:
 
 
 def shared_job(folder: Path) -> dict[str, Any]:
-    """The tiny job with more and smaller parts, and with rows too long to be scored: the same wherever it is written."""
+    """The tiny job with more and smaller parts, and with rows too long to be scored: the same
+    wherever it is written.
+    """
     job = tiny.job(
         folder,
         count=420,
@@ -185,7 +196,10 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, runs: Runs) -> Finished:
-    """The shared job, run once and never disturbed. Tests may add artifacts to its storage, but change none."""
+    """The shared job, run once and never disturbed.
+
+    Tests may add artifacts to its storage, but change none.
+    """
     folder = tmp_path_factory.mktemp("finished")
     job = write_job(folder, shared_job(folder))
     ended = runs(job)

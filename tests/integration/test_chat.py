@@ -1,4 +1,6 @@
-"""A whole run on conversations: a chat template of the user's, tools, several turns, rows that cannot be rendered, answers decoded."""
+"""A whole run on conversations: a chat template of the user's, tools, several turns, rows that
+cannot be rendered, answers decoded.
+"""
 
 import json
 from typing import Any
@@ -11,8 +13,11 @@ from tests import tiny
 from tests.integration.conftest import Finished, Runs, write_job
 
 TEMPLATE = (
-    "{% if tools %}{{ tools | tojson }}<|end|>\n{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}"
-    "{% for call in m.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}<|end|>\n"
+    "{% if tools %}{{ tools | tojson }}<|end|>\n{% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{% for call in m.tool_calls or [] %}"
+    "{{ call.function.name }}({{ call.function.arguments | tojson }})"
+    "{% endfor %}<|end|>\n"
     "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
 CALL = {"function": {"name": "upper", "arguments": '{"word": "ab"}'}}
@@ -20,7 +25,10 @@ TOOLS = [{"type": "function", "function": {"name": "upper", "parameters": {}}}]
 
 
 def conversation(number: int) -> dict[str, Any]:
-    """Two questions, every fourth row with a tool; what is learned of a row is in `learned` below."""
+    """Two questions, every fourth row with a tool.
+
+    What is learned of a row is in `learned` below.
+    """
     asked = [
         {"role": "user", "content": f"copy {number}"},
         {"role": "assistant", "content": str(number)},
@@ -123,7 +131,7 @@ def test_a_length_that_leaves_nothing_to_learn_is_told_before_training(
     refused = runs(chatted.job, "--proxy.max_length=5", "--until=proxy")
     assert refused.status != 0
     assert (
-        "preparing the proxy: of the first 24 rows not one has a token to learn (23 x no learned token within"
-        in refused.err
+        "preparing the proxy: of the first 24 rows not one has a token to learn "
+        "(23 x no learned token within" in refused.err
     )
     assert len(list((chatted.folder / "storage" / "proxy").glob("*/manifest.json"))) == 1

@@ -1,4 +1,6 @@
-"""`python -m s2l_ray.check`, with and without a trained proxy: what it prints, its exit status, and that it starts no Ray."""
+"""`python -m s2l_ray.check`, with and without a trained proxy: what it prints, its exit status, and
+that it starts no Ray.
+"""
 
 import json
 import re
@@ -15,7 +17,8 @@ from tests import tiny
 from tests.integration.conftest import Finished
 
 ROW = re.compile(
-    r"│ (the job's: )?(fp32|bf16) +│ +([\d,]+|one row) │ (\w+) +│ +(\S+) │ +(\S+)% │ +(\d+) │ (.+?) +│ (.+?) +│ +(\d+) │"
+    r"│ (the job's: )?(fp32|bf16) +│ +([\d,]+|one row) │ (\w+) +│ +(\S+) │ +(\S+)% │"
+    r" +(\d+) │ (.+?) +│ (.+?) +│ +(\d+) │"
 )
 
 

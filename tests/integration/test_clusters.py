@@ -1,4 +1,5 @@
-"""`clusters` on real shard actors: within sources, on a sample, from another artifact's centroids, and through any death.
+"""`clusters` on real shard actors: within sources, on a sample, from another artifact's centroids,
+and through any death.
 
 The trajectories are made here and committed as the stage before would: no model, no examples.
 """
@@ -49,7 +50,9 @@ SECTION = {"k": K, "tolerance": 0.0, "max_rounds": 8, "seed": 3}
 
 @dataclass
 class Data:
-    """The storage, the trajectories' manifest, and all their rows: ids [N], sources [N], losses [N, S], scored [N]."""
+    """The storage, the trajectories' manifest, and all their rows: ids [N], sources [N], losses [N,
+    S], scored [N].
+    """
 
     folder: Path
     manifest: Manifest
@@ -81,7 +84,10 @@ class Data:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
-    """Sources with different shapes of trajectories; "few" has FEW distinct ones, and "new" begins in the later parts."""
+    """Sources with different shapes of trajectories.
+
+    "few" has FEW distinct ones, and "new" begins in the later parts.
+    """
     folder, draw = tmp_path_factory.mktemp("clusters"), np.random.default_rng(7)
     artifact = Artifact(Store(str(folder)), "trajectories", "t")
     parts, columns = [], []
@@ -165,7 +171,7 @@ def within(data: Data) -> Manifest:
     return make(data, "within", data.config(**WITHIN), shards=1)
 
 
-# ------------------------------------------------------------------------------------------------------- within sources
+# ----------------------------------------------------------------------------------- within sources
 
 
 def test_every_source_has_its_own_consecutive_clusters(data: Data, within: Manifest) -> None:
@@ -248,7 +254,7 @@ def test_shards_that_stream_their_parts_give_the_same_bytes(
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- deaths
+# ------------------------------------------------------------------------------------------- deaths
 
 
 class Interrupted(Exception):
@@ -258,7 +264,7 @@ class Interrupted(Exception):
 def watch(
     monkeypatch: pytest.MonkeyPatch, at: int, act: Any
 ) -> list[tuple[int, type[Query[Any, Any]]]]:
-    """(source, kind) of all queries, in order; before the given LloydStep, `act(shards)` happens."""
+    """(source, kind) of all queries, in order; `act(shards)` happens before LloydStep `at`."""
     queries: list[tuple[int, type[Query[Any, Any]]]] = []
     ask = ShardActors.ask
 
@@ -331,7 +337,7 @@ def test_parts_written_before_a_death_are_kept(
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-# ------------------------------------------------------------------------------------------------------ use and refine
+# ----------------------------------------------------------------------------------- use and refine
 
 
 @pytest.fixture(scope="module")
@@ -426,7 +432,7 @@ def test_a_base_made_in_another_way_is_refused_with_what_differs(data: Data, old
     assert not (data.folder / "clusters" / "refused").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 def test_features_that_make_rows_alike_are_refused_with_a_remedy(data: Data) -> None:

@@ -1,4 +1,6 @@
-"""Parts through Ray Data: each is made once, in tasks and in actors, also where several share a task."""
+"""Parts through Ray Data: each is made once, in tasks and in actors, also where several share a
+task.
+"""
 
 import logging
 import subprocess
@@ -75,7 +77,9 @@ def test_every_part_is_made_once(
 
 
 def test_a_training_leaves_room_for_its_readers_and_for_those_beside_it() -> None:
-    """On two CPUs: alone a worker gets one, of two trainings side by side half as much of what readers leave."""
+    """On two CPUs: alone a worker gets one, of two trainings side by side half as much of what
+    readers leave.
+    """
     one, two = Request("workers", 1), Request("workers", 2)
     assert placement.worker_cpus(one, 1) == 1.0
     assert placement.worker_cpus(one, 2) == 0.5

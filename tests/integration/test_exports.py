@@ -114,7 +114,7 @@ def read(storage: str, manifest: Manifest, role: str) -> pa.Table:
     return pa.concat_tables([artifact.read_part(part, role=role) for part in manifest.parts])
 
 
-# ------------------------------------------------------------------------------------------------------- what is written
+# ---------------------------------------------------------------------------------- what is written
 
 
 def test_all_roles_hold_the_same_rows(storage: str, medoid: Manifest, folder: Path) -> None:
@@ -223,7 +223,7 @@ def test_facility_location_covers_the_trajectories_better_than_chance(storage: s
     )  # six small blocks, merged, come close to greedy on all rows
 
 
-# --------------------------------------------------------------------------------------------------- read by libraries
+# -------------------------------------------------------------------------------- read by libraries
 
 
 def test_the_chosen_rows_are_read_by_pandas_polars_duckdb_and_datasets(
@@ -261,7 +261,10 @@ def test_trajectories_are_an_open_table(storage: str, tmp_path: Path) -> None:
     frame = pd.concat(map(pd.read_parquet, files))
     np.testing.assert_array_equal(np.stack(frame["losses"].to_numpy()), losses)
     np.testing.assert_array_equal(pl.read_parquet(pattern)["losses"].to_numpy(), losses)
-    query = f"select example_id, losses[{STEPS}] - losses[1] from read_parquet('{pattern}') order by all"
+    query = (
+        f"select example_id, losses[{STEPS}] - losses[1] "
+        f"from read_parquet('{pattern}') order by all"
+    )
     found = duckdb.sql(query).fetchnumpy()
     np.testing.assert_array_equal(list(found.values())[1], losses[:, -1] - losses[:, 0])
     loaded = datasets.load_dataset(
@@ -284,7 +287,10 @@ def test_trl_reads_its_config_and_tokenises_every_row(
     assert len(data) == BUDGET
     assert all(trl.data_utils.is_conversational(row) for row in data)
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}|{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+        "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}|{% endfor %}"
+    )
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=8,
@@ -310,7 +316,8 @@ def test_llama_factory_finds_its_files_by_the_entry(
     import datasets
 
     (entry,) = json.loads((folder / "dataset_info.json").read_text()).values()
-    # its loader takes every file of the folder, all of one kind, then each row's columns and each turn's tags
+    # its loader takes every file of the folder, all of one kind, then each row's columns and each
+    # turn's tags
     files = sorted(str(path) for path in (folder / entry["file_name"]).iterdir())
     assert {Path(file).suffix for file in files} == {".jsonl"}
     loaded = datasets.load_dataset("json", data_files=files, split="train", cache_dir=str(tmp_path))

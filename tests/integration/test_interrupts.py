@@ -1,4 +1,6 @@
-"""Ctrl-C, while trainings go on side by side: the process ends soon, says so, and the same command goes on from there."""
+"""Ctrl-C, while trainings go on side by side: the process ends soon, says so, and the same command
+goes on from there.
+"""
 
 import signal
 import time
@@ -57,7 +59,8 @@ def test_artifacts_made_side_by_side_are_those_made_one_after_the_other(
     plan = config.merge(
         plan, {"run": {"storage": str(tmp_path / "storage")}, "scaling": {"side_by_side": 2}}
     )
-    # two targets at once: the first and the third are trained by workers that have trained the proxy or another target
+    # two targets at once: the first and the third are trained by workers that have trained the
+    # proxy or another target
     others = {"few": {"subset.budget": 5}, "more": {"subset.budget": 6}}
     job = write_job(tmp_path, {**plan, "variants": {**others, "same": {}}})
     ended = runs(job, "--until", "evaluation")

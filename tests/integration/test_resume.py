@@ -1,6 +1,8 @@
-"""kill -9 of the driver during every stage, then the same command: it finishes, and remakes nothing that was finished.
+"""kill -9 of the driver during every stage, then the same command: it finishes, and remakes nothing
+that was finished.
 
-The killed job has one CPU in all, the undisturbed one has two: scaling decides nothing about the content.
+The killed job has one CPU in all, the undisturbed one has two: scaling decides nothing about the
+content.
 """
 
 import os
@@ -31,7 +33,9 @@ IN_PARTS = ("examples", "trajectories", "subset", "evaluation")
 
 @dataclass
 class Killed:
-    """The killed and restarted job, what was there of each stage when its driver's processes had gone, and what every run said."""
+    """The killed and restarted job, what was there of each stage when its driver's processes had
+    gone, and what every run said.
+    """
 
     finished: Finished
     receipts: dict[str, set[str]]
@@ -77,9 +81,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory, finished: Finished) -> Kill
 
 
 def kill_when(runs: Runs, job: Path, holds: Callable[[], bool], everything: bool) -> str:
-    """Start the job, kill its driver as soon as `holds`, and wait until its workers have gone; what the driver said.
+    """Start the job, kill its driver as soon as `holds`, and wait until its workers have gone; what
+    the driver said.
 
-    Training workers live on for seconds and would finish so small a training, so there `everything` dies, as with a machine.
+    Training workers live on for seconds and would finish so small a training, so there `everything`
+    dies, as with a machine.
     """
     driver = runs.start(job, ONE_CPU)
     until = time.monotonic() + 240

@@ -1,4 +1,6 @@
-"""The command line on a whole tiny job: what comes out, what is reused, and how wrong input is told."""
+"""The command line on a whole tiny job: what comes out, what is reused, and how wrong input is
+told.
+"""
 
 import json
 import re
@@ -44,7 +46,7 @@ def losses_of(result: Finished, fingerprint: str | None = None) -> np.ndarray:
     return vectors(pa.concat_tables(tables)["losses"], "test")[1]
 
 
-# ---------------------------------------------------------------------------------------------------- what comes out
+# ----------------------------------------------------------------------------------- what comes out
 
 
 def test_first_run_makes_every_stage(finished: Finished) -> None:
@@ -138,7 +140,7 @@ def test_every_row_of_the_subset_is_an_original_row(finished: Finished) -> None:
         assert row == {"example_id": row["example_id"], **raw[row["example_id"]]}
 
 
-# ----------------------------------------------------------------------------------------------------- what is reused
+# ----------------------------------------------------------------------------------- what is reused
 
 
 def test_again_reuses_all_and_starts_no_ray(finished: Finished, runs: Runs) -> None:
@@ -205,7 +207,7 @@ def test_a_changed_byte_of_a_raw_file_renames_everything(
     assert not any(node.artifact.committed() for node in changed.nodes)
 
 
-# -------------------------------------------------------------------------------------------------------- wrong input
+# -------------------------------------------------------------------------------------- wrong input
 
 
 def broken(folder: Path, **sections: Any) -> Path:
@@ -304,7 +306,9 @@ def test_a_request_that_leaves_no_cpu_for_reading_is_refused(tmp_path: Path, run
 def test_a_damaged_file_is_noticed_and_named(
     finished: Finished, tmp_path: Path, runs: Runs, damaged: str, change: str
 ) -> None:
-    """One changed byte, wherever the file is read: one error with its name, and no waiting for attempts that cannot help."""
+    """One changed byte, wherever the file is read: one error with its name, and no waiting for
+    attempts that cannot help.
+    """
     storage = tmp_path / "storage"
     shutil.copytree(finished.folder / "storage", storage)
     for path in storage.glob(damaged):
@@ -320,14 +324,14 @@ def test_a_damaged_file_is_noticed_and_named(
     assert "Traceback" not in ended.err
 
 
-# ------------------------------------------------------------------------------------------------- workers and proxies
+# ------------------------------------------------------------------------------ workers and proxies
 
 
 def test_an_ensemble_of_two_families_on_two_workers_each(
     finished: Finished, runs: Runs, tmp_path: Path
 ) -> None:
-    """Proxies of different family, size, tokenizer and number of checkpoints stand side by side; two workers see the same global
-    batches, so member 0 equals the shared run's proxy."""
+    """Proxies of different family, size, tokenizer and number of checkpoints stand side by side;
+    two workers see the same global batches, so member 0 equals the shared run's proxy."""
     tokenizer = tiny.save_tokenizer(tmp_path / "tokenizer")
     other = {"model": {"config": tiny.GPT_NEOX}, "tokenizer": str(tokenizer), "checkpoints": 2}
     overrides = (

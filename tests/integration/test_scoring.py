@@ -1,4 +1,6 @@
-"""Stored trajectories against a plain transformers forward of the stored checkpoints, one row at a time."""
+"""Stored trajectories against a plain transformers forward of the stored checkpoints, one row at a
+time.
+"""
 
 import json
 import os
@@ -22,7 +24,10 @@ STATISTICS = ("answer_loss", "grand", "el2n", "min_probability", "mean_probabili
 
 @pytest.fixture(scope="module")
 def variants(finished: Finished, runs: Runs) -> dict[str, Artifact]:
-    """The shared job's trajectories under other settings of the stage; everything before it is reused."""
+    """The shared job's trajectories under other settings of the stage.
+
+    Everything before it is reused.
+    """
     job = yaml.safe_load(finished.job.read_text())
     job["run"]["name"] = "scoring"
     job["variants"] = {
@@ -57,7 +62,9 @@ def losses(table: pa.Table, column: str = "losses") -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def expected(finished: Finished) -> dict[str, np.ndarray]:
-    """Loss and statistics of every row at step 0 and every checkpoint, from plain formulas: float [N, 1 + T] each."""
+    """Loss and statistics of every row at step 0 and every checkpoint, from plain formulas: float
+    [N, 1 + T] each.
+    """
     from transformers import AutoModelForCausalLM
 
     proxy = finished.artifact("proxy")

@@ -1,4 +1,6 @@
-"""`clusters` and `subset` on real shard actors: the same bytes however the parts are spread, in whatever order, whoever dies."""
+"""`clusters` and `subset` on real shard actors: the same bytes however the parts are spread, in
+whatever order, whoever dies.
+"""
 
 import json
 from collections import Counter
@@ -69,7 +71,9 @@ def config_for(folder: Path, **sections: Any) -> Config:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Manifest]:
-    """Committed examples of real rows, and trajectories of the same parts with losses drawn around a few shapes."""
+    """Committed examples of real rows, and trajectories of the same parts with losses drawn around
+    a few shapes.
+    """
     folder = tmp_path_factory.mktemp("shards")
     for number, rows in enumerate(FILE_ROWS):
         made = [
@@ -208,7 +212,7 @@ def assert_same(config: Config, alone: tuple[Manifest, Manifest], *others: Manif
     }
 
 
-# --------------------------------------------------------------------------------------------- the same bytes, always
+# --------------------------------------------------------------------------- the same bytes, always
 
 
 def test_the_data_are_as_told(
@@ -379,7 +383,7 @@ def test_parts_written_before_a_death_are_kept(
     assert_same(config, alone, grouped)
 
 
-# -------------------------------------------------------------------------------------------- which rows, and how many
+# ------------------------------------------------------------------------- which rows, and how many
 
 
 def rows_of(manifest: Manifest, config: Config) -> pa.Table:
@@ -388,7 +392,9 @@ def rows_of(manifest: Manifest, config: Config) -> pa.Table:
 
 
 def expected_ids(groups: np.ndarray, ids: np.ndarray, budget: int, seed: int) -> list[int]:
-    """The paper's rule in a loop: smallest group first, an equal share of what is left, by keyed hash inside a group."""
+    """The paper's rule in a loop: smallest group first, an equal share of what is left, by keyed
+    hash inside a group.
+    """
     names = sorted(set(groups.tolist()) - {-1}, key=lambda name: ((groups == name).sum(), name))
     chosen: list[int] = []
     for done, name in enumerate(names):

@@ -298,7 +298,9 @@ def weights(root: Path, name: str, step: int) -> dict[str, torch.Tensor]:
 def plain_torch(
     setup: TrainingSetup, tied: bool = False
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """The same training with nothing but torch: the mean over the learned tokens of the batch, AdamW."""
+    """The same training with nothing but torch: the mean over the learned tokens of the batch,
+    AdamW.
+    """
     section = setup.section
     torch.manual_seed(section.seed)
     model = build_model(tied)

@@ -156,7 +156,8 @@ def test_a_budget_above_the_data_says_how_many_there_are() -> None:
         (["--examples.dataset_config=main"], "examples: dataset_config is only used with dataset"),
         (
             ["--examples.columns={messages: m, output: o}"],
-            "examples.columns: expected either messages or instruction and output; got messages and ['output']",
+            "examples.columns: expected either messages or instruction and output; "
+            "got messages and ['output']",
         ),
         (
             ["--evaluation.max_new_tokens=3"],
@@ -303,7 +304,8 @@ def test_a_problem_of_all_variants_is_told_once_and_one_of_a_variant_too() -> No
 def test_members_take_the_sections_values_and_their_own() -> None:
     made = load(
         "--proxy.seed=3",
-        "--proxy.members=[{}, {seed: 8}, {model: {path: folder}, tokenizer: null}, {steps: 40, epochs: null}]",
+        "--proxy.members=[{}, {seed: 8}, {model: {path: folder}, tokenizer: null}, "
+        "{steps: 40, epochs: null}]",
     )
     plain, seeded, other, counted = made.proxy.each()
     assert (plain.seed, seeded.seed, other.seed) == (3, 8, 3)
@@ -360,8 +362,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_a_job_file_means_what_the_same_mapping_means(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(
-        "common: &common {model: {config: {model_type: llama, hidden_size: 8}}, tokenizer: bytes, epochs: 1}\n"
-        "examples: {files: rows.jsonl}\nproxy: {<<: *common, learning_rate: 2e-5}\ntarget: *common\n"
+        "common: &common {model: {config: {model_type: llama, hidden_size: 8}}, "
+        "tokenizer: bytes, epochs: 1}\n"
+        "examples: {files: rows.jsonl}\n"
+        "proxy: {<<: *common, learning_rate: 2e-5}\n"
+        "target: *common\n"
     )
     with pytest.raises(UserError, match="common: unknown key"):
         config.load(str(path), [])

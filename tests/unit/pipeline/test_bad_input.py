@@ -1,6 +1,8 @@
-"""Wrong models, tokenizers, storages, rules and bases: one error that names the thing and the remedy, before Ray, and nothing made.
+"""Wrong models, tokenizers, storages, rules and bases: one error that names the thing and the
+remedy, before Ray, and nothing made.
 
-Bad raw files are in test_bad_files.py, wrong types in test_config.py; what only shows in the data, in integration/test_bad_data.py.
+Bad raw files are in test_bad_files.py, wrong types in test_config.py; what only shows in the data,
+in integration/test_bad_data.py.
 """
 
 import json
@@ -296,12 +298,18 @@ def used_clusters_are_not_there(case: Case) -> list[str]:
 
 
 KINDS = [
-    no_folder, no_config, config_is_no_json, unknown_family, missing_shard, damaged_shard, weights_of_another_size,
-    pickled_weights, index_is_no_json, no_tokenizer, tokenizer_is_damaged, no_end_token, no_chat_template,
-    template_file_is_missing, template_is_no_jinja, vocabulary_is_larger, storage_is_a_file, manifest_is_no_json,
-    manifest_of_another_format, more_checkpoints_than_steps, more_clusters_than_rows, budget_above_the_rows, unknown_rule,
-    rule_without_its_statistic, score_is_no_expression, score_of_an_unknown_name, score_that_runs_code, unknown_group,
-    base_is_no_artifact, base_is_not_committed, file_of_the_base_is_gone, file_of_the_base_is_changed, base_is_cut_otherwise,
+    no_folder, no_config, config_is_no_json, unknown_family, missing_shard, damaged_shard,
+    weights_of_another_size,
+    pickled_weights, index_is_no_json, no_tokenizer, tokenizer_is_damaged, no_end_token,
+    no_chat_template,
+    template_file_is_missing, template_is_no_jinja, vocabulary_is_larger, storage_is_a_file,
+    manifest_is_no_json,
+    manifest_of_another_format, more_checkpoints_than_steps, more_clusters_than_rows,
+    budget_above_the_rows, unknown_rule,
+    rule_without_its_statistic, score_is_no_expression, score_of_an_unknown_name,
+    score_that_runs_code, unknown_group,
+    base_is_no_artifact, base_is_not_committed, file_of_the_base_is_gone,
+    file_of_the_base_is_changed, base_is_cut_otherwise,
     used_proxy_reads_otherwise, used_clusters_are_not_there,
 ]  # fmt: skip
 
@@ -327,7 +335,9 @@ def test_it_is_refused_in_one_message_before_ray_and_nothing_is_made(
 
 
 def test_the_case_itself_is_good(case: Case) -> None:
-    """Without damage the plan stands and its models load, so that each refusal above is due to its damage alone."""
+    """Without damage the plan stands and its models load, so that each refusal above is due to its
+    damage alone.
+    """
     made = case.plan()
     execution.check_models(made.nodes)
     assert [node.stage.name for node in made.nodes][:2] == ["examples", "proxy"]

@@ -1,4 +1,6 @@
-"""The plan that --dry-run prints: the jobs in the repository, without network, and numbers one can check by hand."""
+"""The plan that --dry-run prints: the jobs in the repository, without network, and numbers one can
+check by hand.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""A new stage is one value in STAGES: it is planned, named, checked, estimated and made like all others."""
+"""A new stage is one value in STAGES: it is planned, named, checked, estimated and made like all
+others.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,6 @@
-"""Names of artifacts: what changes them, what does not, what variants share, and what is refused before Ray starts."""
+"""Names of artifacts: what changes them, what does not, what variants share, and what is refused
+before Ray starts.
+"""
 
 import dataclasses
 import json
@@ -266,7 +268,9 @@ def test_k_does_not_matter_to_a_rule_without_clusters(named: Tiny) -> None:
 def test_trainings_of_equally_many_workers_have_equal_shares(
     tree: dict[str, Any], target_workers: int, proxy: int, target: int
 ) -> None:
-    """So that the target can be trained by the workers of the proxy, beside which nothing is trained."""
+    """So that the target can be trained by the workers of the proxy, beside which nothing is
+    trained.
+    """
     tree["variants"] = {
         "few": {"subset.budget": 5},
         "more": {"subset.budget": 6},

@@ -1,4 +1,6 @@
-"""Things are made in order, side by side where they may be, and an error loses nothing that was being made."""
+"""Things are made in order, side by side where they may be, and an error loses nothing that was
+being made.
+"""
 
 import threading
 from typing import Any
