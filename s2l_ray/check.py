@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from s2l_ray import config, pipeline
+from s2l_ray.core.storage.info import ProxyInfo, info_of
 from s2l_ray.errors import UserError
 from s2l_ray.progress import track
 from s2l_ray.run import job_parser, load_job, set_up_logging
@@ -158,18 +159,16 @@ def _checkpoints(
         steps = [[0]] * len(sections)
         complete = False
     else:
-        files, members = scoring.files_of(manifest), manifest.info["members"]
-        places = [_evenly(len(member["steps"]), at_most) for member in members]
-        complete = all(
-            len(mine) == len(m["steps"]) for mine, m in zip(places, members, strict=True)
-        )
+        files, members = scoring.files_of(manifest), info_of(manifest, ProxyInfo).members
+        places = [_evenly(len(member.steps), at_most) for member in members]
+        complete = all(len(mine) == len(m.steps) for mine, m in zip(places, members, strict=True))
         steps = [
-            [m["steps"][place] for place in mine] for mine, m in zip(places, members, strict=True)
+            [m.steps[place] for place in mine] for mine, m in zip(places, members, strict=True)
         ]
         labels = scoring.checkpoint_labels(steps)
         loaders = [
             [
-                partial(scoring.checkpoint_weights, node.artifact, m["folders"][place], files)
+                partial(scoring.checkpoint_weights, node.artifact, m.folders[place], files)
                 for place in mine
             ]
             for mine, m in zip(places, members, strict=True)

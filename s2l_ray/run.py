@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2l_ray import config, pipeline
+from s2l_ray.core.storage.info import EvaluationInfo, HeldOut, info_of
 from s2l_ray.core.storage.store import Store, join_uri
 from s2l_ray.errors import UserError
 
@@ -159,7 +160,7 @@ def print_results(plan: pipeline.Plan, done: list[pipeline.Done]) -> None:
     by_label = {result.node.label: result.manifest for result in done}
     of_variant = {variant: plan.of(variant) for variant in job.variants}
     evaluated = {
-        variant: by_label[nodes["evaluation"].label].info
+        variant: info_of(by_label[nodes["evaluation"].label], EvaluationInfo)
         for variant, nodes in of_variant.items()
         if "evaluation" in nodes
     }
@@ -193,21 +194,21 @@ def _stages(job: config.Job, done: list[pipeline.Done]) -> Table:
     return table
 
 
-def comparison(evaluated: dict[str, dict]) -> Table:
+def comparison(evaluated: dict[str, EvaluationInfo]) -> Table:
     """Held-out loss and exact match by source, one column a variant."""
     table = Table(title="held-out loss / exact match")
     table.add_column("source")
     for variant in evaluated:
         table.add_column(variant, justify="right")
 
-    def cell(entry: dict) -> str:
-        exact = "" if entry["exact_match"] is None else f" / {entry['exact_match']:.2f}"
-        return f"{entry['loss']:.3f}{exact}"
+    def cell(found: HeldOut) -> str:
+        exact = "" if found.exact_match is None else f" / {found.exact_match:.2f}"
+        return f"{found.loss:.3f}{exact}"
 
-    for source in next(iter(evaluated.values()))["by_source"]:
-        table.add_row(source, *(cell(info["by_source"][source]) for info in evaluated.values()))
+    for source in next(iter(evaluated.values())).by_source:
+        table.add_row(source, *(cell(info.by_source[source]) for info in evaluated.values()))
     table.add_section()
-    table.add_row("mean over sources", *(cell(info["macro"]) for info in evaluated.values()))
+    table.add_row("mean over sources", *(cell(info.macro) for info in evaluated.values()))
     return table
 
 

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from s2l_ray import config, pipeline
 from s2l_ray.core.selection.rules import by_cluster
+from s2l_ray.core.storage.info import ClustersInfo, EvaluationInfo, info_of
 from s2l_ray.errors import UserError
 from s2l_ray.run import exit_status, leave, load_job, parser, set_up_logging
 
@@ -159,14 +160,16 @@ def _trial(values: dict[str, Any], base: config.Config, until: str) -> None:
 
     set_up_logging()
     done = pipeline.run(pipeline.plan(_job_of(base, [values]), until))
-    info = {result.node.stage.name: result.manifest.info for result in done}
+    manifests = {result.node.stage.name: result.manifest for result in done}
+    clusters = info_of(manifests["clusters"], ClustersInfo)
     told: dict[str, Any] = {
-        "objective": info["clusters"]["objective"],
-        "rounds": len(info["clusters"]["objectives"]),
+        "objective": clusters.objective,
+        "rounds": len(clusters.objectives),
     }
-    told["smallest"] = min(info["clusters"]["sizes"])
-    if "evaluation" in info:
-        told |= {f"held-out {name}": value for name, value in info["evaluation"]["macro"].items()}
+    told["smallest"] = min(clusters.sizes)
+    if "evaluation" in manifests:
+        macro = vars(info_of(manifests["evaluation"], EvaluationInfo).macro)
+        told |= {f"held-out {name}": value for name, value in macro.items()}
     told["made"] = ", ".join(result.node.stage.name for result in done if result.made) or "nothing"
     tune.report({"told": json.dumps(told)})
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from s2l_ray.contract.work import Outcome
 from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.info import stored
 from s2l_ray.core.storage.manifest import FORMAT, Manifest
 
 
@@ -21,7 +22,7 @@ def manifest(stage: str, **fields: Any) -> Manifest:
 
 def commit(artifact: Artifact, outcome: Outcome | None = None, **fields: Any) -> Manifest:
     """Commit an artifact with the outcome of its stage, and further fields of the manifest."""
-    made = vars(outcome) if outcome is not None else {}
+    made = {**vars(outcome), "info": stored(outcome.info)} if outcome is not None else {}
     result = manifest(artifact.stage, fingerprint=artifact.fingerprint, **made, **fields)
     artifact.commit(result)
     return result

@@ -9,6 +9,7 @@ from s2l_ray.config import Config
 from s2l_ray.contract.stage import Request
 from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.info import Info, SomeInfo, info_of
 from s2l_ray.core.storage.manifest import FileEntry, Manifest, Part
 
 
@@ -50,6 +51,10 @@ class Work:
     def label(self) -> str:
         return self.artifact.label
 
+    def info(self, name: str, kind: type[SomeInfo]) -> SomeInfo:
+        """The info of an input."""
+        return info_of(self.manifests[name], kind)
+
     def rows_began(self, at: float) -> None:
         """Rows were worked on from this time.time() on; times of earlier runs do not count."""
         if at >= self.started:
@@ -63,11 +68,11 @@ class Work:
 
 @dataclass
 class Outcome:
-    """What was made: row-wise parts, other files, and small facts for later stages and people."""
+    """What was made: row-wise parts, other files, and facts for later stages and for people."""
 
     parts: list[Part] = field(default_factory=list)
     files: list[FileEntry] = field(default_factory=list)
-    info: dict[str, Any] = field(default_factory=dict)
+    info: Info | None = None
 
 
 def part_dict(part: Part) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.model.loading import check_weights, load_encoder
+from s2l_ray.core.storage.info import stored
 from s2l_ray.core.storage.manifest import FORMAT, Manifest
 from s2l_ray.pipeline import task_graph
 from s2l_ray.pipeline.planning import Node, Plan
@@ -184,7 +185,7 @@ def _manifest(node: Node, work: Work, outcome: Outcome, seconds: float) -> Manif
         section=node.section,
         parts=outcome.parts,
         files=outcome.files,
-        info=outcome.info,
+        info=stored(outcome.info),
         seconds=seconds,
         run=work.run,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 from typing import Any
 
+from s2l_ray.core.storage.info import flops_of
 from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.pipeline.planning import Node, Plan
 
@@ -59,5 +60,5 @@ def _entry(node: Node, manifest: Manifest) -> dict[str, Any]:
         "fingerprint": node.artifact.fingerprint,
         "rows": manifest.rows,
         "seconds": manifest.seconds,
-        "flops": manifest.info.get("flops"),
+        "flops": flops_of(manifest),
     }

@@ -11,20 +11,10 @@ from typing import Any
 
 from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.info import ExamplesInfo, NumberedFile, info_of
 from s2l_ray.core.storage.manifest import Manifest, Part
-from s2l_ray.core.storage.records import from_json
 from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
-
-
-@dataclass(frozen=True)
-class Numbered:
-    """A raw file of `examples`; its number begins its rows' ids, and no other file ever gets it."""
-
-    number: int
-    name: str
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,7 @@ def file_numbers(
         UserError: naming every file that is gone or changed, unless these are dropped.
     """
     known = {file.name: file for file in files_of(base)} if base is not None else {}
-    next_number = int(base.info["next_file_number"]) if base is not None else 0
+    next_number = info_of(base, ExamplesInfo).next_file_number if base is not None else 0
     present = {name: sha256 for name, _, sha256 in files}
     gone = sorted(known.keys() - present.keys())
     changed = sorted(
@@ -92,10 +82,9 @@ def _listed(what: str, names: list[str]) -> str:
     )
 
 
-def files_of(examples: Manifest) -> list[Numbered]:
+def files_of(examples: Manifest) -> list[NumberedFile]:
     """The raw files of an `examples` artifact by number."""
-    files = [from_json(Numbered, file) for file in examples.info["files"]]
-    return sorted(files, key=lambda file: file.number)
+    return sorted(info_of(examples, ExamplesInfo).files, key=lambda file: file.number)
 
 
 def listing(ranges: Iterable[PartRange]) -> list[tuple[str, int, str]]:

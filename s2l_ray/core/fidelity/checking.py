@@ -25,6 +25,7 @@ from s2l_ray.core.kmeans.shard import Shard
 from s2l_ray.core.model.loading import build
 from s2l_ray.core.model.scoring import Weights, check_finite, score
 from s2l_ray.core.query import ask_here
+from s2l_ray.core.storage.info import ClustersInfo, info_of
 from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.core.text.encoding import Encoded, Encoder
 
@@ -194,8 +195,8 @@ class Grouping:
 
 def committed_grouping(manifest: Manifest, steps: list[list[int]], section: Clusters) -> Grouping:
     """The job's own clusters."""
-    centroids = np.array(manifest.info["centroids"], np.float64)
-    sources = manifest.info.get("cluster_sources") or [None] * len(centroids)
+    info = info_of(manifest, ClustersInfo)
+    centroids, sources = np.array(info.centroids, np.float64), info.cluster_sources
     return Grouping(centroids, sources, steps, section, f"the job's {len(centroids)} clusters")
 
 

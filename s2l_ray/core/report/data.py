@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from s2l_ray.core.storage.info import Moved
+
 # Shapes: T steps, K clusters, S sources.
 MAX_TEXT = 600  # characters shown of a prompt or completion
 MAX_LABEL = 28  # characters shown of a source or variant in a picture
@@ -50,22 +52,6 @@ class ClusterExample:
     prompt: str
     completion: str
     distance: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Moved:
-    """How clusters changed that began from those of another artifact: sizes there, those of the present rows under its centroids
-    (`before`), and how far each centroid went, all [K]; a cluster of a new source has 0 in each.
-
-    `new_rows`: how many more rows there are now; `changed`: rows that refining moved to another cluster.
-    """
-
-    base_sizes: Sequence[int]
-    before: Sequence[int]
-    shifts: Sequence[float]
-    new_rows: int
-    changed: int
-    new_sources: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -20,7 +20,9 @@ from s2l_ray.core.kmeans.process_rows import View, in_view
 from s2l_ray.core.kmeans.queries import SquaredDeviations
 from s2l_ray.core.kmeans.sources import fit_source, moved
 from s2l_ray.core.kmeans.state import FitResult, FitState
+from s2l_ray.core.storage.info import ClustersInfo
 from s2l_ray.core.storage.manifest import Manifest, fingerprint
+from s2l_ray.core.storage.records import from_json
 from s2l_ray.edge.user_errors import reraise_user_errors
 from s2l_ray.errors import UserError
 from s2l_ray.progress import Tracker, track
@@ -74,7 +76,7 @@ def make(work: Work) -> Outcome:
     }
     if changes is not None:
         info["moved"] = changes
-    return Outcome(parts, info=info)
+    return Outcome(parts, info=from_json(ClustersInfo, info))
 
 
 def _fits(

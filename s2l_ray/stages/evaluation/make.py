@@ -16,6 +16,7 @@ from s2l_ray.core.data.read import read_part
 from s2l_ray.core.model.decoding import decode
 from s2l_ray.core.model.loading import load_encoder
 from s2l_ray.core.model.scoring import device_of, files_of, load_checkpoint, score
+from s2l_ray.core.storage.info import EvaluationInfo, HeldOut, SourceHeldOut, TargetInfo
 from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.records import from_json, to_json
@@ -32,7 +33,7 @@ def make(work: Work) -> Outcome:
         UserError: a bad held-out row, or one without a learned token.
     """
     target = work.manifests["target"]
-    folder, files = target.info["model"], files_of(target)
+    folder, files = work.info("target", TargetInfo).model, files_of(target)
 
     def load(context: PartContext) -> Callable[[dict[str, Any]], Part]:
         return _Evaluator(context, folder, files).make_part
@@ -45,20 +46,15 @@ def make(work: Work) -> Outcome:
             sums[source] = [a + b for a, b in zip(sums[source], values, strict=True)]
     decoded = work.config.evaluation is not None and work.config.evaluation.max_new_tokens > 0
     by_source = {
-        source: {
-            "rows": int(rows),
-            "loss": loss / rows,
-            "exact_match": exact / rows if decoded else None,
-        }
+        source: SourceHeldOut(
+            rows=int(rows), loss=loss / rows, exact_match=exact / rows if decoded else None
+        )
         for source, (rows, loss, exact) in sorted(sums.items())
     }
-    macro = {
-        "loss": float(np.mean([entry["loss"] for entry in by_source.values()])),
-        "exact_match": float(np.mean([entry["exact_match"] or 0.0 for entry in by_source.values()]))
-        if decoded
-        else None,
-    }
-    return Outcome(parts, info={"by_source": by_source, "macro": macro})
+    found = list(by_source.values())
+    exact_match = float(np.mean([own.exact_match or 0.0 for own in found])) if decoded else None
+    macro = HeldOut(loss=float(np.mean([own.loss for own in found])), exact_match=exact_match)
+    return Outcome(parts, info=EvaluationInfo(by_source=by_source, macro=macro))
 
 
 class _Evaluator:

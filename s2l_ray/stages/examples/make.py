@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2l_ray.contract.work import Outcome, Work
-from s2l_ray.core.data.incremental import Numbered, file_numbers, kept_parts, listing
+from s2l_ray.core.data.incremental import file_numbers, kept_parts, listing
 from s2l_ray.core.data.original import original_rows
 from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.data.read import PartRows, read_parts
 from s2l_ray.core.storage.columns import unify
+from s2l_ray.core.storage.info import ExamplesInfo, NumberedFile
 from s2l_ray.core.storage.manifest import Manifest, Part
 from s2l_ray.core.storage.parquet import parquet_bytes, schema_from_text, schema_text
 from s2l_ray.core.storage.records import from_json, to_json
@@ -49,7 +50,7 @@ def make(work: Work) -> Outcome:
     return Outcome(parts, info=_info(parts, work.ranges, base))
 
 
-def _info(parts: list[Part], ranges: list[PartRange], base: Manifest | None) -> dict[str, Any]:
+def _info(parts: list[Part], ranges: list[PartRange], base: Manifest | None) -> ExamplesInfo:
     """What later stages and runs read of the manifest."""
     sources: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -59,18 +60,18 @@ def _info(parts: list[Part], ranges: list[PartRange], base: Manifest | None) -> 
     files = {part.file_number: part.file for part in ranges}
     lineage = file_numbers(listing(ranges), base, "drop", "")
     schemas = ((p.stats["file"], schema_from_text(p.stats["schema"], "examples")) for p in parts)
-    return {
-        "sources": dict(sorted(sources.items())),
-        "rejects": dict(reasons),
-        "files": [
-            to_json(Numbered(number, file.name, file.bytes, file.sha256))
+    return ExamplesInfo(
+        sources=dict(sorted(sources.items())),
+        rejects=dict(reasons),
+        files=[
+            NumberedFile(number, file.name, file.bytes, file.sha256)
             for number, file in files.items()
         ],
-        "next_file_number": lineage.next_number,
-        "new_files": lineage.new if base is not None else [],
-        "dropped_files": lineage.dropped,
-        "schema": schema_text(unify(schemas)),
-    }
+        next_file_number=lineage.next_number,
+        new_files=lineage.new if base is not None else [],
+        dropped_files=lineage.dropped,
+        schema=schema_text(unify(schemas)),
+    )
 
 
 def _make_parts(context: PartContext, jobs: list[dict[str, Any]]) -> Iterator[Part]:

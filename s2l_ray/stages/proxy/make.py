@@ -2,6 +2,7 @@
 
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.model.schedule import TrainingSetup, checkpoint_steps
+from s2l_ray.core.storage.info import ProxyInfo, ProxyMember
 from s2l_ray.stages.training.feed import Rows
 from s2l_ray.stages.training.place import Place
 from s2l_ray.stages.training.run import OneTraining, check_first_rows, run
@@ -32,15 +33,15 @@ def make(work: Work) -> Outcome:
         run(work, training, remaining=len(sections) - 1 - number)
         trainings.append(training)
     members = [
-        {
-            "steps": list(training.setup.checkpoint_steps),
-            "folders": [training.place.folder(step) for step in training.setup.checkpoint_steps],
-            **training.summary(work),
-        }
+        ProxyMember(
+            steps=list(training.setup.checkpoint_steps),
+            folders=[training.place.folder(step) for step in training.setup.checkpoint_steps],
+            **vars(training.summary(work)),
+        )
         for training in trainings
     ]
-    flops = [member["flops"] for member in members]
+    flops = [member.flops or 0.0 for member in members]
     return Outcome(
         files=[file for training in trainings for file in training.files()],
-        info={"members": members, "flops": sum(flops) if all(flops) else None},
+        info=ProxyInfo(members=members, flops=sum(flops) if all(flops) else None),
     )

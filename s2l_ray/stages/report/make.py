@@ -1,5 +1,6 @@
 """`report` from every artifact of a job: gathers small numbers and a few sample rows, and renders one page."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,13 +14,24 @@ from s2l_ray.core.report.data import (
     Evaluation,
     LeftOut,
     LossCurve,
-    Moved,
     ReportData,
     StageCost,
     Subset,
 )
 from s2l_ray.core.report.page import render
 from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.info import (
+    ClustersInfo,
+    EvaluationInfo,
+    ExamplesInfo,
+    Moved,
+    ProxyInfo,
+    SubsetInfo,
+    TargetInfo,
+    TrajectoriesInfo,
+    flops_of,
+    info_of,
+)
 from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.core.text.turns import prompt_and_answer
 
@@ -32,7 +44,8 @@ def make(work: Work) -> Outcome:
         variants.setdefault(variant, {})[stage] = manifest
     first = next(iter(variants.values()))
     examples, trajectories = first["examples"], first.get("trajectories")
-    sources = list(examples.info["sources"])
+    about = info_of(examples, ExamplesInfo)
+    sources = list(about.sources)
     data = ReportData(
         run=work.config.run.name,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -44,12 +57,12 @@ def make(work: Work) -> Outcome:
             if "subset" in stages
         ],
         sources=sources,
-        source_sizes=[examples.info["sources"][source] for source in sources],
-        new_files=examples.info["new_files"],
-        dropped_files=examples.info["dropped_files"],
+        source_sizes=list(about.sources.values()),
+        new_files=about.new_files,
+        dropped_files=about.dropped_files,
         proxies=_curves(variants),
         clusterings=_clusterings(work, variants),
-        left_out=_left_out(examples, trajectories),
+        left_out=_left_out(about, trajectories),
         evaluations=[_evaluation(v, s) for v, s in variants.items() if "evaluation" in s],
         stages=_costs(work, variants),
     )
@@ -57,10 +70,11 @@ def make(work: Work) -> Outcome:
 
 
 def _subset(work: Work, variant: str, manifest: Manifest, sources: list[str]) -> Subset:
-    after = {source: counts[1] for source, counts in manifest.info["sources"].items()}
+    info = info_of(manifest, SubsetInfo)
+    after = {source: chosen for source, (_, chosen) in info.sources.items()}
     return Subset(
         variant=variant,
-        rule=manifest.info["rule"],
+        rule=info.rule,
         num_examples=manifest.rows,
         uri=work.inputs[f"{variant}/subset"].uri,
         source_sizes=[after.get(source, 0) for source in sources],
@@ -76,11 +90,11 @@ def _curves(variants: dict[str, dict[str, Manifest]]) -> list[LossCurve]:
     return [
         LossCurve(
             label=f"proxy {number}" if number else "proxy",
-            steps=member["curve"]["step"],
-            losses=member["curve"]["loss"],
+            steps=member.curve.step,
+            losses=member.curve.loss,
         )
         for manifest in proxies.values()
-        for number, member in enumerate(manifest.info["members"])
+        for number, member in enumerate(info_of(manifest, ProxyInfo).members)
     ]
 
 
@@ -97,9 +111,9 @@ def _clusterings(work: Work, variants: dict[str, dict[str, Manifest]]) -> list[C
 
 
 def _clustering(work: Work, variant: str, stages: dict[str, Manifest]) -> Clustering:
-    clusters, subset = stages["clusters"], stages.get("subset")
-    mean, spread = np.array(clusters.info["centroids"]), np.array(clusters.info["spread"])
-    steps = clusters.info["steps"]
+    clusters, subset = info_of(stages["clusters"], ClustersInfo), stages.get("subset")
+    mean, spread = np.array(clusters.centroids), np.array(clusters.spread)
+    steps = clusters.steps
     several = steps[0][0] != steps[-1][0]
     return Clustering(
         variant=variant,
@@ -108,23 +122,26 @@ def _clustering(work: Work, variant: str, stages: dict[str, Manifest]) -> Cluste
         low=mean - spread,
         high=mean + spread,
         band="mean plus and minus one standard deviation",
-        sizes=clusters.info["sizes"],
-        quotas=subset.info["clusters"] if subset is not None else None,
-        objective=clusters.info["objectives"],
-        feature=AXES[clusters.info["features"]],
-        moved=_moved(clusters.info),
+        sizes=clusters.sizes,
+        quotas=info_of(subset, SubsetInfo).clusters if subset is not None else None,
+        objective=clusters.objectives,
+        feature=AXES[clusters.features],
+        moved=_moved(clusters),
         examples=_members(work, variant, stages),
     )
 
 
-def _moved(info: dict[str, Any]) -> Moved | None:
+def _moved(clusters: ClustersInfo) -> Moved | None:
     """What moved, with nothing for the clusters of new sources, which come last."""
-    if "moved" not in info:
+    moved = clusters.moved
+    if moved is None:
         return None
-    moved = dict(info["moved"])
-    new = info["k"] - len(moved["base_sizes"])
-    return Moved(
-        **moved | {name: moved[name] + new * [0] for name in ("base_sizes", "before", "shifts")}
+    new = clusters.k - len(moved.base_sizes)
+    return replace(
+        moved,
+        base_sizes=moved.base_sizes + new * [0],
+        before=moved.before + new * [0],
+        shifts=moved.shifts + new * [0.0],
     )
 
 
@@ -133,7 +150,7 @@ def _members(work: Work, variant: str, stages: dict[str, Manifest]) -> list[Clus
     wanted = work.config.report.sample_rows
     per_cluster: dict[int, int] = {}
     shown: list[ClusterExample] = []
-    sizes = stages["clusters"].info["sizes"]
+    sizes = info_of(stages["clusters"], ClustersInfo).sizes
     enough = sum(min(wanted, size) for size in sizes)
     examples, clusters = work.inputs[f"{variant}/examples"], work.inputs[f"{variant}/clusters"]
     for part, labels in zip(stages["examples"].parts, stages["clusters"].parts, strict=True):
@@ -169,27 +186,27 @@ def _examples(
     ]
 
 
-def _left_out(examples: Manifest, trajectories: Manifest | None) -> list[LeftOut]:
+def _left_out(examples: ExamplesInfo, trajectories: Manifest | None) -> list[LeftOut]:
     rows = [
         LeftOut(stage="examples", reason=reason, count=count)
-        for reason, count in examples.info["rejects"].items()
+        for reason, count in examples.rejects.items()
     ]
     if trajectories is not None:
         rows += [
             LeftOut(stage="trajectories", reason=r, count=c)
-            for r, c in trajectories.info["left_out"].items()
+            for r, c in info_of(trajectories, TrajectoriesInfo).left_out.items()
         ]
     return rows
 
 
 def _evaluation(variant: str, stages: dict[str, Manifest]) -> Evaluation:
-    by_source = stages["evaluation"].info["by_source"]
+    by_source = info_of(stages["evaluation"], EvaluationInfo).by_source
     return Evaluation(
         variant=variant,
         num_examples=stages["subset"].rows,
-        target_steps=stages["target"].info["total_steps"],
-        losses={source: entry["loss"] for source, entry in by_source.items()},
-        exact_match={source: entry["exact_match"] for source, entry in by_source.items()},
+        target_steps=info_of(stages["target"], TargetInfo).total_steps,
+        losses={source: entry.loss for source, entry in by_source.items()},
+        exact_match={source: entry.exact_match for source, entry in by_source.items()},
     )
 
 
@@ -207,7 +224,7 @@ def _costs(work: Work, variants: dict[str, dict[str, Manifest]]) -> list[StageCo
             reused=manifests[stage, name].run != work.run,
             rows=manifests[stage, name].rows or None,
             seconds=manifests[stage, name].seconds,
-            flops=manifests[stage, name].info.get("flops"),
+            flops=flops_of(manifests[stage, name]),
         )
         for (stage, name), names in owners.items()
     ]

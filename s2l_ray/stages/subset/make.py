@@ -11,7 +11,9 @@ from s2l_ray.config import FACILITY_LOCATION
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.data import exports
 from s2l_ray.core.selection.quotas import budget_rows
+from s2l_ray.core.storage.info import SubsetInfo
 from s2l_ray.core.storage.manifest import Part
+from s2l_ray.core.storage.records import from_json
 from s2l_ray.errors import UserError
 from s2l_ray.stages.subset import facility, files, search
 from s2l_ray.stages.subset.rows import Choice, RowReader, row_reader
@@ -37,7 +39,7 @@ def make(work: Work) -> Outcome:
     return Outcome(
         parts,
         files=[work.artifact.write_named(name, data) for name, data in stanzas.items()],
-        info=_info(work, reader, choice, parts),
+        info=from_json(SubsetInfo, _info(work, reader, choice, parts)),
     )
 
 

@@ -8,6 +8,7 @@ from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.model.loading import load_tokenizer
 from s2l_ray.core.model.schedule import TrainingSetup
 from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.info import TargetInfo
 from s2l_ray.core.storage.manifest import FileEntry
 from s2l_ray.stages.training.feed import Rows
 from s2l_ray.stages.training.place import Place
@@ -37,7 +38,7 @@ def make(work: Work) -> Outcome:
     folder = training.place.folder(stream.steps)
     return Outcome(
         files=[*training.files(), *_save_tokenizer(work.artifact, folder, section)],
-        info={"model": folder, **training.summary(work)},
+        info=TargetInfo(model=folder, **vars(training.summary(work))),
     )
 
 

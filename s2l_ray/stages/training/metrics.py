@@ -3,8 +3,8 @@
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
 
+from s2l_ray.core.storage.info import Curve, TrainingInfo
 from s2l_ray.stages.training.place import Place
 
 SECONDS_BETWEEN_WRITES = 5.0
@@ -64,22 +64,27 @@ def latest_metrics(place: Place) -> dict[str, float]:
     return json.loads(place.read(f"metrics/{names[-1]}"))[-1] if names else {"step": 0}
 
 
-def totals(metrics: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Size, cost and curve of a training from the metrics of all its steps, for the manifest.
+def training_info(
+    metrics: Sequence[dict[str, float]], total_steps: int, examples: int
+) -> TrainingInfo:
+    """Size, cost and curve of a training from the metrics of all its steps.
 
     `flops` is 6 * parameters * tokens: forward and backward pass (Kaplan et al. 2020, section 2.1).
     """
     thin = metrics[:: max(1, len(metrics) // CURVE_POINTS)]
     size = int(metrics[-1].get("parameters", 0)) if metrics else 0
     tokens = sum(int(entry["tokens"]) for entry in metrics)
-    return {
-        "tokens": tokens,
-        "parameters": size or None,
-        "flops": 6.0 * size * tokens if size else None,
-        "train_seconds": round(sum(entry["seconds"] for entry in metrics), 3),
-        "wait_seconds": round(sum(entry["wait_seconds"] for entry in metrics), 3),
-        "curve": {
-            name: [round(entry[name], 6) for entry in thin]
-            for name in ("step", "loss", "learning_rate")
-        },
-    }
+    return TrainingInfo(
+        total_steps=total_steps,
+        examples=examples,
+        tokens=tokens,
+        parameters=size or None,
+        flops=6.0 * size * tokens if size else None,
+        train_seconds=round(sum(entry["seconds"] for entry in metrics), 3),
+        wait_seconds=round(sum(entry["wait_seconds"] for entry in metrics), 3),
+        curve=Curve(
+            step=[int(entry["step"]) for entry in thin],
+            loss=[round(entry["loss"], 6) for entry in thin],
+            learning_rate=[round(entry["learning_rate"], 6) for entry in thin],
+        ),
+    )

@@ -12,7 +12,6 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import ray.train.torch
 import torch
@@ -26,6 +25,7 @@ from s2l_ray.core.model.loading import build, load_config, load_encoder, tensor_
 from s2l_ray.core.model.schedule import TrainingSetup
 from s2l_ray.core.model.training import train
 from s2l_ray.core.model.workers import Worker
+from s2l_ray.core.storage.info import TrainingInfo
 from s2l_ray.core.storage.manifest import FileEntry
 from s2l_ray.core.text.encoding import check_some_learned
 from s2l_ray.edge import worker_pool
@@ -38,7 +38,7 @@ from s2l_ray.stages.training.metrics import (
     MetricsWriter,
     latest_metrics,
     read_metrics,
-    totals,
+    training_info,
 )
 from s2l_ray.stages.training.place import Place
 
@@ -67,13 +67,12 @@ class OneTraining:
         steps = self.setup.checkpoint_steps
         return [entry for step in steps for entry in self.place.checkpoint(step)]
 
-    def summary(self, work: Work) -> dict[str, Any]:
+    def summary(self, work: Work) -> TrainingInfo:
         """What the manifest says of this training; also reports when its first step began."""
         metrics = read_metrics(self.place)
         for entry in metrics:
             work.rows_began(entry.get("began", 0.0))
-        sizes = {"total_steps": self.setup.total_steps, "examples": self.stream.positions}
-        return {**sizes, **totals(metrics)}
+        return training_info(metrics, self.setup.total_steps, self.stream.positions)
 
 
 def check_first_rows(rows: Rows, sections: Iterable[Training], stage: str) -> None:

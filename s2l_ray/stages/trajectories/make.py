@@ -25,6 +25,7 @@ from s2l_ray.core.model.scoring import (
     reason_of,
     score_statistics,
 )
+from s2l_ray.core.storage.info import ProxyInfo, ProxyMember, TrajectoriesInfo
 from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.schemas import trajectories_schema, vector_column
@@ -43,10 +44,7 @@ def make(work: Work) -> Outcome:
         UserError: a value that is not finite, a checkpoint that does not load, or no row that could be scored.
     """
     examples, proxy = work.manifests["examples"], work.manifests["proxy"]
-    members = [
-        {name: member[name] for name in ("steps", "folders", "parameters")}
-        for member in proxy.info["members"]
-    ]
+    members = work.info("proxy", ProxyInfo).members
     files = files_of(proxy)
     jobs = {part.index: {"part": part_dict(part)} for part in examples.parts}
 
@@ -70,17 +68,16 @@ def make(work: Work) -> Outcome:
             f"making trajectories: no row could be scored ({dict(sums['reasons'])}). Raise proxy.max_length or "
             "trajectories.sample."
         )
-    info = {
-        "steps": [
-            [number, step] for number, member in enumerate(members) for step in member["steps"]
-        ],
-        "statistics": list(work.config.trajectories.statistics),
-        "scored": scored,
-        "sources": dict(sorted(sums["sources"].items())),
-        "left_out": dict(sums["reasons"]),
-        **{name: sum(part.stats[name] for part in parts) for name in ("tokens", "learned_tokens")},
-        "flops": sum(part.stats["flops"] for part in parts) or None,
-    }
+    info = TrajectoriesInfo(
+        steps=[[number, step] for number, member in enumerate(members) for step in member.steps],
+        statistics=list(work.config.trajectories.statistics),
+        scored=scored,
+        sources=dict(sorted(sums["sources"].items())),
+        left_out=dict(sums["reasons"]),
+        tokens=sum(part.stats["tokens"] for part in parts),
+        learned_tokens=sum(part.stats["learned_tokens"] for part in parts),
+        flops=sum(part.stats["flops"] for part in parts) or None,
+    )
     return Outcome(parts, info=info)
 
 
@@ -98,11 +95,11 @@ class Scorer:
     """An actor's models and what it does with a part."""
 
     def __init__(
-        self, context: PartContext, members: list[dict[str, Any]], files: dict[str, list[Any]]
+        self, context: PartContext, members: list[ProxyMember], files: dict[str, list[Any]]
     ) -> None:
         self.context, self.section = context, context.config.trajectories
         self.device = device_of(context.config.scaling.trajectories)
-        labels = checkpoint_labels([member["steps"] for member in members])
+        labels = checkpoint_labels([member.steps for member in members])
         self.members = [
             Member(
                 load_encoder(proxy),
@@ -110,10 +107,10 @@ class Scorer:
                     load_checkpoint(
                         context.inputs["proxy"], f, files, self.section.dtype, self.device
                     )
-                    for f in member["folders"]
+                    for f in member.folders
                 ],
                 names,
-                member["parameters"],
+                member.parameters,
             )
             for proxy, member, names in zip(
                 context.config.proxy.each(), members, labels, strict=True
