@@ -15,11 +15,18 @@ import pyarrow as pa
 from s2l_ray.config import expressions
 from s2l_ray.contract.work import Outcome
 from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.info import (
+    ClustersInfo,
+    ExamplesInfo,
+    Info,
+    NumberedFile,
+    TrajectoriesInfo,
+)
 from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.core.storage.parquet import parquet_bytes, schema_text
 from s2l_ray.core.storage.schemas import CLUSTERS, MESSAGES, trajectories_schema, vector_column
 from s2l_ray.core.storage.store import Store
-from tests.committed import commit
+from tests.committed import commit, info_with
 
 STATISTICS = list(expressions.STATISTICS)
 NAME = "made"  # the fingerprint of all of them
@@ -63,22 +70,23 @@ def build(
         scored.update(of_part)
         sizes.update(tables["clusters"].filter(known)["cluster"].to_pylist())
     order = [[member, step] for member in range(members) for step in range(steps)]
-    infos: dict[str, dict[str, Any]] = {
-        "examples": {
-            "schema": schema,
-            "files": [{"number": 0, "name": "rows.jsonl", "bytes": 1, "sha256": ""}],
-        },
-        "trajectories": {
-            "scored": sum(scored.values()),
-            "sources": dict(scored),
-            "steps": order,
-            "statistics": list(statistics),
-        },
-        "clusters": {
-            "k": clusters,
-            "sizes": [sizes[number] for number in range(clusters)],
-            "cluster_sources": [None] * clusters,
-        },
+    infos: dict[str, Info] = {
+        "examples": info_with(
+            ExamplesInfo, schema=schema, files=[NumberedFile(0, "rows.jsonl", 1, "")]
+        ),
+        "trajectories": info_with(
+            TrajectoriesInfo,
+            scored=sum(scored.values()),
+            sources=dict(scored),
+            steps=order,
+            statistics=list(statistics),
+        ),
+        "clusters": info_with(
+            ClustersInfo,
+            k=clusters,
+            sizes=[sizes[number] for number in range(clusters)],
+            cluster_sources=[None] * clusters,
+        ),
     }
     return {
         stage: commit(artifacts[stage], Outcome(parts, info=infos[stage]))

@@ -65,13 +65,14 @@ from s2l_ray.config import Config  # noqa: E402
 from s2l_ray.contract.stage import Request  # noqa: E402
 from s2l_ray.contract.work import Outcome, Work, part_dict  # noqa: E402
 from s2l_ray.core.storage.artifact import Artifact  # noqa: E402
+from s2l_ray.core.storage.info import ProxyInfo, ProxyMember  # noqa: E402
 from s2l_ray.core.storage.manifest import Manifest, Part  # noqa: E402
 from s2l_ray.core.storage.store import Store  # noqa: E402
 from tests import synthetic, tiny  # noqa: E402
 from tests.bench import frame  # noqa: E402
 from tests.bench.bench_feed import timed  # noqa: E402
 from tests.cluster.hosts import GIB, Hosts  # noqa: E402
-from tests.committed import commit  # noqa: E402
+from tests.committed import commit, info_with  # noqa: E402
 
 COUNTERS = Path("/sys/fs/cgroup/cpuacct")
 OBJECT_STORE = 300_000_000  # holds all keys of subset on one host
@@ -219,12 +220,13 @@ def make_proxy(store: Store) -> None:
                 artifact.write_named(f"step-{step}/{path.name}", path.read_bytes())
                 for path in Path(saved).iterdir()
             ]
-    member = {
-        "steps": steps,
-        "folders": [f"step-{step}" for step in steps],
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-    }
-    commit(artifact, Outcome(files=files, info={"members": [member]}))
+    member = info_with(
+        ProxyMember,
+        steps=steps,
+        folders=[f"step-{step}" for step in steps],
+        parameters=sum(weight.numel() for weight in model.parameters()),
+    )
+    commit(artifact, Outcome(files=files, info=info_with(ProxyInfo, members=[member])))
 
 
 class Cluster:

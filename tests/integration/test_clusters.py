@@ -26,6 +26,7 @@ from s2l_ray.core.kmeans.queries import LloydStep, SmallestHashes
 from s2l_ray.core.kmeans.shard import Shard
 from s2l_ray.core.query import Query, ask_here
 from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.info import TrajectoriesInfo
 from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.schemas import vector_column
@@ -36,7 +37,7 @@ from s2l_ray.stages.clusters import shards as shards_module
 from s2l_ray.stages.clusters.shards import ShardActors
 from s2l_ray.stages.clusters.stage import CLUSTERS
 from tests import tiny
-from tests.committed import commit
+from tests.committed import commit, info_with
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -117,7 +118,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
         parts.append(artifact.write_part(number, rows, files, "node", "run", {}))
     ids, sources, losses, scored = (np.concatenate(column) for column in zip(*columns, strict=True))
     counts = Counter(sources[scored].tolist())
-    info = {"scored": sum(counts.values()), "sources": dict(counts), "steps": STEPS}
+    info = info_with(
+        TrajectoriesInfo, scored=sum(counts.values()), sources=dict(counts), steps=STEPS
+    )
     return Data(folder, commit(artifact, Outcome(parts, info=info)), ids, sources, losses, scored)
 
 

@@ -26,6 +26,7 @@ from s2l_ray.core.kmeans.process_rows import InView
 from s2l_ray.core.kmeans.queries import LloydStep, SmallestHashes
 from s2l_ray.core.query import Query
 from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.info import TrajectoriesInfo
 from s2l_ray.core.storage.manifest import Manifest, Part
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.schemas import trajectories_schema, vector_column
@@ -38,7 +39,7 @@ from s2l_ray.stages.clusters.shards import ShardActors
 from s2l_ray.stages.examples import make as examples
 from s2l_ray.stages.subset import make as subset
 from tests import tiny
-from tests.committed import commit
+from tests.committed import commit, info_with
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -118,11 +119,12 @@ def make_trajectories(source: Artifact, manifest: Manifest) -> Manifest:
             )
         )
         sources.update(rows.filter(pa.array(scored))["source"].to_pylist())
-    info = {
-        "scored": sum(sources.values()),
-        "sources": dict(sources),
-        "steps": [[0, step] for step in range(STEPS + 1)],
-    }
+    info = info_with(
+        TrajectoriesInfo,
+        scored=sum(sources.values()),
+        sources=dict(sources),
+        steps=[[0, step] for step in range(STEPS + 1)],
+    )
     return commit(artifact, Outcome(parts, info=info))
 
 

@@ -19,11 +19,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from s2l_ray import config, pipeline, run
 from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.info import ExamplesInfo, NumberedFile
 from s2l_ray.core.storage.store import Store
 from s2l_ray.core.text.byte_tokenizer import byte_tokenizer
 from s2l_ray.pipeline import execution
 from tests import tiny
-from tests.committed import commit, manifest
+from tests.committed import commit, info_with, manifest
 
 Job = dict[str, Any]
 
@@ -55,17 +56,11 @@ class Case:
         """What `examples` would record of the job's raw files."""
         node = self.plan().nodes[0]
         files = [
-            {
-                "number": file.file_number,
-                "name": file.file.name,
-                "bytes": file.file.bytes,
-                "sha256": file.file.sha256,
-            }
+            NumberedFile(file.file_number, file.file.name, file.file.bytes, file.file.sha256)
             for file in {part.file_number: part for part in node.ranges}.values()
         ]
-        return self.commit(
-            "examples", section=node.section, info={"files": files, "next_file_number": len(files)}
-        )
+        info = info_with(ExamplesInfo, files=files, next_file_number=len(files))
+        return self.commit("examples", section=node.section, info=info)
 
     def edit(self, name: str, **changes: Any) -> None:
         """Change fields of a JSON file of the model folder."""

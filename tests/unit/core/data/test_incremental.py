@@ -22,10 +22,11 @@ from s2l_ray.core.data.incremental import (
 )
 from s2l_ray.core.data.parts import PartRange, RawFile
 from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.info import ExamplesInfo, NumberedFile
 from s2l_ray.core.storage.manifest import Manifest, Part
 from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
-from tests.committed import commit, manifest
+from tests.committed import commit, info_with, manifest
 
 Files = Sequence[tuple[str, int, str]]
 
@@ -33,10 +34,11 @@ Files = Sequence[tuple[str, int, str]]
 def recorded(files: Files, lineage: Lineage) -> Manifest:
     """What `examples` keeps of a numbered data set."""
     listed = [
-        {"number": number, "name": name, "bytes": size, "sha256": sha256}
+        NumberedFile(number, name, size, sha256)
         for number, (name, size, sha256) in zip(lineage.numbers, files, strict=True)
     ]
-    return manifest("examples", info={"files": listed, "next_file_number": lineage.next_number})
+    info = info_with(ExamplesInfo, files=listed, next_file_number=lineage.next_number)
+    return manifest("examples", info=info)
 
 
 def test_a_data_set_of_its_own_is_numbered_in_order() -> None:

@@ -17,8 +17,9 @@ from s2l_ray.core.fidelity import checking
 from s2l_ray.core.fidelity.checking import Checkpoint, Setting
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.model.scoring import Weights
-from s2l_ray.core.storage.manifest import Manifest
+from s2l_ray.core.storage.info import ClustersInfo
 from tests import tiny
+from tests.committed import info_with, manifest
 from tests.families import examples, model, reference
 
 CPU = torch.device("cpu")
@@ -148,13 +149,16 @@ def test_a_shift_names_its_place_and_the_rows_that_move() -> None:
 
 def test_rows_go_to_the_nearest_centroid_that_serves_their_source() -> None:
     section, steps = Clusters(k=2), [[0, 0], [0, 5], [0, 9]]
-    info = {"centroids": [[1, 1], [4, 4], [1.1, 1.1]], "cluster_sources": ["a", "a", "b"]}
-    manifest = Manifest(1, "clusters", "f", {}, {}, [], [], info, 0, "", "", {}, {})
-    grouping = checking.committed_grouping(manifest, steps, section)
+    centroids = [[1, 1], [4, 4], [1.1, 1.1]]
+    infos = [
+        info_with(ClustersInfo, centroids=centroids, cluster_sources=sources)
+        for sources in (["a", "a", "b"], [None] * 3)
+    ]
+    own, shared = (manifest("clusters", info=info) for info in infos)
+    grouping = checking.committed_grouping(own, steps, section)
     losses = np.array([[9, 1, 1.1], [9, 1, 1.1], [0, 5, 5], [0, 5, 5]], np.float32)
     assert grouping.labels(losses, ["a", "b", "a", "b"]).tolist() == [0, 2, 1, 2]
-    info["cluster_sources"] = [None] * 3
-    assert checking.committed_grouping(manifest, steps, section).labels(
+    assert checking.committed_grouping(shared, steps, section).labels(
         losses, ["a", "b", "a", "b"]
     ).tolist() == [2, 2, 1, 1]
 

@@ -16,12 +16,12 @@ from s2l_ray.core.report.data import (
     Evaluation,
     LeftOut,
     LossCurve,
-    Moved,
     ReportData,
     StageCost,
     Subset,
 )
 from s2l_ray.core.report.page import render
+from s2l_ray.core.storage.info import Moved
 
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/a.png> & $\\frac{1}$ \x00\x1b\u4e2d\u6587'
 SHORT = (
@@ -376,9 +376,9 @@ def test_long_texts_are_cut_and_several_clusterings_fold() -> None:
 def test_features_are_named_and_what_moved_is_told() -> None:
     shifts = np.linspace(0, 1, 40)
     moved = Moved(
-        base_sizes=range(1000, 1040),
-        before=range(2000, 2040),
-        shifts=shifts,
+        base_sizes=list(range(1000, 1040)),
+        before=list(range(2000, 2040)),
+        shifts=shifts.tolist(),
         new_rows=12_345,
         changed=678,
         new_sources=["<new>"],
@@ -407,7 +407,9 @@ def test_new_and_dropped_files_of_an_extended_data_set_are_named() -> None:
 
 
 def test_arrays_of_other_shapes_are_refused() -> None:
-    moved = Moved(base_sizes=[0] * 5, before=[1, 2], shifts=[0] * 5, new_rows=0, changed=0)
+    moved = Moved(
+        base_sizes=[0] * 5, before=[1, 2], shifts=[0] * 5, new_rows=0, changed=0, new_sources=[]
+    )
     with pytest.raises(ValueError, match=r"moved.before has shape \(2,\), expected \(5,\)"):
         clustering(5, 4, ("a",), moved=moved)
     with pytest.raises(
