@@ -66,7 +66,7 @@ def _rule_problem(subset: Subset, trajectories: Trajectories) -> list[str]:
     missing = sorted(names - set(trajectories.statistics))
     if not missing:
         return []
-    name = subset.rule if isinstance(subset.rule, str) else repr(rule.score)
+    name = repr(subset.rule if isinstance(subset.rule, str) else rule.score)
     stored = ", ".join([*trajectories.statistics, *missing])
     return [
         f"subset.rule: {name} reads {', '.join(missing)}, which is not stored. Set "

@@ -20,9 +20,8 @@ from s2l_ray.core.kmeans.process_rows import View, in_view
 from s2l_ray.core.kmeans.queries import SquaredDeviations
 from s2l_ray.core.kmeans.sources import fit_source, moved
 from s2l_ray.core.kmeans.state import FitResult, FitState
-from s2l_ray.core.storage.info import ClustersInfo
-from s2l_ray.core.storage.manifest import Manifest, fingerprint
-from s2l_ray.core.storage.records import from_json
+from s2l_ray.core.storage.info import ClustersInfo, Moved, TrajectoriesInfo
+from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.edge.user_errors import reraise_user_errors
 from s2l_ray.errors import UserError
 from s2l_ray.progress import Tracker, track
@@ -40,13 +39,13 @@ def make(work: Work) -> Outcome:
         UserError: k is larger than the number of scored rows or of distinct trajectories; features
             that cannot be made of the trajectories; a base that is made in another way.
     """
-    section, trajectories = work.config.clusters, work.manifests["trajectories"]
-    labels = feature_steps(trajectories.info["steps"], section)
+    section, trajectories = work.config.clusters, work.info("trajectories", TrajectoriesInfo)
+    labels = feature_steps(trajectories.steps, section)
     base = _base(work, labels)
-    if section.within == "all" and not base and section.k > trajectories.info["scored"]:
+    if section.within == "all" and not base and section.k > trajectories.scored:
         raise UserError(
-            f"making clusters: clusters.k = {section.k}, but only {trajectories.info['scored']} "
-            "rows have a trajectory. Lower k."
+            f"making clusters: clusters.k = {section.k}, but only {trajectories.scored} rows have a "
+            "trajectory. Lower k."
         )
     sources = _sources(section, trajectories, base)
     saved = _saved_states(work, sources)
@@ -59,24 +58,23 @@ def make(work: Work) -> Outcome:
         parts = shards.write([own.centroids for own in found], work.artifact.finished_parts())
     fewer = _with_fewer_clusters(section, sources, base, found)
     _warn(work, found, fewer)
-    info = {
-        "k": sum(len(own.centroids) for own in found),
-        "cluster_sources": [
+    info = ClustersInfo(
+        k=sum(len(own.centroids) for own in found),
+        cluster_sources=[
             source for source, own in zip(sources, found, strict=True) for _ in own.sizes
         ],
-        "fewer": fewer,
-        "centroids": _joined(own.centroids for own in found),
-        "spread": _joined(deviations),
-        "sizes": _joined(own.sizes for own in found),
-        "objective": sum(own.objective for own in found),
+        fewer=fewer,
+        centroids=_joined(own.centroids for own in found),
+        spread=_joined(deviations),
+        sizes=_joined(own.sizes for own in found),
+        objective=sum(own.objective for own in found),
         **_history(found),
-        "converged": all(own.converged for own in found),
-        "features": section.features,
-        "steps": labels,
-    }
-    if changes is not None:
-        info["moved"] = changes
-    return Outcome(parts, info=from_json(ClustersInfo, info))
+        converged=all(own.converged for own in found),
+        features=section.features,
+        steps=labels,
+        moved=changes,
+    )
+    return Outcome(parts, info=info)
 
 
 def _fits(
@@ -171,24 +169,24 @@ def _base(work: Work, labels: list[list[int]]) -> dict[Source, np.ndarray]:
         for name in MUST_MATCH
         if manifest.section.get(name) != mine[name]
     ]
-    if not differ and manifest.info["steps"] != labels:
-        differ = [f"the steps [proxy, step] are {manifest.info['steps']} there and {labels} here"]
+    info = work.info("base", ClustersInfo)
+    if not differ and info.steps != labels:
+        differ = [f"the steps [proxy, step] are {info.steps} there and {labels} here"]
     if differ:
         raise UserError(
             f"making clusters from those of {section.use}: expected the same features of the same "
             f"trajectories, but {'; '.join(differ)}. Set these fields of clusters as they are "
             "there, or leave clusters.use out."
         )
-    of_clusters = manifest.info["cluster_sources"]
-    centroids = np.array(manifest.info["centroids"], dtype=np.float32)
+    centroids = np.array(info.centroids, dtype=np.float32)
     return {
-        source: centroids[[number for number, own in enumerate(of_clusters) if own == source]]
-        for source in dict.fromkeys(of_clusters)
+        source: centroids[[own == source for own in info.cluster_sources]]
+        for source in dict.fromkeys(info.cluster_sources)
     }
 
 
 def _sources(
-    section: Clusters, trajectories: Manifest, base: dict[Source, np.ndarray]
+    section: Clusters, trajectories: TrajectoriesInfo, base: dict[Source, np.ndarray]
 ) -> list[Source]:
     """Whose rows are clustered together, in the order of the cluster numbers.
 
@@ -196,7 +194,7 @@ def _sources(
     """
     if section.within == "all":
         return [None]
-    counts = trajectories.info["sources"]
+    counts = trajectories.sources
     return [*base, *sorted(source for source in counts if counts[source] and source not in base)]
 
 
@@ -206,31 +204,22 @@ def _moved(
     sources: list[Source],
     base: dict[Source, np.ndarray],
     found: list[FitResult],
-) -> dict[str, Any]:
-    """How the base's clusters changed.
-
-    Returns:
-        base_sizes: sizes of the base's clusters there.
-        before: sizes of the present rows under the base's centroids.
-        changed: rows that refining moved to another cluster.
-        shifts: how far each centroid went.
-        new_rows: by how many there are more rows now.
-        new_sources: sources that the base does not have.
-    """
+) -> Moved:
+    """How the base's clusters changed."""
     all_moved = [
         moved(shards.ask, number, base[source], found[number].centroids)
         for number, source in enumerate(sources)
         if source in base
     ]
-    sizes = work.manifests["base"].info["sizes"]
-    return {
-        "base_sizes": sizes,
-        "before": _joined(own.before for own in all_moved),
-        "changed": sum(own.changed for own in all_moved),
-        "shifts": _joined(own.shifts for own in all_moved),
-        "new_rows": sum(int(own.sizes.sum()) for own in found) - sum(sizes),
-        "new_sources": _new_sources(sources, base),
-    }
+    sizes = work.info("base", ClustersInfo).sizes
+    return Moved(
+        base_sizes=sizes,
+        before=_joined(own.before for own in all_moved),
+        changed=sum(own.changed for own in all_moved),
+        shifts=_joined(own.shifts for own in all_moved),
+        new_rows=sum(int(own.sizes.sum()) for own in found) - sum(sizes),
+        new_sources=_new_sources(sources, base),
+    )
 
 
 def _joined(arrays: Iterable[np.ndarray]) -> list[Any]:

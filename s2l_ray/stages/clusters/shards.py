@@ -19,6 +19,7 @@ from s2l_ray.contract.work import Work, part_dict, part_from
 from s2l_ray.core.kmeans.features import bytes_of_row, check_finite, feature_steps, features
 from s2l_ray.core.kmeans.process_rows import HeldRows, ProcessRows, Rows, StreamedRows
 from s2l_ray.core.query import Query
+from s2l_ray.core.storage.info import TrajectoriesInfo
 from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.schemas import CLUSTERS, vectors
@@ -122,7 +123,7 @@ class ShardActors:
     """The shard actors, while the stage runs; all work at once."""
 
     def __init__(self, work: Work, sources: list[Source]) -> None:
-        steps = work.manifests["trajectories"].info["steps"]
+        steps = work.info("trajectories", TrajectoriesInfo).steps
         parts = [part_dict(part) for part in work.manifests["trajectories"].parts]
         request = replace(work.request, count=min(work.request.count, len(parts)))
         count = request.count

@@ -17,6 +17,7 @@ import ray
 from s2l_ray.contract.work import Work, part_dict, part_from
 from s2l_ray.core.selection.facility import Candidates, candidates, merge
 from s2l_ray.core.selection.merge_tree import blocks, run_tree
+from s2l_ray.core.storage.info import TrajectoriesInfo
 from s2l_ray.core.storage.schemas import vectors
 from s2l_ray.edge.parts import PartContext, part_context
 from s2l_ray.edge.placement import TASK_CPUS
@@ -63,7 +64,8 @@ def find(work: Work, budget: int) -> Choice:
     """The rows that facility location chooses, `budget` in all."""
     work.rows_began(time.time())
     trajectories, seed = work.manifests["trajectories"], work.config.subset.seed
-    shared = ray.put((part_context(work), trajectories.info["steps"]))
+    info = work.info("trajectories", TrajectoriesInfo)
+    shared = ray.put((part_context(work), info.steps))
     places = [
         (part_dict(part), start, stop)
         for part in trajectories.parts
@@ -82,7 +84,7 @@ def find(work: Work, budget: int) -> Choice:
     ids = ChosenIds(pieces, ranges)
     counts = dict(bounded(_count, [(shared, part_dict(part), ids) for part in trajectories.parts]))
     return Choice(
-        sizes=np.array([trajectories.info["scored"]]),
+        sizes=np.array([info.scored]),
         quotas=np.array([budget]),
         chosen=functools.partial(_chosen, ids),
         rows_of_part=[counts[part.index] for part in trajectories.parts],

@@ -5,15 +5,13 @@ First the rows are chosen, exactly the budget: by their keys (search.py) or by f
 """
 
 from collections import Counter
-from typing import Any
 
 from s2l_ray.config import FACILITY_LOCATION
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.data import exports
 from s2l_ray.core.selection.quotas import budget_rows
-from s2l_ray.core.storage.info import SubsetInfo
+from s2l_ray.core.storage.info import ClustersInfo, SubsetInfo, TrajectoriesInfo
 from s2l_ray.core.storage.manifest import Part
-from s2l_ray.core.storage.records import from_json
 from s2l_ray.errors import UserError
 from s2l_ray.stages.subset import facility, files, search
 from s2l_ray.stages.subset.rows import Choice, RowReader, row_reader
@@ -27,7 +25,8 @@ def make(work: Work) -> Outcome:
             NaN.
     """
     reader = row_reader(work)
-    budget = budget_rows(work.config.subset.budget, work.manifests["trajectories"].info["scored"])
+    scored = work.info("trajectories", TrajectoriesInfo).scored
+    budget = budget_rows(work.config.subset.budget, scored)
     choice = choose(work, reader, budget)
     parts = files.write(work, reader, choice)
     stanzas = exports.stanzas(
@@ -39,7 +38,7 @@ def make(work: Work) -> Outcome:
     return Outcome(
         parts,
         files=[work.artifact.write_named(name, data) for name, data in stanzas.items()],
-        info=from_json(SubsetInfo, _info(work, reader, choice, parts)),
+        info=_info(work, reader, choice, parts),
     )
 
 
@@ -62,30 +61,28 @@ def choose(work: Work, reader: RowReader, budget: int) -> Choice:
     return choice
 
 
-def _info(work: Work, reader: RowReader, choice: Choice, parts: list[Part]) -> dict[str, Any]:
-    section, before = work.config.subset, Counter(work.manifests["trajectories"].info["sources"])
+def _info(work: Work, reader: RowReader, choice: Choice, parts: list[Part]) -> SubsetInfo:
+    before = Counter(work.info("trajectories", TrajectoriesInfo).sources)
     sources, clusters = Counter[str](), Counter[str]()
     for part in parts:
         sources.update(part.stats["sources"])
         clusters.update(part.stats["clusters"])
     of_clusters = None
     if "clusters" in work.manifests:
-        of_clusters = [
-            clusters[str(number)] for number in range(work.manifests["clusters"].info["k"])
-        ]
-    rule, name = reader.rule, section.rule
-    return {
-        "rule": name
-        if isinstance(name, str)
-        else f"{rule.group}: {rule.score} ({rule.take} first)",
-        "group": rule.group,
-        "score": rule.score,
-        "take": rule.take,
-        "budget": int(choice.quotas.sum()),
-        "eligible": int(choice.sizes.sum()),
-        "groups": list(reader.groups.names),
-        "sizes": choice.sizes.tolist(),
-        "quotas": choice.quotas.tolist(),
-        "sources": {source: [before[source], sources[source]] for source in sorted(before)},
-        "clusters": of_clusters,
-    }
+        numbers = range(work.info("clusters", ClustersInfo).k)
+        of_clusters = [clusters[str(number)] for number in numbers]
+    rule, name = reader.rule, work.config.subset.rule
+    words = f"{rule.group}: {rule.score} ({rule.take} first)"
+    return SubsetInfo(
+        rule=name if isinstance(name, str) else words,
+        group=rule.group,
+        score=rule.score,
+        take=rule.take,
+        budget=int(choice.quotas.sum()),
+        eligible=int(choice.sizes.sum()),
+        groups=list(reader.groups.names),
+        sizes=choice.sizes.tolist(),
+        quotas=choice.quotas.tolist(),
+        sources={source: [before[source], sources[source]] for source in sorted(before)},
+        clusters=of_clusters,
+    )

@@ -12,6 +12,7 @@ from s2l_ray.contract.work import Work, part_dict, part_from
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.selection.keys import Points, ordered_bits
 from s2l_ray.core.selection.rules import Groups, groups_of, needs, rule_of
+from s2l_ray.core.storage.info import ClustersInfo, TrajectoriesInfo
 from s2l_ray.core.storage.schemas import vectors
 from s2l_ray.edge.parts import PartContext
 from s2l_ray.errors import UserError
@@ -113,11 +114,14 @@ class RowReader:
 
 def row_reader(work: Work) -> RowReader:
     """What the rule of a job reads, and the groups that it makes."""
-    section, trajectories = work.config.subset, work.manifests["trajectories"]
+    section, trajectories = work.config.subset, work.info("trajectories", TrajectoriesInfo)
     rule, wanted = rule_of(section), needs(section)
-    clusters = work.manifests["clusters"].info if "clusters" in work.manifests else {}
-    sources = sorted(trajectories.info["sources"])
-    groups = groups_of(rule, sources, clusters.get("k", 0), _cluster_sources(clusters))
+    num_clusters, cluster_sources = 0, None
+    if "clusters" in work.manifests:
+        clusters = work.info("clusters", ClustersInfo)
+        num_clusters, cluster_sources = clusters.k, _cluster_sources(clusters)
+    sources = sorted(trajectories.sources)
+    groups = groups_of(rule, sources, num_clusters, cluster_sources)
     if groups.clusters_have_source and "cluster" in groups.kind:
         # The cluster says the source.
         wanted -= {"source"}
@@ -127,12 +131,13 @@ def row_reader(work: Work) -> RowReader:
         columns["clusters"] = ["example_id", *sorted({"cluster", *of_clusters})]
     if wanted - of_clusters or not of_clusters:
         columns["trajectories"] = ["example_id", "reason", *sorted(wanted - of_clusters)]
-    return RowReader(section, rule, groups, trajectories.info["steps"], columns)
+    return RowReader(section, rule, groups, trajectories.steps, columns)
 
 
-def _cluster_sources(clusters: dict[str, Any]) -> list[str] | None:
-    names = clusters.get("cluster_sources")
-    return names if names and names[0] is not None else None
+def _cluster_sources(clusters: ClustersInfo) -> list[str] | None:
+    """The source of each cluster; None where clusters hold rows of any source."""
+    names = [name for name in clusters.cluster_sources if name is not None]
+    return names or None
 
 
 def _numbers(column: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
