@@ -1,7 +1,7 @@
-"""What Ray costs: the share of training that waits for data, and of scoring between parts.
+r"""What Ray costs: the share of training that waits for data, and of scoring between parts.
 
     OMP_NUM_THREADS=1 python tests/bench/bench_feed.py --workers 1
-    OMP_NUM_THREADS=1 python tests/bench/bench_feed.py --rows 2400 --hidden 128 --layers 2 \\
+    OMP_NUM_THREADS=1 python tests/bench/bench_feed.py --rows 2400 --hidden 128 --layers 2 \
         --training-only
 
 Runs a small job on a local Ray until its proxy is trained, and reads how long its first worker

@@ -1,19 +1,27 @@
-"""k-means of this package beside faiss.Kmeans on all points, scikit-learn, Spark MLlib and dask-ml: equal start, equal rounds.
+"""k-means of this package, faiss, scikit-learn, Spark MLlib and dask-ml from one start.
 
-    python tests/bench/bench_kmeans.py                                     # 10^6 x 12, K = 100 and 1,000, one thread
-    python tests/bench/bench_kmeans.py --rows 10000000 --sides ours faiss  # the stated size
-    python tests/bench/bench_kmeans.py --k 100 --rivals FOLDER             # where pip --target has put the extra `bench`
-    python tests/bench/bench_kmeans.py --rows 5000000 --memory             # what a shard holds, in a process of its own for each K
+Faiss uses all points, and every side does the same number of rounds.
 
-Ours has one Shard per thread, its rows in parts of --rows-per-part; where there are several, each is in a process of its own, as
-on a cluster. Others get the same number of threads. Seconds are of whole fits of rows that a side holds as it needs them; those of
-bringing them there are told as "making": ours puts its parts into Shards, anew for every fit (a fit sorts their rows), Spark's RDD and
-dask's array are cached once, the others take the array of rows as it is. Ratios are given without and with it. MiniBatchKMeans does not
-do rounds of all rows; it runs over as many rows as they. Ours assigns all rows to the final centroids, for their sizes and the
-objective; faiss does not, and faiss+labels does. A rival that is not installed is skipped, with the reason.
+    # 10^6 x 12, K = 100 and 1,000, one thread
+    python tests/bench/bench_kmeans.py
+    # the stated size
+    python tests/bench/bench_kmeans.py --rows 10000000 --sides ours faiss
+    # FOLDER is where pip --target has put the extra `bench`
+    python tests/bench/bench_kmeans.py --k 100 --rivals FOLDER
+    # what a shard holds, in a process of its own for each K
+    python tests/bench/bench_kmeans.py --rows 5000000 --memory
 
-Memory is private memory after a fit of all rows in one Shard, less that of the same process after a fit of 1,000 rows, over the
-bytes of the float32 rows.
+Ours has one Shard per thread, its rows in parts of --rows-per-part; where there are several, each
+is in a process of its own, as on a cluster. Others get the same number of threads. Seconds are of
+whole fits of rows that a side already holds in its own form. Seconds to convert the rows are listed
+as "making": ours puts its parts into Shards, anew for every fit (a fit sorts their rows), Spark's
+RDD and dask's array are cached once, the others take the array of rows as it is. Ratios are given
+without and with it. MiniBatchKMeans does no rounds of all rows; it reads as many rows as the others
+do. Ours assigns all rows to the final centroids, for their sizes and the objective; faiss does not,
+and faiss+labels does. A rival that is not installed is skipped, with the reason.
+
+Memory is private memory after a fit of all rows in one Shard, less that of the same process after a
+fit of 1,000 rows, over the bytes of the float32 rows.
 """
 
 import argparse
@@ -220,7 +228,7 @@ def private_bytes() -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
-# ---------------------------------------------------------------------------------------------------------------- sides
+# -------------------------------------------------------------------------------------------- sides
 
 
 @contextlib.contextmanager

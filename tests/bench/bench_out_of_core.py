@@ -1,10 +1,10 @@
-"""Seconds, bytes and memory of `clusters` and `subset` on shards that cannot hold their rows.
+r"""Seconds, bytes and memory of `clusters` and `subset` on shards that cannot hold their rows.
 
     python tests/bench/bench_out_of_core.py --rows 1000000 10000000
     # about 8 GB of temporary disk, and 5 minutes to fill it
     python tests/bench/bench_out_of_core.py --rows 100000000
     # rows are held
-    python tests/bench/bench_out_of_core.py --rows 10000 1000000 \\
+    python tests/bench/bench_out_of_core.py --rows 10000 1000000 \
         --shard-memory 1000000000000 --limit 4000000000
     # of clusters that were made with the rows
     python tests/bench/bench_out_of_core.py --rows 10000000 --stages subset

@@ -1,14 +1,14 @@
-r"""Seconds that every selection rule takes to find its draw over stored trajectories, through the stage's own code.
+r"""Seconds that the stage's own code takes to find the draw of every selection rule.
 
     python tests/bench/bench_rules.py --rows 1000000
     python tests/bench/bench_rules.py --rows 100000 --rules facility_location
     python tests/bench/bench_rules.py --rows 1000000 --rules s2l el2n --rows-per-task 16384 \
         --fan-in 4 1000                                                        # 62 chunks
 
-Makes trajectories of 12 steps with all statistics and clusters in a temporary folder, then draws 11 %
-with each rule on a local Ray with 2 CPUs, with each fan-in in turn. Prints seconds, the driver's
-processor's seconds, and how many answers to queries reached the driver, with their bytes; and one
-last line of JSON. Writing the chosen rows' text is not part of it.
+Makes trajectories of 12 steps with all statistics and clusters in a temporary folder, then draws
+11 % with each rule on a local Ray with 2 CPUs, with each fan-in in turn. Prints seconds, processor
+seconds of the driver, the number and bytes of the answers that reached it, and one last line of
+JSON. Writing the chosen rows' text is not part of it.
 """
 
 import argparse
@@ -126,7 +126,7 @@ def draw_seconds(storage: str, rule: str) -> dict[str, Any]:
 
 
 class Watched:
-    """A query that notes the bytes of the answers that it merges, in the process where it was made."""
+    """A query that counts the bytes of the answers it merges, in the process that made it."""
 
     def __init__(self, query: Query[Any, Any], received: list[int]) -> None:
         self.query, self.received = query, received

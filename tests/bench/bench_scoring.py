@@ -1,22 +1,35 @@
-"""Scoring beside the authors' way and beside floors: a GPT-NeoX of the shape of Pythia-70M, rows of 40 to 512 tokens, half learned.
+r"""Scoring with our code, with the authors' method, and lower bounds of the time.
 
     OMP_NUM_THREADS=1 python tests/bench/bench_scoring.py --dtypes fp32 bf16
     python tests/bench/bench_scoring.py --dtypes bf16 --scorers 1x2 2x1
-    python tests/bench/bench_scoring.py --dtypes bf16 --checkpoints 8                  # eight models in one pass, and in eight
-    python tests/bench/bench_scoring.py --device cuda --dtypes bf16 --tokens-per-batch 16384 131072 --tokens 2000000 \
-        --authors-tokens 20000 --checkpoints 4 --profile FOLDER                        # on a GPU
+    # eight models in one pass, and in eight
+    python tests/bench/bench_scoring.py --dtypes bf16 --checkpoints 8
+    # on a GPU
+    python tests/bench/bench_scoring.py --device cuda --dtypes bf16 \
+        --tokens-per-batch 16384 131072 --tokens 2000000 \
+        --authors-tokens 20000 --checkpoints 4 --profile FOLDER
 
-Sides, in turn, on the same rows, each in a process of its own, which no other's memory or settings reach: `authors`, one example per
-forward pass, all logits, the loss fetched after each (their way, written anew); `ours`, core.scoring.score; `family`, the base model of
-transformers over our batches and nothing but the product of the output layer for learned tokens: what no scorer that leaves the
-family's own code as it is can pass; `kernels`, the products and, once each, torch's kernels for what else the model needs, on pieces
-that stay in the cache: attention, layer norms, GELU, additions, exponentials of the loss (no rotations, no biases, no padding): what
-no scorer made of torch's kernels can pass; `floor`, nothing but the matrix products that are needed, at the model's own shapes and
-dtype: the body's for every token, the output layer's for learned tokens, and of attention its FLOPs at the rate of the body's. The
-rows are every n-th batch of a part, so that a short run pads as a whole part does. Seconds are of the processor, on a GPU of the clock, when
-all that was begun has ended. --profile leaves a table of what `ours` spends its time in.
+The model is a GPT-NeoX of the shape of Pythia-70M; rows have 40 to 512 tokens, half of them
+learned. All sides score the same rows in turn, each in a process of its own:
 
-With `--scorers`, NxM means N scorers of M threads, each with all of the rows; seconds are of the clock, so the machine has to be quiet.
+* `authors`: one example per forward pass, all logits, the loss fetched after each pass (their
+  method, rewritten).
+* `ours`: core.scoring.score.
+* `family`: the base model of transformers over our batches, and only the product of the output
+  layer for learned tokens. No scorer that keeps the family's own code can be faster.
+* `kernels`: the products and, once each, torch's kernels for what else the model needs, on pieces
+  that stay in the cache: attention, layer norms, GELU, additions, exponentials of the loss (no
+  rotations, no biases, no padding). No scorer made of torch's kernels can be faster.
+* `floor`: only the necessary matrix products, at the model's own shapes and dtype: the body's for
+  every token, the output layer's for learned tokens, and the FLOPs of attention at the rate of the
+  body's.
+
+The rows are every n-th batch of a part, so that a short run pads as a whole part does. Seconds are
+of the processor; on a GPU they are of the clock, after all work has ended. --profile writes a table
+of the operations of `ours` and their time.
+
+With `--scorers`, NxM means N scorers of M threads, each with all of the rows; seconds are of the
+clock, so the machine has to be quiet.
 """
 
 import argparse
@@ -49,7 +62,7 @@ DTYPES = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Job:
-    """What a process runs, and on what: so many rows in the part, about so many tokens of it scored at a time."""
+    """What a process runs, the rows of its part, and about how many tokens it scores."""
 
     side: str
     dtype: str
@@ -115,7 +128,10 @@ def main() -> None:
 
 
 def measured(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
-    """One precision: seconds and ratios of all sides, each on its own sample of the part, per token that is not padding."""
+    """Seconds and ratios of all sides at one precision, per token that is not padding.
+
+    Each side runs on its own sample of the part.
+    """
     sizes = args.tokens_per_batch
     first = Job("ours", dtype, sizes[0], args.part, args.tokens, args.threads, args.device)
     several = replace(first, checkpoints=args.checkpoints)
@@ -293,7 +309,7 @@ def examples(count: int) -> list[Encoded]:
 
 
 def sampled(part: Sequence[Encoded], tokens_per_batch: int, tokens: int) -> list[list[Encoded]]:
-    """Batches of the part as they are cut, evenly spread over their lengths, with about so many tokens in all."""
+    """Batches of the part with about `tokens` tokens in all, evenly spread over their lengths."""
     batches = dense_batches([len(row.input_ids) for row in part], tokens_per_batch)
     share = tokens / sum(len(row.input_ids) for row in part)
     count = max(1, min(len(batches), round(share * len(batches))))
@@ -328,7 +344,7 @@ def ours(models: Sequence[Any], batches: Sequence[Sequence[Encoded]], job: Job) 
 
 @torch.no_grad()
 def family(model: Any, batches: Sequence[Sequence[Encoded]], floor: "Floor") -> None:
-    """The base model, as transformers has it, over padded batches, and the output layer's product."""
+    """The base model of transformers over padded batches, and the output layer's product."""
     for batch in batches:
         model.base_model(
             input_ids=torch.from_numpy(pad(batch, 0)[0]).to(model.device), use_cache=False
@@ -339,8 +355,9 @@ def family(model: Any, batches: Sequence[Sequence[Encoded]], floor: "Floor") -> 
 class Floor:
     """The products that are needed to score rows, without anything between them.
 
-    Products run on 1,024 rows at a time, which is where they are fastest on a CPU (on a GPU a batch at a time), and the output layer's in the faster of two ways: whole,
-    and in blocks of 512 tokens of the vocabulary, whose logits stay in the cache.
+    Products run on 1,024 rows at a time, which is fastest on a CPU (on a GPU a batch at a time).
+    The output layer's product is the faster of two: whole, or in blocks of 512 tokens of the
+    vocabulary, whose logits stay in the cache.
     """
 
     def __init__(self, model: Any, rows: Sequence[Encoded], job: Job) -> None:
@@ -363,7 +380,8 @@ class Floor:
             size: torch.randn(at_once, size).to(head.weight)
             for size in {m.in_features for m in self.body}
         }
-        # scores and their use, of the lower triangle only: 2 products of n^2 / 2 pairs, 2 FLOPs each, in every layer
+        # scores and their use, of the lower triangle only: 2 products of n^2 / 2 pairs, 2 FLOPs
+        # each, in every layer
         attention = sum(2.0 * n * n * width for n in lengths) * model.config.num_hidden_layers
         products = sum(2.0 * m.weight.numel() for m in self.body) * sum(lengths)
         self.more = attention / products
@@ -397,7 +415,10 @@ class Floor:
 
 
 class Kernels(Floor):
-    """The products, and once each what else is needed; attention is torch's own and not reckoned by its FLOPs."""
+    """The products, and once each what else is needed.
+
+    Attention runs torch's own kernel instead of products of equal FLOPs.
+    """
 
     def __init__(self, model: Any, rows: Sequence[Encoded], job: Job) -> None:
         super().__init__(model, rows, job)

@@ -1,8 +1,9 @@
-"""What statistics cost at score time, relative to losses alone: a small GPT-NeoX, ragged rows, one thread.
+"""What statistics cost at score time, relative to losses alone.
 
     python tests/bench/bench_statistics.py --rows 64 --length 128 --vocabulary 50304
 
-Prints a table of processor seconds (other work on the machine matters less), best of several passes taken in turn, and one last
+Scores rows of different lengths with a small GPT-NeoX on one thread. Prints a table of processor
+seconds (other work on the machine matters less), best of several passes taken in turn, and one last
 line of JSON.
 """
 
@@ -76,8 +77,8 @@ def main() -> None:
     print(f"{'statistics':58}  seconds  rows/s  time  FLOPs (relative to losses alone)")
     for one in results:
         print(
-            f"{', '.join(one['statistics']) or 'losses alone':58}  {one['seconds']:7.2f}  {one['rows_per_second']:6.1f}"
-            f"  {one['time']:4.2f}  {one['flops']:5.2f}"
+            f"{', '.join(one['statistics']) or 'losses alone':58}  {one['seconds']:7.2f}"
+            f"  {one['rows_per_second']:6.1f}  {one['time']:4.2f}  {one['flops']:5.2f}"
         )
     finish("statistics", **vars(args), results=results)
 

@@ -1,6 +1,6 @@
-"""The training loop beside a bare torch loop on the same batches, with one worker and two.
+r"""The training loop beside a bare torch loop on the same batches, with one worker and two.
 
-    OMP_NUM_THREADS=1 python tests/bench/bench_training.py --model small --global-batch 64 \\
+    OMP_NUM_THREADS=1 python tests/bench/bench_training.py --model small --global-batch 64 \
         --micro-batch 8
 
 Sides, in turn, step by step, each in processes of its own: `bare`, forward, backward and torch's

@@ -1,7 +1,8 @@
-"""Holds clusters/*.yaml to the schemas of those who read them, Ray's launcher and KubeRay, and to our promises.
+"""Checks clusters/*.yaml against the schemas of Ray's launcher and KubeRay, and our documentation.
 
-KubeRay's own definition of a RayJob is a megabyte and in no Python package, so a schema of the fields we use stands
-in for it. Set KUBERAY_CRD to a copy of KubeRay's ray.io_rayjobs.yaml to check against the whole.
+KubeRay's own definition of a RayJob is a megabyte and in no Python package, so a schema of the
+fields we use stands in for it. Set KUBERAY_CRD to a copy of KubeRay's ray.io_rayjobs.yaml to check
+against the whole.
 """
 
 import copy
@@ -41,7 +42,7 @@ def check_rayjob(config: dict[str, Any]) -> None:
 
 
 def closed(schema: Any) -> Any:
-    """Returns a CRD's schema that refuses unknown fields, as `kubectl create` with its strict validation does."""
+    """Returns a CRD's schema that refuses unknown fields, as strict `kubectl create` does."""
     if isinstance(schema, list):
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):

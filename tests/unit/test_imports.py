@@ -1,4 +1,4 @@
-"""The layers of the design: which module may know which, read from the source and tried in a fresh interpreter."""
+"""The layers: which module may import which, read from the source and in a new interpreter."""
 
 import ast
 import subprocess
@@ -76,7 +76,8 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
 def test_the_command_line_loads_neither_torch_nor_ray_nor_transformers() -> None:
     code = (
         "import sys, s2l_ray.run; s2l_ray.run.config.describe();"
-        "print([m for m in ('torch', 'ray', 'transformers', 'deepspeed', 'faiss', 'matplotlib') if m in sys.modules])"
+        "print([m for m in ('torch', 'ray', 'transformers', 'deepspeed', 'faiss', 'matplotlib') "
+        "if m in sys.modules])"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Mistakes of the published S2L code, each with a test that it is not made here (numbers: section 7.2 of the paper facts).
+"""Mistakes of the published S2L code, each with a test that it is not made here.
 
 Those that concern clusters (9, 10, 12) are in test_reference_bugs_clusters.py.
 """
@@ -50,7 +50,7 @@ def trained(tmp_path: Path) -> tuple[Artifact, dict[str, torch.Tensor]]:
 def test_bug_7_rows_of_special_tokens_are_overwritten_when_losses_are_collected(
     trained: tuple[Artifact, dict[str, torch.Tensor]],
 ) -> None:
-    """A checkpoint is scored with the embeddings it was trained with, those of the end token too."""
+    """A checkpoint is scored with the embeddings it was trained with, the end token included."""
     artifact, weights = trained
     files = files_of(artifact.manifest())
     load_encoder(SECTION)
@@ -81,7 +81,7 @@ def test_bug_8_the_draw_inside_clusters_is_not_seeded() -> None:
 def test_bug_11_a_missing_checkpoint_silently_shortens_the_trajectory(
     trained: tuple[Artifact, dict[str, torch.Tensor]],
 ) -> None:
-    """Every checkpoint that the proxy's manifest lists is loaded, or the run stops with its name."""
+    """Every checkpoint in the proxy's manifest is loaded, or the run stops with its name."""
     artifact, _ = trained
     files = files_of(artifact.manifest())
     name = f"{CHECKPOINT}/model.safetensors"
@@ -93,8 +93,9 @@ def test_bug_11_a_missing_checkpoint_silently_shortens_the_trajectory(
 
 
 def test_bug_13_the_trajectory_depends_on_the_number_of_gpus() -> None:
-    """The published code keeps all, half or a quarter of training on 4, 2 or 1 GPUs. Here T points span all of it: the global
-    batch, and so the steps, are the config's, and workers only share a batch."""
+    """The published code keeps all, half or a quarter of training on 4, 2 or 1 GPUs. Here T points
+    span all of it: the global batch, and so the steps, are the config's, and workers only share a
+    batch."""
     plan = order.stream([16_384] * 15 + [16_279], 8, 0, global_batch=128, epochs=3)
     steps = checkpoint_steps(plan.steps, 12)
     assert len(steps) == 12
@@ -110,7 +111,7 @@ def test_bug_13_the_trajectory_depends_on_the_number_of_gpus() -> None:
 def test_bug_14_losses_are_collected_in_whatever_dtype_a_library_defaults_to(
     tmp_path: Path, section: str, trained: tuple[Artifact, dict[str, torch.Tensor]]
 ) -> None:
-    """The dtype of training and that of scoring are the config's, decide the artifact's name, and are what a model is loaded in."""
+    """The config's dtypes of training and scoring name the artifact and load the model."""
     tree: dict[str, Any] = tiny.job(tmp_path)
     names = {
         pipeline.plan(config.load(None, [f"--{section}.dtype={dtype}"], tree), "trajectories")

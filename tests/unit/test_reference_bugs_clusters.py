@@ -1,4 +1,4 @@
-"""Mistakes of the published S2L code that concern clusters, each with a test that it is not made here (numbers: the paper facts)."""
+"""Mistakes of the published S2L code in clusters, each with a test that it is not made here."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def losses(rows: int) -> np.ndarray:
 
 @pytest.mark.parametrize("count", range(1, 13))
 def test_bug_9_checkpoints_in_the_order_of_an_unsorted_glob(count: int) -> None:
-    """Columns are found by their step numbers: an arbitrary order of them changes neither bits nor which steps are kept."""
+    """Columns are found by step number, so their order changes neither bits nor kept steps."""
     section, rows = Clusters(steps=count), losses(50)
     order = np.random.default_rng(count).permutation(len(STEPS))
     shuffled = [STEPS[column] for column in order]
@@ -37,7 +37,10 @@ def test_bug_9_checkpoints_in_the_order_of_an_unsorted_glob(count: int) -> None:
 
 @pytest.mark.parametrize("count", range(1, 13))
 def test_bug_10_thinning_keeps_more_than_asked(count: int) -> None:
-    """Every (12, n) keeps exactly n, the last among them; the published code keeps 6 of 12 for 5, and 12 for 7 or 8."""
+    """Every (12, n) keeps exactly n steps, the last among them.
+
+    The published code keeps 6 of 12 for n = 5, and 12 for n = 7 or 8.
+    """
     kept = [step for _, step in feature_steps(STEPS, Clusters(steps=count))]
     assert len(kept) == len(set(kept)) == count
     assert kept[-1] == 6000
@@ -60,7 +63,7 @@ def test_bug_12_a_source_with_fewer_points_than_k(size: int) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_difference_3_nan_becomes_zero(bad: float) -> None:
-    """A loss that is not a number stops the run with its example, and never makes a cluster of "very easy" rows."""
+    """A non-finite loss stops the run with its example, and makes no cluster of "very easy" rows."""
     rows = losses(9)
     rows[4, 7] = bad
     with pytest.raises(UserError, match="example_id 4 at step 3500"):

@@ -1,4 +1,4 @@
-"""The model of tests/bench/simulate_nodes.py: it gives back what it was calibrated on, and its tree is the product's."""
+"""The model of tests/bench/simulate_nodes.py fits its calibration and uses the product's tree."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The parts of `python -m s2l_ray.check` that compute: the draw of rows, settings, shifts and clusters."""
+"""What `python -m s2l_ray.check` computes: drawn rows, settings, shifts and clusters."""
 
 import json
 from pathlib import Path
@@ -108,7 +108,7 @@ def test_every_setting_is_measured_against_the_plain_forward(family: str) -> Non
 
 
 def test_a_model_whose_padding_leaks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Positions counted from the end, as left padding would need them: right for a row alone, wrong in a batch."""
+    """Positions counted from the end, as with left padding: right alone, wrong in a batch."""
     import copy
 
     made = copy.deepcopy(model("gpt2"))

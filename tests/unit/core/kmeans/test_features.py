@@ -1,4 +1,4 @@
-"""Features of trajectories against plain numpy, one row at a time, on hostile rows, and what must not change them."""
+"""Features of trajectories against plain numpy, their invariances, and hostile rows."""
 
 from typing import Any
 
@@ -132,7 +132,7 @@ def test_weights_weigh_squared_distances() -> None:
     assert (weighted[:, 0] == 0).all()
 
 
-# ------------------------------------------------------------------------------------------------------- invariances
+# -------------------------------------------------------------------------------------- invariances
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -176,7 +176,7 @@ def test_what_a_feature_leaves_out_does_not_matter(kind: str, change: Any, exact
     )
 
 
-# -------------------------------------------------------------------------------------------------------- hostile rows
+# ------------------------------------------------------------------------------------- hostile rows
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-45, 1e-30, 0.1, 3.3, 1e30, 3.4e38])

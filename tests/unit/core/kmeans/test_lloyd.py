@@ -241,7 +241,7 @@ def test_the_start_is_k_means_plus_plus_on_the_rows_with_the_smallest_hashes() -
     sample = SmallestHashes(11, 300).of(shard)
     hashes = keyed_hash(11, np.arange(4000) + (3 << 40))
     np.testing.assert_array_equal(sample.rows, PLAIN[np.argsort(hashes)[:300]])
-    # D^2 sampling: from far better than uniform draws on rows with many equal ones, averaged over seeds
+    # D^2 sampling is far better than uniform draws on rows with many equal ones (mean over seeds)
     spread_out = [run(HALF, 8, seed=s, max_rounds=0).objective for s in range(10)]
     uniform = [objective(HALF, HALF[np.random.default_rng(s).choice(2000, 8)]) for s in range(10)]
     assert np.mean(spread_out) < 0.5 * np.mean(uniform)
@@ -735,7 +735,7 @@ def test_a_centroid_that_stays_far_from_a_ball_may_move_far() -> None:
 
 @pytest.mark.parametrize("drift", [None, np.zeros(6)])
 def test_no_bound_outlives_a_round_in_which_it_was_not_looked_at(drift: np.ndarray | None) -> None:
-    """Because centroids leave the range in which bounds are safe, or because their drift is unknown."""
+    """Because centroids leave the safe range of the bounds, or because their drift is unknown."""
     pruning, labels = Pruning(PLAIN), np.zeros(len(PLAIN), np.uint8)
     pruning.bounds = HamerlyBounds(len(PLAIN))
     pruning.bounds.negative_margins[:] = -1e6

@@ -10,7 +10,8 @@ COUNT = """
 import ctypes, resource, sys
 from s2l_ray.core.model.allocation import keep_freed_memory
 c = ctypes.CDLL(None)
-c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+c.free.argtypes = [ctypes.c_void_p]
 def touch():
     place = c.malloc(1 << 26)
     ctypes.memset(place, 1, 1 << 26)

@@ -1,7 +1,8 @@
-"""Losses and statistics of every family that transformers builds here, against the family's own unbatched loss and plain autograd.
+"""Losses and statistics of every family against its own unbatched loss and plain autograd.
 
-Logits span +-50, rows are longer than the sliding windows, and batches are ragged. Losses are compared to 1e-5 and, for large
-ones, one part in 10^6: fp32 numbers near 50 lie 4e-6 apart, those near 100 8e-6.
+Logits span +-50, rows are longer than the sliding windows, and batches are ragged. Losses are
+compared to 1e-5 and, for large ones, one part in 10^6: fp32 numbers near 50 lie 4e-6 apart, those
+near 100 8e-6.
 """
 
 import copy
@@ -98,7 +99,7 @@ def test_eager_attention_needs_no_mask_either(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_half_precision_a_batch_shifts_losses_by_rounding_only(family: str) -> None:
-    """Logits near 50 are 0.25 apart in bf16, and the weights of these models are drawn to be as sensitive as that."""
+    """Logits near 50 are 0.25 apart in bf16, and these models' weights are that sensitive."""
     made, rows = copy.deepcopy(model(family)), examples(4)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -124,11 +125,14 @@ def test_a_vocabulary_padded_beyond_the_tokenizer_counts_as_the_model_counts_it(
     torch.testing.assert_close(batched(made, rows, 10_000), expected, **CLOSE)
 
 
-# --------------------------------------------------------------------------------------------------------------- statistics
+# --------------------------------------------------------------------------------------- statistics
 
 
 def plain(made: Any, row: Encoded) -> dict[str, float]:
-    """One row in fp64 by plain formulas: autograd for GraNd, with an output layer of its own where it is tied."""
+    """One row in fp64 by plain formulas; GraNd by autograd.
+
+    A tied output layer is first replaced by one of its own.
+    """
     made = copy.deepcopy(made).double()
     if hasattr(made.config, "num_experts_per_tok"):
         made.set_experts_implementation("eager")  # the default has no fp64

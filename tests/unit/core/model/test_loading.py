@@ -1,4 +1,4 @@
-"""Models and tokenizers from folders the test saves: what identifies them, how weights are read, and what is refused."""
+"""Models and tokenizers from saved folders: identity, reading of weights, and refusals."""
 
 import json
 from collections.abc import Callable

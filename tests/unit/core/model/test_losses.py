@@ -1,4 +1,4 @@
-"""What holds of losses in every family, tried on a few: batches, neighbours, gradients, shapes, precision."""
+"""Properties of losses, on a few families: batches, neighbours, gradients, shapes, precision."""
 
 import copy
 from typing import Any

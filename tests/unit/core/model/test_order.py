@@ -1,4 +1,7 @@
-"""The order of the training data: exact passes, the same global batches for any number of workers and after any restart."""
+"""The order of the training data: exact passes, and global batches independent of workers.
+
+They are the same for any number of workers and after any restart.
+"""
 
 from collections import Counter
 
@@ -48,7 +51,7 @@ def streams(draw: st.DrawFn) -> Stream:
 
 
 def batches_of(plan: Stream, workers: int = 1, first_step: int = 0) -> dict[int, list[Row]]:
-    """Step -> rows of the global batch in order, put together from what each worker takes from each window."""
+    """Step -> rows of the global batch in order, from what each worker takes of each window."""
     found: dict[int, dict[int, Row]] = {}
     taken = Counter[tuple[int, int]]()
     for window in windows(plan, first_step):
@@ -164,7 +167,10 @@ def test_nothing_to_train_on_is_refused() -> None:
 
 
 def test_the_order_is_what_it_was() -> None:
-    """Kept: another order would make other checkpoints under the same name. A change needs a new version of `proxy`."""
+    """Kept: another order would make other checkpoints under the same name.
+
+    A change needs a new version of `proxy`.
+    """
     plan = stream([3, 4, 2], 2, 7, 4, epochs=2)
     flat = [part * 10 + row for batch in batches_of(plan).values() for part, row in batch]
     assert flat == KEPT

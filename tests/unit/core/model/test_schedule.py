@@ -1,4 +1,4 @@
-"""What is derived from a training section: learning rates, checkpoint steps, gradient accumulation."""
+"""Learning rates, checkpoint steps and gradient accumulation of a training section."""
 
 from dataclasses import replace
 

@@ -1,4 +1,7 @@
-"""Statistics of examples against numpy in fp64, on logits one can choose: certain tokens, hopeless ones, ties, long and empty rows."""
+"""Statistics of examples against numpy in fp64, on chosen logits.
+
+Tokens are certain, near impossible or tied; rows are long or empty.
+"""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -21,7 +24,10 @@ CLOSE = {"rtol": 2e-5, "atol": 1e-6}
 
 
 class Table(torch.nn.Module):
-    """A language model that looks its hidden state up by the last token: what comes out can be computed by hand."""
+    """A language model whose hidden state is a lookup of the last token.
+
+    Its outputs can be computed by hand.
+    """
 
     def __init__(
         self, hidden_VH: np.ndarray, weight_VH: np.ndarray, bias_V: np.ndarray | None, after: Any
@@ -87,7 +93,7 @@ def table(
 
 
 def rows(seed: int, lengths: list[int], size: int = 23) -> list[Encoded]:
-    """Runs through the tokens in order, so that certain tokens are among the learned ones, with some jumps."""
+    """Tokens in order with some jumps, so that certain tokens are among the learned ones."""
     draw = np.random.default_rng(seed)
     made = []
     for number, length in enumerate(lengths):
@@ -186,7 +192,7 @@ def test_hopeless_tokens_have_finite_statistics() -> None:
 
 
 def test_errors_that_cancel_give_no_gradient() -> None:
-    """Two tokens with opposite hidden states and equal errors: each has a gradient, their mean has none."""
+    """Two tokens with opposite hidden states and equal errors: the mean of their gradients is 0."""
     hidden = np.array([[1.0, 2.0], [-1.0, -2.0], [0.5, 0.1]])
     made = Table(hidden, np.zeros((3, 2)), None, AFTER["nothing"][0])
     row = Encoded(0, np.array([0, 2, 1, 2], np.int32), np.array([False, True, False, True]))

@@ -1,4 +1,4 @@
-"""The report page: which sections appear, that hostile text stays text, that nothing is loaded from outside. No Ray."""
+"""The report page: its sections, hostile text stays text, nothing is loaded from outside."""
 
 import base64
 import re
@@ -23,7 +23,10 @@ from s2l_ray.core.report.data import (
 from s2l_ray.core.report.page import render
 from s2l_ray.core.storage.info import Moved
 
-HOSTILE = '<script>alert("x")</script><img src=http://evil.example/a.png> & $\\frac{1}$ \x00\x1b\u4e2d\u6587'
+HOSTILE = (
+    '<script>alert("x")</script><img src=http://evil.example/a.png> & '
+    "$\\frac{1}$ \x00\x1b\u4e2d\u6587"
+)
 SHORT = (
     "$\\frac{1$ \x00\x1b</text>&"  # what is cut for a picture still has all that could break one
 )
@@ -32,7 +35,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """Collects ids, tags with their attributes and visible text, and fails on tags that do not nest."""
+    """Collects ids, tags with attributes and visible text; fails on tags that do not nest."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -337,7 +340,8 @@ def test_the_best_of_a_row_is_bold_ties_included_and_a_lone_variant_is_not() -> 
         for name, (loss, match) in values.items()
     ]
     page = Page(render(evaluated(evaluations)))
-    # In the summary by variant, then by source and as macro mean; 1.0002 reads 1.000, so it is as good.
+    # In the summary by variant, then by source and as macro mean. 1.0002 is shown as 1.000, so it
+    # counts as equal.
     assert page.bold == ["1.000", "1.000", "0.700", *["1.000", "1.000"] * 2, *["0.700"] * 2]
     assert Page(render(evaluated(evaluations[:1]))).bold == []
 

@@ -1,4 +1,4 @@
-"""Facility location against plain greedy, against the optimum where that can be found, and against greedy on all rows."""
+"""Facility location against plain greedy, the optimum of small inputs, and greedy on all rows."""
 
 import itertools
 import math
@@ -150,7 +150,7 @@ def test_a_weight_stands_for_so_many_equal_rows() -> None:
     assert sorted(map(tuple, weighted.rows.tolist())) == sorted(map(tuple, expanded.rows.tolist()))
 
 
-# ------------------------------------------------------------------------------------------------- more rows than a block
+# --------------------------------------------------------------------------- more rows than a block
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_lists_that_would_not_fit_are_given_up(
     assert total(rows, some) < 1.1 * total(rows, np.array(exact))
 
 
-# --------------------------------------------------------------------------------------------------------- many blocks
+# -------------------------------------------------------------------------------------- many blocks
 
 
 def local(
@@ -291,7 +291,7 @@ def test_blocks_of_a_part_hold_at_most_4096_rows() -> None:
     assert blocks(10_000) == [(0, 4096), (4096, 8192), (8192, 10_000)]
 
 
-# --------------------------------------------------------------------------------------------------------- hostile rows
+# ------------------------------------------------------------------------------------- hostile rows
 
 
 @pytest.mark.parametrize("scale", [1e38, 1.0, 1e-30, 1e-38])

@@ -100,7 +100,10 @@ def test_groups_of_nested_quotas_may_lie_in_any_order() -> None:
 
 
 def test_bug_12_a_source_with_more_rows_than_its_share_and_fewer_than_clusters() -> None:
-    """The published code raises on a source of 60 rows, a share of 40 and 100 clusters (the quotas' half of that bug)."""
+    """The published code raises on a source of 60 rows, a share of 40 and 100 clusters.
+
+    This is the quotas' half of that bug.
+    """
     sizes = np.zeros((2, 100), np.int64)
     sizes[0, :60] = 1  # a cluster for each of its rows, the others empty
     sizes[1] = 9

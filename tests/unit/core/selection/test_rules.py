@@ -1,4 +1,4 @@
-"""Every named rule, from stored parts to chosen rows, against a few lines of numpy written apart from it."""
+"""Every named rule, from stored parts to chosen rows, against a few lines of plain numpy."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -119,7 +119,10 @@ def chosen_ids(work: Work) -> tuple[list[int], list[float]]:
 
 
 class Stored:
-    """All stored columns of the rows that were scored, as plain arrays; matrices are [n, member, step]."""
+    """All stored columns of the rows that were scored, as plain arrays.
+
+    Matrices are [n, member, step].
+    """
 
     def __init__(self, storage: str) -> None:
         tables = {}
@@ -262,7 +265,8 @@ def test_a_rule_of_ones_own_is_one_line(storage: str) -> None:
         ("el2m", "subset.rule: there is no rule 'el2m'. Did you mean el2n?"),
         (
             "el2n",
-            "subset.rule: 'el2n' reads el2n, which is not stored. Set trajectories.statistics to [grand, el2n]",
+            "subset.rule: 'el2n' reads el2n, which is not stored. "
+            "Set trajectories.statistics to [grand, el2n]",
         ),
         ("{score: at(answer_loss) - at(el2n)}", "reads answer_loss, el2n, which is not stored"),
         ("{group: clusters}", "subset.rule.group: expected one of all; source; cluster;"),
@@ -287,7 +291,10 @@ def test_a_wrong_rule_is_refused_before_any_work(rule: str, words: str) -> None:
 
 def test_infinities_are_first_and_last(storage: str) -> None:
     rows = Stored(storage)
-    text = "where(num_tokens < 100, -1 / (distance - distance), where(num_tokens > 200, 1 / 0, distance))"
+    text = (
+        "where(num_tokens < 100, -1 / (distance - distance), "
+        "where(num_tokens > 200, 1 / 0, distance))"
+    )
     ids, scores = chosen_ids(work_for(storage, {"group": "all", "score": text}))
     by_hand = np.where(
         rows.num_tokens < 100, -np.inf, np.where(rows.num_tokens > 200, np.inf, rows.distance)
@@ -329,7 +336,7 @@ def test_small_clusters_come_last_when_asked_for(storage: str, small: int) -> No
     assert len(ids) == BUDGET
 
 
-# ------------------------------------------------------------------------------------ groups and columns
+# ------------------------------------------------------------------------------- groups and columns
 
 
 def test_groups_have_numbers_and_names() -> None:

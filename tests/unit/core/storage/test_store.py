@@ -1,4 +1,4 @@
-"""Artifacts on a local folder and on S3: what counts as written, what is found again, and what damage is noticed."""
+"""Artifacts in a local folder and on S3: commits, lookups, and damage that is noticed."""
 
 import dataclasses
 import hashlib
@@ -146,7 +146,8 @@ def test_a_missing_or_short_file_stops_the_commit(store: Store) -> None:
     artifact.write(name, whole)
     with pytest.raises(
         UserError,
-        match=r"5 data files, but 1 are missing .* model.safetensors first.* same storage on every node",
+        match=r"5 data files, but 1 are missing .* model.safetensors first.* "
+        r"same storage on every node",
     ):
         artifact.commit(manifest_of(artifact, parts, [absent]))
     assert artifact.committed() is None

@@ -1,4 +1,4 @@
-"""Chat templates of real families: what of a conversation they make learned text, span by span, and what is refused."""
+"""Chat templates of real families: the learned spans of a conversation, and refusals."""
 
 # ruff: noqa: RUF001 - some families write their special tokens with a wide bar
 
@@ -81,7 +81,7 @@ def shipped(name: str) -> str:
 
 
 def tokenizer_for(template: str | None) -> Any:
-    """A byte-level tokenizer with a template and, as special tokens, all that the template writes."""
+    """A byte-level tokenizer with a template, and the template's own tokens as special tokens."""
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"eos_token": END, "bos_token": "<s>"})
     tokenizer.add_special_tokens(
@@ -203,7 +203,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "deepseekv3_training": {
         **spans("<｜end▁of▁sentence｜>", "<｜Assistant｜>"),
         "tools": [
-            '<｜Assistant｜><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{"city": "Bern"}\n'
+            "<｜Assistant｜><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
+            'function<｜tool▁sep｜>weather\n```json\n{"city": "Bern"}\n'
             "```<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>",
             "<｜tool▁outputs▁end｜>No rain.<｜end▁of▁sentence｜>",
         ],
@@ -306,8 +307,9 @@ def without(text: str) -> Any:
     return lambda spans: [span.removeprefix(text).rstrip("\n") for span in spans]
 
 
-# How the learned text of X_training (generation marks) differs from that of X (prefixes): what turns the one into the other. All others
-# differ in the line end after the token that closes a turn: it is inside the marks, but is not learned by the prefix method.
+# How to turn the learned text of X (prefixes) into that of X_training (generation marks), or the
+# reverse. All others differ in the line end after the token that closes a turn: it is inside the
+# marks, but is not learned by the prefix method.
 DIFFERENCES = {
     "qwen2_5": without("\n"),  # the line end after the role is inside the marks
     "phi3": lambda spans: [
@@ -315,7 +317,8 @@ DIFFERENCES = {
         spans[-1],
     ],  # ends by the end token, so all before it counts
     "phi3_5": lambda spans: [*(s.rstrip("\n") for s in spans[:-1]), spans[-1]],
-    # The next turn's role is the token that ends an answer: inside the marks, but X writes it for the next turn only.
+    # The next turn's role is the token that ends an answer: inside the marks, but X writes it for
+    # the next turn only.
     "glm4moe": lambda spans: [re.sub(r"<\|(user|observation)\|>$", "", span) for span in spans],
     "gptoss": without("<|start|>assistant"),  # the header is inside the marks
     "qwen3_6": without("<think>\n"),  # the generation prompt of X opens the thought
@@ -372,8 +375,8 @@ def test_the_last_answers_marks_are_the_last_ones(family: str) -> None:
 
 
 MARKED = (
-    "{% for m in messages %}{% if m.role == 'assistant' %}A:{% generation %}BODY{% endgeneration %}{% else %}U:{{ m.content }}"
-    "{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'assistant' %}"
+    "A:{% generation %}BODY{% endgeneration %}{% else %}U:{{ m.content }}{% endif %}{% endfor %}"
 )
 
 
@@ -424,7 +427,10 @@ def test_white_space_after_the_closing_token_is_not_learned_and_before_it_is() -
 
 @pytest.mark.parametrize("trimmed", [True, False])
 def test_white_space_is_learned_whatever_offsets_a_tokenizer_tells(trimmed: bool) -> None:
-    """Some tokenizers leave white space out of the offsets they tell, as if it were not there; others cut and pad on their own."""
+    """Some tokenizers leave white space out of their offsets, as if it were not there.
+
+    Others cut and pad on their own.
+    """
     from tokenizers import processors
 
     tokenizer = tokenizer_for(PLAIN.replace("<|e|>\n", ""))

@@ -57,7 +57,10 @@ def bytes_encoder(prompt: str = "plain", max_length: int = 1000) -> Encoder:
 
 @cache
 def bpe_tokenizer(add_bos: bool = False) -> Any:
-    """A small byte-level BPE whose merges cross line ends and spaces, so also the border of prompt and answer."""
+    """A small byte-level BPE whose merges cross line ends and spaces.
+
+    So they also cross the border of prompt and answer.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -93,7 +96,7 @@ def spelled(tokenizer: Any, ids: Any) -> bytes:
 
 
 def prompt_text(style: str, instruction: str, input: str | None) -> str:
-    """The masked text of a row, as the paper has it or as its bare columns, put down here on its own."""
+    """The masked text of a row in the paper's prompt or as bare columns, written out here."""
     if style == "plain":
         return f"{instruction}\n{input}\n" if input else f"{instruction}\n"
     head = "Below is an instruction that describes a task"
@@ -102,7 +105,10 @@ def prompt_text(style: str, instruction: str, input: str | None) -> str:
         + instruction
     )
     if input:
-        return f"{head}, paired with an input that provides further context. {write}\n\n### Input:\n{input}\n\n### Response:"
+        return (
+            f"{head}, paired with an input that provides further context. {write}\n\n"
+            f"### Input:\n{input}\n\n### Response:"
+        )
     return f"{head}. {write}\n\n### Response:"
 
 
@@ -118,7 +124,10 @@ def test_the_papers_prompt_with_and_without_input() -> None:
     write = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
     table = rows(("Add.", "", "3"), ("Add.", None, "3"), ("Add.", "1 2", "3"))
     without = f"{head}. {write}Add.\n\n### Response:"
-    with_input = f"{head}, paired with an input that provides further context. {write}Add.\n\n### Input:\n1 2\n\n### Response:"
+    with_input = (
+        f"{head}, paired with an input that provides further context. {write}Add.\n\n"
+        "### Input:\n1 2\n\n### Response:"
+    )
     assert text_of(bytes_encoder("alpaca"), table) == [without, without, with_input]
     assert text_of(bytes_encoder("plain"), table) == ["Add.\n", "Add.\n", "Add.\n1 2\n"]
 
@@ -246,7 +255,8 @@ TALK_TEXTS = {  # masked and learned text in turn; an end token follows each lea
         "Six\n",
     ],
     "alpaca": [
-        "Be kind.\n\n### Tools:\n[tools]\n\n### Instruction:\nOne\n\n### Input:\nTwo\n\n### Response:",
+        "Be kind.\n\n### Tools:\n[tools]\n\n### Instruction:\nOne\n\n"
+        "### Input:\nTwo\n\n### Response:",
         f"Three\n{CALLS_TEXT}",
         "\n\n### Tool:\nFour\n\n### Response:",
         CALLS_TEXT,
@@ -279,7 +289,7 @@ def test_conversations_span_by_span(style: str, learn: str) -> None:
 
 @pytest.mark.parametrize("style", ["plain", "alpaca"])
 def test_further_turns_are_told_apart_as_the_first_is(style: str) -> None:
-    """Three questions give the text of the first row, then for each the same blocks without the opening."""
+    """The first question has the text of the first row; later ones have no opening."""
     triples = [("a", "b", "c"), ("d", None, "e"), ("f", "g", "h")]
     talk = [
         turn
@@ -366,8 +376,9 @@ def test_rows_of_which_not_one_is_learned_are_told_before_training() -> None:
     with pytest.raises(UserError) as refused:
         check_some_learned(encoder.examples(conversations(*talks)), "proxy")
     assert (
-        "preparing the proxy: of the first 3 rows not one has a token to learn (2 x no learned token within max_length; "
-        "1 x the conversation has no assistant turn; the row with example_id 0 first). Change proxy.prompt"
+        "preparing the proxy: of the first 3 rows not one has a token to learn "
+        "(2 x no learned token within max_length; 1 x the conversation has no assistant turn; "
+        "the row with example_id 0 first). Change proxy.prompt"
     ) in str(refused.value)
     check_some_learned(encoder.examples(conversations(*talks, TALK[5:6])), "proxy")
 
@@ -454,7 +465,7 @@ def test_no_rows_give_nothing() -> None:
 
 @pytest.mark.parametrize("characters", [1, 50, 10_000])
 def test_rows_do_not_influence_each_other(characters: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alone, in any order, with other neighbours, in slices and chunks, in other batches for the tokenizer."""
+    """Alone, in any order, with other neighbours, in slices, chunks and tokenizer batches."""
     talks = [
         [
             {"role": "user", "content": "a" * n},
