@@ -11,7 +11,8 @@ from s2l_ray.core.storage.info import Info, SomeInfo, stored
 from s2l_ray.core.storage.manifest import FORMAT, Manifest
 
 TRAINING: dict[str, Any] = {
-    "total_steps": 0, "examples": 0, "tokens": 0, "parameters": None, "flops": None, "train_seconds": 0.0,
+    "total_steps": 0, "examples": 0, "tokens": 0, "parameters": None, "flops": None,
+    "train_seconds": 0.0,
     "wait_seconds": 0.0, "curve": info.Curve(step=[], loss=[], learning_rate=[]),
 }  # fmt: skip
 PLAIN: dict[type[Info], dict[str, Any]] = {

@@ -78,7 +78,7 @@ COUNTERS = Path("/sys/fs/cgroup/cpuacct")
 OBJECT_STORE = 300_000_000  # holds all keys of subset on one host
 MODEL = {**tiny.LLAMA, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
 NO_TREE = 10**9
-# What of a process' command line tells its kind, the first that is there.
+# Words of a command line that identify the kind of a process; the first match counts.
 TITLES = {
     "raylets": "raylet/raylet",
     "gcs": "gcs_server",
@@ -372,7 +372,7 @@ class Span:
 
 
 def figures(count: int, marks: list[dict[str, Any]], cluster: Cluster) -> dict[str, Any]:
-    """What the marks tell: microseconds of a row, seconds of starts."""
+    """Results from the marks: microseconds of a row, seconds of starts."""
 
     def span(after: dict[str, Any], before: float) -> Span:
         began, ended = after["between"]

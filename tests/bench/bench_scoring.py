@@ -250,7 +250,7 @@ def timed(sides: dict[str, Apart], repeats: int, by_clock: bool) -> dict[str, li
 
 
 def serve(pipe: Any, job: Job) -> None:
-    """Run a side whenever told to, and tell the seconds."""
+    """Run a side on every request, and send the seconds."""
     torch.set_num_threads(job.threads)
     if job.side != "authors":
         keep_freed_memory()

@@ -117,7 +117,7 @@ def shares(args: argparse.Namespace) -> list[list[Encoded]]:
 
 
 class Side:
-    """One way to train, in processes of its own that take a step when told to.
+    """One way to train, in processes of its own that take a step on request.
 
     Attributes:
         spent, clock: processor seconds of all its processes, and seconds, of every step.
@@ -153,9 +153,7 @@ class Side:
 def serve(
     pipe: Any, args: argparse.Namespace, way: str, rank: int, workers: int, folder: str
 ) -> None:
-    """Say that all is ready, then take a step whenever told to and say how many processor seconds
-    it took.
-    """
+    """Report readiness, then take a step on every request and send its processor seconds."""
     torch.set_num_threads(args.threads)
 
     def told() -> Iterator[list[Encoded]]:

@@ -63,7 +63,7 @@ def test_bug_12_a_source_with_fewer_points_than_k(size: int) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_difference_3_nan_becomes_zero(bad: float) -> None:
-    """A non-finite loss stops the run with its example, and makes no cluster of "very easy" rows."""
+    """A non-finite loss stops the run with its example, and makes no "very easy" cluster."""
     rows = losses(9)
     rows[4, 7] = bad
     with pytest.raises(UserError, match="example_id 4 at step 3500"):

@@ -396,7 +396,7 @@ def test_a_used_proxy_stands_in_the_plan_and_names_what_is_made_with_it(
     assert same(named(), with_use) == EXAMPLES
     moved = shutil.copytree(tmp_path / "elsewhere", tmp_path / "moved")
     assert same(with_use, named(f"--proxy.use={moved}/proxy/{used.fingerprint}")) == ALL
-    # how it was trained does not matter any more, and need not be told
+    # how it was trained does not matter any more, and need not be given
     del tree["proxy"]["epochs"]
     assert same(with_use, named(f"--proxy.use={used.uri}", "--proxy.global_batch=7")) == ALL
 
