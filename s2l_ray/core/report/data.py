@@ -1,7 +1,7 @@
 """What the report page is made from: small numbers and a few samples that the report stage gathers.
 
-Only numpy is needed to fill these; the page is made of them by report.py and its pictures by report_pictures.py. At the end
-are the words that page and pictures both use.
+Only numpy is needed to fill these. page.py makes the page of them, and pictures.py its pictures. At
+the end are the words that page and pictures both use.
 """
 
 import math

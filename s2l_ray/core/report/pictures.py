@@ -1,4 +1,4 @@
-"""The pictures of the report page: matplotlib SVGs inside data URIs, from the numbers in report_data.py.
+"""The pictures of the report page: matplotlib SVGs inside data URIs, from the numbers in data.py.
 
 Draw inside `drawing()`, which sets the style. The same numbers give the same bytes: no date, and a fixed salt for ids.
 """

@@ -74,7 +74,7 @@ class Store:
             return stream.read()
 
     def write(self, path: str, data: bytes) -> None:
-        """All of `data` or nothing: an interrupted stream would still leave an object (design, invariant 2)."""
+        """All of `data` or nothing: on S3 an interrupted stream would still leave an object."""
         full = self._full(path)
         if not isinstance(self.fs, pafs.LocalFileSystem):
             with self.fs.open_output_stream(full) as stream:
