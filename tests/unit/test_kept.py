@@ -1,150 +1,120 @@
-"""The hash of what each stage makes of a tiny input, by version.
+"""Kept hashes of what each stage makes of a small job; a stage that changes has a new version.
 
-A change of the hash needs a new version number of the stage. Otherwise storages would mix artifacts
-that have one name and two contents.
+Otherwise storages would mix artifacts that have one name and two contents. The stages run whole, by
+tests/inline_ray.py; the job and its exact numbers are those of tests/kept_job.py.
 """
 
 import hashlib
+import importlib
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
-from s2l_ray.config import Clusters, Columns
-from s2l_ray.core.data import exports
-from s2l_ray.core.data.find import find_files
-from s2l_ray.core.data.parts import part_ranges
-from s2l_ray.core.data.read import index_file, read_part
-from s2l_ray.core.hashing import keyed_hash
-from s2l_ray.core.kmeans.features import features
-from s2l_ray.core.kmeans.lloyd import KMeans
-from s2l_ray.core.kmeans.process_rows import HeldRows
-from s2l_ray.core.kmeans.shard import Shard
-from s2l_ray.core.kmeans.sources import fit_source
-from s2l_ray.core.model import order, scoring
-from s2l_ray.core.query import ask_here
-from s2l_ray.core.selection.draw import draw
-from s2l_ray.core.selection.keys import GroupSizes, Keys, Points, ordered_bits
-from s2l_ray.core.selection.quotas import quotas
-from s2l_ray.core.storage.schemas import EXAMPLES_FIXED, trajectories_schema
-from s2l_ray.core.text.batching import token_batches
-from s2l_ray.core.text.byte_tokenizer import byte_tokenizer
-from s2l_ray.core.text.encoding import Encoder
+from s2l_ray import config, pipeline
 from s2l_ray.stages import STAGES
-from tests import tiny
+from tests import inline_ray, kept_job
 
-# (stage, version) -> hash of what it made when that version was released. Add a line; do not change
-# one.
+# (job, stage, version) -> hash of what it made when that version was released. A new version adds
+# a line; a line is never changed.
 KEPT = {
-    ("examples", 1): "6a8e0928f6dfcc085dccea392c778342ed36a1d51d62f082627fb63cbb061dbf",
-    ("examples", 2): "adad929de5ba033e093235668cbaa1690d7d2054d99c0563d1d62cf57ab5d322",
-    ("proxy", 1): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
-    ("target", 1): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
-    ("proxy", 2): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
-    ("target", 2): "d14cadf8b62cddcbef8aa61f2747b240f6d0de0634c8a0a4ff300339d91cf7ea",
-    ("trajectories", 2): "a95c19278b4cf10bc3245a4789f4884e8c86afb3ae44a0f8d9719354c2ccad2a",
-    ("clusters", 1): "19d6e55c881469e7451614054011557d6730ddfd9bed61d553d2745d8a73c1e6",
-    ("clusters", 2): "2fed1c98b2d6ab7c82248c4fb1248df4588af1a497933273327207e8219e77aa",
-    ("subset", 1): "018440c0f9e9afbd87f852b7deff88548ba6b45afe664df25b323c3dd4a63e28",
-    ("subset", 2): "217ca58f5c5ccc65efad0ef8b586094445acab3cfd8e1a9e2b19fc1a6d5635e4",
+    ("exact", "examples", 2): "4969c99ec732d383e24395102a62e11ddc17a5022c82b5ac02962cca0fd06b4f",
+    ("exact", "proxy", 2): "555826f9d93c37b3adea9d7486ef65bbc18d101319ab56247173e4088692be7b",
+    (
+        "exact",
+        "trajectories",
+        2,
+    ): "4287df4631fb7c68b0dbc357bd4eb0f8b4fc882924742d7957e6ed765c73c13a",
+    ("exact", "clusters", 2): "ec7623065d913619a2c7ce85c10dbc4d629c8d6ccddb6fef361f577f7e210f4a",
+    ("exact", "subset", 2): "ebb2ca0376b4043505e532464a49236c548edd101ae4509e755e6a766eb44bda",
+    ("exact", "target", 2): "2b4dd867fa6f65652fbb6f36fd3b2746ad4d279e595cb3d48a1f82a1ff46eedb",
+    ("exact", "evaluation", 2): "42cd4418522307d192af3ba1688760d0b93b3501c622d2282354d6c522b008cb",
+    ("trained", "proxy", 2): "2a09f2ab9623ce0dc8df05b46e69f11a1fd8f88e980100b1698bacf1c7982c30",
+}
+JOBS = {"exact": (kept_job.exact_job, "evaluation"), "trained": (kept_job.trained_job, "proxy")}
+VERSIONS = {stage.name: stage.version for stage in STAGES}
+# What must not pass: (stage, module, text of the source, another text).
+WRONG = {
+    "the loss is a sum": (
+        "trajectories",
+        "s2l_ray.core.model.statistics",
+        "index_add_(0, _owners(counts_B), values_M.double()) / counts_B).float()",
+        "index_add_(0, _owners(counts_B), values_M.double())).float()",
+    ),
+    "the subset's columns in another order": (
+        "subset",
+        "s2l_ray.stages.subset.files",
+        '("example_id", "source", "cluster", "score")',
+        '("example_id", "cluster", "source", "score")',
+    ),
+    "another exact match": (
+        "evaluation",
+        "s2l_ray.stages.evaluation.make",
+        "_bare(a) == _bare(w)",
+        "a == w",
+    ),
 }
 
 
-def rows(folder: Path) -> Any:
-    files = find_files([str(tiny.write_jsonl(folder / "a.jsonl", tiny.rows(40)))], None)
-    (part,) = part_ranges(files, [index_file(file, 64) for file in files])
-    return read_part(part, Columns()).table
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of both jobs, with all their artifacts."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in JOBS}
+    for name, folder in folders.items():
+        make, _ = JOBS[name]
+        (folder / "job.json").write_text(json.dumps(make(folder)))
+        run(name, folder)
+    return folders
 
 
-def examples(folder: Path) -> Any:
-    return rows(folder).to_pylist()
+def run(name: str, folder: Path) -> None:
+    job = config.load(None, [], json.loads((folder / "job.json").read_text()))
+    with inline_ray.used():
+        pipeline.run(pipeline.plan(job, JOBS[name][1]))
 
 
-def training(folder: Path) -> Any:
-    """What the loop is fed: the order of the data, and the tokens with what is learned of them."""
-    plan = order.stream([40, 7, 64], window=2, seed=3, global_batch=16, epochs=2)
-    windows = [
-        (w.epoch, w.number, w.parts, w.first, order.shuffled(plan, w).tolist())
-        for w in order.windows(plan)
-    ]
-    encoded = Encoder(byte_tokenizer(), "alpaca", 200).examples(rows(folder))
-    return [windows, [(e.example_id, e.input_ids.tolist(), e.learned.tolist()) for e in encoded]]
-
-
-def trajectories(folder: Path) -> Any:
-    """Columns, batches and what is scored without its prompt.
-
-    The numbers themselves differ in their last bits between CPUs.
-    """
-    encoded = Encoder(byte_tokenizer(), "alpaca", 200).examples(rows(folder))
-    alone = [
-        (e.input_ids.tolist(), e.learned.tolist()) for e in scoring.answers(encoded, None, 256)
-    ]
-    schema = trajectories_schema(
-        3, ["mean_probability", "min_probability", "el2n", "grand", "answer_loss"]
-    )
-    batches = token_batches([len(e.input_ids) for e in encoded], 500)
-    return [[(field.name, str(field.type)) for field in schema], batches, alone]
-
-
-def clusters(folder: Path) -> Any:
-    """On small whole numbers, whose sums are exact on every kind of CPU.
-
-    Both of all rows, and of differences within sources on a sample.
-    """
-    losses = np.random.Generator(np.random.PCG64(5)).integers(0, 6, (300, 4)).astype(np.float32)
-    shard = Shard([(np.arange(300), losses)])
-    found = KMeans(k=6, seed=1, max_rounds=3, tolerance=0.0).fit(ask_here(shard))
-    section = Clusters(
-        k=3, within="source", features="differences", points_per_centroid=8, max_rounds=3
-    )
-    rows = features(losses, [[0, 0], [0, 5], [0, 10], [0, 15]], section)
-    held = HeldRows([(np.arange(300), rows, np.arange(300) % 2)])
-    within = [fit_source(ask_here(held), source, section).centroids for source in (0, 1)]
-    return [shard.labels(0, found.centroids)[0].tolist(), held.labels(0, within)[0].tolist()]
-
-
-def subset(folder: Path) -> Any:
-    """What is drawn by hash and by a score, and how a conversation is written for trainers."""
-    ids = np.arange(500, dtype=np.int64) << 3
-    groups = np.arange(500) ** 2 % 7
-    scores = np.arange(500) % 11 - 5.0
-    drawn = []
-    for score, take in ((np.zeros(500), "smallest"), (scores, "smallest"), (scores, "middle")):
-        points = Points(groups, ordered_bits(score), keyed_hash(11, ids))
-        keys = Keys.of(points, np.zeros(500, np.int32), 7)
-        sizes = GroupSizes().of(keys)
-        found = draw(lambda query, keys=keys: query.of(keys), sizes, quotas(sizes, 123), take)
-        drawn.append(ids[found.chosen(points)].tolist())
-    turns = [
-        {"role": "user", "content": "a", "input": "b", "extra": None},
-        {"role": "assistant", "content": "", "input": None, "extra": '{"tool_calls":[]}'},
-    ]
-    row = {"example_id": 7, "source": "s", "messages": turns, "tools": "[1]"}
-    chat = exports.chat_lines(pa.Table.from_pylist([row], EXAMPLES_FIXED)).decode()
-    return [drawn, chat, {name: text.decode() for name, text in exports.stanzas([]).items()}]
+def kept_hash(folder: Path, stage: str) -> str:
+    found = list(kept_job.artifacts(str(folder / "storage"), stage))
+    assert found
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 @pytest.mark.parametrize(
-    ("stage", "make"),
-    [
-        ("examples", examples),
-        ("proxy", training),
-        ("target", training),
-        ("trajectories", trajectories),
-        ("clusters", clusters),
-        ("subset", subset),
-    ],
+    ("job", "stage"),
+    [*(("exact", stage.name) for stage in STAGES[:-1]), ("trained", "proxy")],
 )
 def test_what_a_stage_makes_changes_only_with_its_version(
-    stage: str, make: Callable[[Path], Any], tmp_path: Path
+    made: dict[str, Path], job: str, stage: str
 ) -> None:
-    version = next(s.version for s in STAGES if s.name == stage)
-    made = hashlib.sha256(json.dumps(make(tmp_path)).encode()).hexdigest()
-    assert KEPT.get((stage, version)) == made, (
-        f"{stage} makes something else than version {version} did: raise its version in STAGES"
+    found = kept_hash(made[job], stage)
+    assert KEPT.get((job, stage, VERSIONS[stage])) == found, (
+        f"{stage} makes something else than version {VERSIONS[stage]} did, or under another name: "
+        "raise its version, and add a line to KEPT"
     )
+
+
+@pytest.fixture
+def changed(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Exchanges one text in the source of a module; the name of the stage that it belongs to."""
+    stage, name, old, new = WRONG[request.param]
+    module = importlib.import_module(name)
+    source = Path(str(module.__file__)).read_text()
+    assert source.count(old) == 1
+    before = dict(vars(module))
+    exec(compile(source.replace(old, new), str(module.__file__), "exec"), vars(module))
+    yield stage
+    vars(module).update(before)
+
+
+@pytest.mark.parametrize("changed", list(WRONG), indirect=True)
+def test_another_rule_under_the_same_version_is_seen(
+    changed: str, made: dict[str, Path], tmp_path: Path
+) -> None:
+    storage = shutil.copytree(made["exact"] / "storage", tmp_path / "storage")
+    shutil.rmtree(storage / changed)
+    text = (made["exact"] / "job.json").read_text()
+    (tmp_path / "job.json").write_text(text.replace(str(made["exact"] / "storage"), str(storage)))
+    run("exact", tmp_path)
+    assert kept_hash(tmp_path, changed) != kept_hash(made["exact"], changed)

@@ -1,0 +1,44 @@
+"""The console command hands its arguments to the command that the first of them names."""
+
+import subprocess
+import sys
+
+import pytest
+
+import s2l_ray
+from s2l_ray import command
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"s2l_ray {s2l_ray.__version__}\n"
+
+
+@pytest.mark.parametrize("name", command.COMMANDS)
+def test_every_command_is_a_module_with_its_own_help(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main([name, "--help"])
+    assert ended.value.code == 0
+    assert "--config" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_refused_with_those_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["rum"])
+    assert ended.value.code == 2
+    assert "run" in capsys.readouterr().err
+
+
+def test_the_command_loads_nothing_heavy_before_it_is_known() -> None:
+    heavy = ("ray", "torch", "pydantic")
+    code = f"import sys, s2l_ray.command; print([m for m in {heavy} if m in sys.modules])"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[]"
