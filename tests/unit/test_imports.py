@@ -137,7 +137,7 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
         loaded.discard("ray")
     else:
         assert "ray" not in anywhere
-    if any(within(name, folder) for folder in ("core.model", "stages.training")):
+    if any(within(name, folder) for folder in ("core.model", "core.fidelity", "stages.training")):
         loaded.discard("torch")
     assert not loaded
 
