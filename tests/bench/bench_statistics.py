@@ -19,8 +19,9 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from s2l_ray.core.model.cost import scoring_flops  # noqa: E402
 from s2l_ray.core.model.loading import build  # noqa: E402
-from s2l_ray.core.model.scoring import flops, score_statistics  # noqa: E402
+from s2l_ray.core.model.scoring import score_statistics  # noqa: E402
 from s2l_ray.core.text.encoding import Encoded  # noqa: E402
 from tests.bench.frame import finish  # noqa: E402
 
@@ -98,7 +99,8 @@ def result(
         "rows_per_second": round(len(rows) / seconds, 1),
         "time": round(seconds / plain, 3),
         "flops": round(
-            flops(size, shape, lengths, learned, names) / flops(size, shape, lengths, learned, ()),
+            scoring_flops(size, shape, lengths, learned, names)
+            / scoring_flops(size, shape, lengths, learned, ()),
             3,
         ),
     }

@@ -27,7 +27,7 @@ KEPT = {
         "trajectories",
         2,
     ): "4287df4631fb7c68b0dbc357bd4eb0f8b4fc882924742d7957e6ed765c73c13a",
-    ("exact", "clusters", 2): "ec7623065d913619a2c7ce85c10dbc4d629c8d6ccddb6fef361f577f7e210f4a",
+    ("exact", "clusters", 2): "8621fedfde6b1317f962c142a96e1ab8f57171c6ead62a000ce4201bb3750e38",
     ("exact", "subset", 2): "ebb2ca0376b4043505e532464a49236c548edd101ae4509e755e6a766eb44bda",
     ("exact", "target", 2): "2b4dd867fa6f65652fbb6f36fd3b2746ad4d279e595cb3d48a1f82a1ff46eedb",
     ("exact", "evaluation", 2): "42cd4418522307d192af3ba1688760d0b93b3501c622d2282354d6c522b008cb",
@@ -52,7 +52,7 @@ WRONG = {
     "another exact match": (
         "evaluation",
         "s2l_ray.stages.evaluation.make",
-        "_bare(a) == _bare(w)",
+        "without_thought(a) == without_thought(w)",
         "a == w",
     ),
 }

@@ -9,6 +9,7 @@ import numpy as np
 
 from s2l_ray.config import ModelWorkers, Training
 from s2l_ray.core.model.allocation import keep_freed_memory
+from s2l_ray.core.model.cost import ANSWER_LOSS
 from s2l_ray.core.model.loading import build, load_config, load_weights, read_weights, tensor_reader
 from s2l_ray.core.model.statistics import example_statistics
 from s2l_ray.core.model.tensors import stored_tensors
@@ -17,8 +18,6 @@ from s2l_ray.core.storage.manifest import FileEntry, Manifest
 from s2l_ray.core.text.batching import dense_batches, pad
 from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN, Encoded, Encoder
 from s2l_ray.errors import UserError
-
-ANSWER_LOSS = "answer_loss"
 
 
 def files_of(manifest: Manifest) -> dict[str, list[Any]]:
@@ -174,29 +173,6 @@ def answers(examples: Sequence[Encoded], start: int | None, end: int) -> list[En
         ids = np.array([first, *example.input_ids[example.learned]], np.int32)
         made.append(Encoded(example.example_id, ids, np.arange(len(ids)) > 0))
     return made
-
-
-def flops(
-    parameters: int,
-    output_shape: tuple[int, int],
-    lengths: Sequence[float],
-    learned: Sequence[float],
-    statistics: Sequence[str],
-) -> float:
-    """FLOPs of scoring examples with one model: 2 a parameter and token of a forward pass, and the statistics that cost more.
-
-    Args:
-        output_shape: V and H of the output layer.
-        lengths, learned: tokens of each example, and how many of them are learned.
-    """
-    total = 2.0 * parameters * sum(lengths)
-    if ANSWER_LOSS in statistics:
-        total += 2.0 * parameters * (sum(learned) + len(learned))
-    if "grand" in statistics:
-        vocabulary, width = output_shape
-        # the Gram matrices of n errors and n hidden states; where n > H the gradient itself is less work
-        total += sum(2.0 * n * min(n, width) * (vocabulary + width) for n in learned)
-    return total
 
 
 def _one_pass(

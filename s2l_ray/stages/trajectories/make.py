@@ -15,12 +15,12 @@ import pyarrow as pa
 from s2l_ray.contract.work import Outcome, Work, part_dict, part_from
 from s2l_ray.core.data.incremental import scored_parts
 from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.model.cost import scoring_flops
 from s2l_ray.core.model.loading import load_encoder
 from s2l_ray.core.model.scoring import (
     checkpoint_labels,
     device_of,
     files_of,
-    flops,
     load_checkpoint,
     reason_of,
     score_statistics,
@@ -167,7 +167,7 @@ class Scorer:
             return 0.0
         return sum(
             len(member.models)
-            * flops(
+            * scoring_flops(
                 member.parameters or 0,
                 tuple(member.models[0].get_output_embeddings().weight.shape),
                 [len(example.input_ids) for example in each],

@@ -5,7 +5,7 @@ from typing import Any
 
 from s2l_ray.config import Config, Training
 from s2l_ray.contract.stage import Cost, Facts, Request, Stage
-from s2l_ray.core.model import scoring
+from s2l_ray.core.model.cost import scoring_flops
 from s2l_ray.core.model.loading import output_shape, parameters
 
 BYTES_OF_DTYPE = {"bf16": 2, "fp32": 4}
@@ -31,7 +31,7 @@ def cost(config: Config, facts: Facts) -> Cost:
     for proxy in config.proxy.each():
         size, length = parameters(proxy.model) or 0, min(facts.tokens_per_row, proxy.max_length)
         shape = output_shape(proxy.model)
-        one_row = scoring.flops(size, shape, [length], [length / 2], section.statistics)
+        one_row = scoring_flops(size, shape, [length], [length / 2], section.statistics)
         flops += rows * (proxy.checkpoints + 1) * one_row
         held += size * (proxy.checkpoints + 1)
     memory = held * BYTES_OF_DTYPE[section.dtype]

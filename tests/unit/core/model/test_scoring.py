@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from s2l_ray.core.model.cost import scoring_flops
 from s2l_ray.core.model.scoring import (
     answers,
     checkpoint_labels,
-    flops,
     reason_of,
     score,
     score_statistics,
@@ -127,7 +127,11 @@ def test_batches_of_a_small_part_are_cut_smaller_until_little_is_padding() -> No
 
 def test_flops_count_each_pass_and_the_gram_matrices() -> None:
     lengths, learned = [10, 30], [4, 20]
-    assert flops(1000, (50, 8), lengths, learned, ["el2n", "min_probability"]) == 2 * 1000 * 40
-    assert flops(1000, (50, 8), lengths, learned, ["answer_loss"]) == 2 * 1000 * (40 + 24 + 2)
+    assert (
+        scoring_flops(1000, (50, 8), lengths, learned, ["el2n", "min_probability"]) == 2 * 1000 * 40
+    )
+    assert scoring_flops(1000, (50, 8), lengths, learned, ["answer_loss"]) == 2 * 1000 * (
+        40 + 24 + 2
+    )
     grams = 2 * (4 * 4 + 20 * 8) * 58  # the second is longer than the layer is wide
-    assert flops(1000, (50, 8), lengths, learned, ["grand"]) == 2 * 1000 * 40 + grams
+    assert scoring_flops(1000, (50, 8), lengths, learned, ["grand"]) == 2 * 1000 * 40 + grams
