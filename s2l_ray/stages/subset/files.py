@@ -23,6 +23,7 @@ from s2l_ray.contract.work import Work, part_from
 from s2l_ray.core.data import exports
 from s2l_ray.core.data.original import original_rows
 from s2l_ray.core.data.parts import ID_BITS
+from s2l_ray.core.storage.info import ExamplesInfo
 from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.parquet import parquet_bytes, schema_from_text
 from s2l_ray.core.storage.schemas import EXAMPLES_FIXED
@@ -32,13 +33,13 @@ from s2l_ray.stages.subset.rows import Choice, Descriptors, RowReader, descripto
 
 def write(work: Work, reader: RowReader, choice: Choice) -> list[Part]:
     """Write the chosen rows; see the text above for the files."""
-    examples = work.manifests["examples"].info
+    examples = work.info("examples", ExamplesInfo)
     make = functools.partial(
         _make_part,
         reader=reader,
         choice=choice,
-        schema=examples["schema"],
-        names={file["number"]: file["name"] for file in examples["files"]},
+        schema=examples.schema,
+        names={file.number: file.name for file in examples.files},
     )
     return parts_by_tasks(work, _jobs(work, choice.rows_of_part), one_by_one(make))
 
