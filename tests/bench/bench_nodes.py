@@ -571,7 +571,7 @@ def local_ray() -> None:
 
 def counted(args: argparse.Namespace) -> list[dict[str, Any]]:
     """What the driver sends and receives in a round, with and without a tree."""
-    from s2l_ray.stages.clusters import make as clusters
+    from s2l_ray.edge import reduction
 
     settings = [(shards, args.parts[0], k) for shards in args.shards for k in args.k]
     settings += [(args.shards[0], parts, args.k[0]) for parts in args.parts[1:]]
@@ -579,8 +579,8 @@ def counted(args: argparse.Namespace) -> list[dict[str, Any]]:
     for shards, parts, k in settings:
         with tempfile.TemporaryDirectory() as place:
             synthetic.build(place, parts * 600, 600, 13, statistics=())
-            for fan_in in (args.fan_in or clusters.FAN_IN, NO_TREE):
-                clusters.FAN_IN = fan_in
+            for fan_in in (args.fan_in or reduction.FAN_IN, NO_TREE):
+                reduction.FAN_IN = fan_in
                 own = {"shards": shards, "parts": parts, "k": k, "fan_in": fan_in}
                 results.append(own | rounds_of(place, shards, k))
                 print(json.dumps(results[-1]), flush=True)
@@ -607,26 +607,34 @@ def counted(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def rounds_of(place: str, shards: int, k: int, rounds: int = 6) -> dict[str, Any]:
     """Medians over the rounds after the first."""
-    from s2l_ray.stages.clusters import make as clusters
+    from s2l_ray.core.kmeans.process_rows import InView
+    from s2l_ray.core.kmeans.queries import LloydStep
+    from s2l_ray.core.kmeans.sources import fit_source
+    from s2l_ray.stages.clusters.shards import ShardActors
 
-    seen: list[dict[str, float]] = []
-    asked = clusters._asked
+    seen: list[dict[str, Any]] = []
 
-    def watched(actors: list[Any], view: Any, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
-        of_args = len(pickle.dumps(args, protocol=5))
-        began, cpu = time.perf_counter(), time.process_time()
-        answers = list(asked(actors, view, method, args))
-        seen.append(
-            {
-                "step": method == "step",
-                "messages": len(answers),
-                "sent_bytes": of_args,
-                "began": began,
-                "cpu": cpu,
-                "received_bytes": sum(len(pickle.dumps(answer, protocol=5)) for answer in answers),
+    class Noting(InView[Any]):
+        """A query that notes the answers that the driver itself merges."""
+
+        def merge(self, answers: Iterable[Any]) -> Any:
+            came = list(answers)
+            seen[-1] |= {
+                "messages": len(came),
+                "received_bytes": sum(len(pickle.dumps(answer, protocol=5)) for answer in came),
             }
-        )
-        return iter(answers)
+            return super().merge(came)
+
+        def __reduce__(self) -> Any:
+            # Elsewhere it is the plain query.
+            return InView, (self.view, self.query)
+
+    def ask(query: InView[Any]) -> Any:
+        size = len(pickle.dumps(query, protocol=5))
+        step = isinstance(query.query, LloydStep)
+        began, cpu = time.perf_counter(), time.process_time()
+        seen.append({"step": step, "sent_bytes": size, "began": began, "cpu": cpu})
+        return own.ask(Noting(query.view, query.query))
 
     config = config_of(place, k, rounds, shards)
     store = Store(place)
@@ -640,17 +648,13 @@ def rounds_of(place: str, shards: int, k: int, rounds: int = 6) -> dict[str, Any
         request=Request("actors", shards, all_at_once=True),
     )
     times: list[tuple[float, float]] = []
-    clusters._asked = watched
-    try:
-        with clusters._Shards(work, [None]) as own:
-            clusters.fit_group(
-                own.call,
-                0,
-                config.clusters,
-                on_round=lambda _: times.append((time.perf_counter(), time.process_time())),
-            )
-    finally:
-        clusters._asked = asked
+    with ShardActors(work, [None]) as own:
+        fit_source(
+            ask,
+            0,
+            config.clusters,
+            on_round=lambda _: times.append((time.perf_counter(), time.process_time())),
+        )
     steps = [call for call in seen if call["step"]][1 : len(times)]
     both = list(zip(times[1:], steps, strict=True))
     return {
@@ -670,7 +674,7 @@ def rounds_of(place: str, shards: int, k: int, rounds: int = 6) -> dict[str, Any
 class Plain:
     """The shard actors of clusters as processes without Ray and without a tree.
 
-    Counts processor seconds by method.
+    Counts processor seconds by what is asked.
     """
 
     def __init__(self, work: Work, count: int) -> None:
@@ -689,22 +693,23 @@ class Plain:
             self.pipes.append(pipe)
             self.processes.append(
                 context.Process(
-                    target=plain_actor, args=(other, part_context(work), mine, [None], steps, [])
+                    target=plain_actor, args=(other, part_context(work), mine, [None], steps)
                 )
             )
             self.processes[-1].start()
 
-    def call(self, *args: Any) -> Iterator[Any]:
-        """See clusters._Shards.call."""
-        return self.ask("call", [args] * len(self.pipes))
+    def ask(self, query: Any) -> Any:
+        """See ShardActors.ask."""
+        name = type(query.query).__name__
+        return query.merge(self.call(name, "answer", [(query,)] * len(self.pipes)))
 
-    def ask(self, name: str, args: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """Have all processes call a method of theirs at once."""
+    def call(self, name: str, method: str, args: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """Have all processes call a method of theirs at once; seconds are counted by the name."""
         for pipe, own in zip(self.pipes, args, strict=True):
-            pipe.send((name, own))
+            pipe.send((method, own))
         for pipe in self.pipes:
             answer, seconds = pipe.recv()
-            self.seconds[name if name != "call" else own[1]] += seconds
+            self.seconds[name] += seconds
             yield answer
 
     def end(self) -> None:
@@ -716,7 +721,7 @@ class Plain:
 def plain_actor(pipe: Any, *args: Any) -> None:
     """Answer with what a shard actor does, and the processor seconds that it took."""
     os.environ["OMP_NUM_THREADS"] = "1"  # before numpy multiplies for the first time
-    from s2l_ray.stages.clusters.make import ShardActor
+    from s2l_ray.stages.clusters.shards import ShardActor
 
     actor = ShardActor.__ray_metadata__.modified_class(*args)  # type: ignore[attr-defined]
     while (call := pipe.recv())[0]:
@@ -736,13 +741,19 @@ def plain(count: int, folder: Path, args: argparse.Namespace) -> dict[str, float
 
 def plain_seconds(count: int, place: str, rounds: int) -> Counter[str]:
     """What clusters.make has its actors do; they read when first asked, for the summary."""
-    from s2l_ray.core.kmeans.grouped import View, fit_group
+    from s2l_ray.core.kmeans.process_rows import View, in_view
+    from s2l_ray.core.kmeans.queries import SquaredDeviations
+    from s2l_ray.core.kmeans.sources import fit_source
 
     work = work_of("clusters", place, count, "plain", rounds)
     shards = Plain(work, count)
-    found = fit_group(shards.call, 0, work.config.clusters)
-    sum(shards.call(View(0), "spread", (found.centroids,)))
-    list(shards.ask("write", [(range(len(mine)), [found.centroids]) for mine in shards.parts]))
+    found = fit_source(shards.ask, 0, work.config.clusters)
+    in_view(shards.ask, View(0))(SquaredDeviations(found.centroids))
+    list(
+        shards.call(
+            "write", "write", [(range(len(mine)), [found.centroids]) for mine in shards.parts]
+        )
+    )
     shards.end()
     work.artifact.delete("")
     return shards.seconds

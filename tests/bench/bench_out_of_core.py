@@ -27,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ sys.path.insert(0, str(ROOT))
 from s2l_ray.config import Config  # noqa: E402
 from s2l_ray.contract.stage import Request  # noqa: E402
 from s2l_ray.contract.work import Work  # noqa: E402
+from s2l_ray.core.kmeans.queries import LloydStep  # noqa: E402
 from s2l_ray.core.storage.artifact import Artifact  # noqa: E402
 from s2l_ray.core.storage.store import Store  # noqa: E402
 from tests import synthetic  # noqa: E402
@@ -133,7 +133,7 @@ def measured_apart(storage: str, rows: int, args: argparse.Namespace) -> dict[st
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run both stages here, watched."""
     from s2l_ray.edge import session
-    from s2l_ray.stages.clusters.make import make as clusters
+    from s2l_ray.stages.clusters import make as clusters
     from s2l_ray.stages.subset import make as subset
 
     config = Config.model_validate(
@@ -159,7 +159,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         stage: inputs[stage].manifest() for stage in names if names[stage] == synthetic.NAME
     }
     watched = Watched(args.limit)
-    clusters._Shards = watched.shards(clusters._Shards)
+    clusters.ShardActors = watched.shards(clusters.ShardActors)
     answer: dict[str, Any] = {}
     for stage in args.stages:
         module, prefix = (clusters, "") if stage == "clusters" else (subset, "subset ")
@@ -191,25 +191,26 @@ class Watched:
         class Shards(kind):
             def __init__(self, *args: Any) -> None:
                 super().__init__(*args)
-                self.before = self.ask(hold_to, watched.limit)
+                self.before = self.call(hold_to, watched.limit)
 
-            def ask(self, function: Any, *args: Any) -> list[Any]:
+            def call(self, function: Any, *args: Any) -> list[Any]:
                 import ray
 
                 return ray.get(
                     [actor.__ray_call__.remote(function, *args) for actor in self.actors]
                 )
 
-            def call(self, view: Any, method: str, args: Any) -> Iterator[Any]:
-                read, began = sum(self.ask(bytes_read)), time.monotonic()
-                yield from super().call(view, method, args)
-                if method == "step":
+            def ask(self, query: Any) -> Any:
+                read, began = sum(self.call(bytes_read)), time.monotonic()
+                answer = super().ask(query)
+                if isinstance(query.query, LloydStep):
                     watched.seconds.append(time.monotonic() - began)
-                    watched.bytes.append(sum(self.ask(bytes_read)) - read)
+                    watched.bytes.append(sum(self.call(bytes_read)) - read)
+                return answer
 
             def __exit__(self, *error: object) -> None:
                 if error[0] is None:
-                    watched.actors = self.ask(memory)
+                    watched.actors = self.call(memory)
                     now, before = (
                         [own["pid"] for own in some] for some in (watched.actors, self.before)
                     )
