@@ -1,0 +1,777 @@
+"""Change one line of each rule that users rely on, and see that a test notices.
+
+    python tests/mutations.py [--list] [--only NAME ...]
+
+A mutation is applied to a temporary copy of the checkout, never in place. It is killed if one of
+its tests fails. Exits with 1 if one survives, or if its old text is not found exactly once.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# What of the checkout its tests need.
+COPIED = ("s2l_ray", "tests", "jobs", "clusters", "pyproject.toml", "README.md")
+# Exit status of pytest if a test failed or a module could not be imported.
+FAILED, INTERRUPTED = 1, 2
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One changed line.
+
+    Attributes:
+        name: the rule that is broken.
+        file: relative to s2l_ray.
+        old, new: text of the line, which occurs once in the file, and what comes in its place.
+        tests: paths or node ids of pytest, relative to tests/unit.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+SELECTION = (
+    Mutation(
+        "quota_order_ascending",
+        "core/selection/quotas.py",
+        'np.argsort(sizes, kind="stable")',
+        'np.argsort(-sizes, kind="stable")',
+        ("core/selection/test_quotas.py",),
+    ),
+    Mutation(
+        "quota_floor",
+        "core/selection/quotas.py",
+        "remaining // (len(sizes) - num_done)",
+        "-(-remaining // (len(sizes) - num_done))",
+        ("core/selection/test_quotas.py",),
+    ),
+    Mutation(
+        "small_last_limit",
+        "core/selection/quotas.py",
+        "sizes > small_last",
+        "sizes >= small_last",
+        ("core/selection/test_quotas.py", "core/selection/test_rules.py"),
+    ),
+    Mutation(
+        "nested_quotas_by_rows",
+        "core/selection/quotas.py",
+        "np.bincount(parents, weights=sizes)",
+        "np.bincount(parents)",
+        ("core/selection/test_quotas.py",),
+    ),
+    Mutation(
+        "budget_share_as_written",
+        "core/selection/quotas.py",
+        "Fraction(str(budget))",
+        "Fraction(budget)",
+        ("config/test_config.py",),
+    ),
+    Mutation(
+        "budget_share_at_least_one_row",
+        "core/selection/quotas.py",
+        "max(1, math.floor(",
+        "max(0, math.floor(",
+        ("config/test_config.py",),
+    ),
+    Mutation(
+        "budget_above_the_data",
+        "core/selection/quotas.py",
+        "if rows > eligible:",
+        "if rows > eligible + 1:",
+        ("config/test_config.py",),
+    ),
+    Mutation(
+        "draw_ends_before_the_upper_key",
+        "core/selection/draw.py",
+        "(hash_ < high_hash)",
+        "(hash_ <= high_hash)",
+        ("core/selection/test_draw.py",),
+    ),
+    Mutation(
+        "middle_rounds_down",
+        "core/selection/draw.py",
+        "(sizes - quotas) // 2 if",
+        "(sizes - quotas + 1) // 2 if",
+        ("core/selection/test_draw.py",),
+    ),
+    Mutation(
+        "ties_by_hash",
+        "core/selection/keys.py",
+        "order = np.lexsort((points.hashes, points.scores, points.groups))",
+        "order = np.lexsort((points.scores, points.groups))",
+        ("core/selection/test_keys.py", "core/selection/test_draw.py"),
+    ),
+    Mutation(
+        "order_of_negative_scores",
+        "core/selection/keys.py",
+        "np.where(bits & sign, ~bits, bits | sign)",
+        "np.where(bits & sign, bits, bits | sign)",
+        ("core/selection/test_keys.py",),
+    ),
+    Mutation(
+        "hash_depends_on_the_seed",
+        "core/hashing.py",
+        "np.uint64(1)) * _GOLDEN + key",
+        "np.uint64(1)) * _GOLDEN",
+        ("core/test_hashing.py",),
+    ),
+    Mutation(
+        "facility_ties_by_hash",
+        "core/selection/facility.py",
+        "min((-self._gain(row), self.hashes[row], row)",
+        "min((-self._gain(row), row, row)",
+        ("core/selection/test_facility.py::test_ties_are_decided_by_the_seed",),
+    ),
+    Mutation(
+        "at_is_the_chosen_step",
+        "config/expressions.py",
+        "values[:, [columns.at]]",
+        "values[:, [0]]",
+        ("config/test_expressions.py",),
+    ),
+    Mutation(
+        "first_is_one_step",
+        "config/expressions.py",
+        '"first": (lambda columns, values: values[:, :1], 1)',
+        '"first": (lambda columns, values: values[:, 1:2], 1)',
+        ("config/test_expressions.py",),
+    ),
+    Mutation(
+        "last_is_the_last_step",
+        "config/expressions.py",
+        "values[:, -1:]",
+        "values[:, -2:-1]",
+        ("config/test_expressions.py",),
+    ),
+    Mutation(
+        "after_leaves_out_step_0",
+        "config/expressions.py",
+        '"after": (lambda columns, values: values[:, 1:], 1)',
+        '"after": (lambda columns, values: values[:, :], 1)',
+        ("config/test_expressions.py",),
+    ),
+)
+
+TEXT = (
+    Mutation(
+        "prompt_is_not_learned",
+        "core/text/encoding.py",
+        "learned[first:stop] = True",
+        "learned[:stop] = True",
+        ("core/text/test_encoding.py::test_bytes_span_by_span",),
+    ),
+    Mutation(
+        "end_token_is_learned",
+        "core/text/encoding.py",
+        "if piece.end:",
+        "if not piece.end:",
+        ("core/text/test_encoding.py::test_bytes_span_by_span",),
+    ),
+    Mutation(
+        "first_token_is_not_learned",
+        "core/text/encoding.py",
+        "learned[:1] = False",
+        "learned[:0] = False",
+        ("core/text/test_encoding.py::test_the_first_token_is_never_learned",),
+    ),
+    Mutation(
+        "truncation_side",
+        "core/text/encoding.py",
+        'self.truncation == "right"',
+        'self.truncation == "left"',
+        ("core/text/test_encoding.py::test_longer_rows_are_cut_on_one_side",),
+    ),
+    Mutation(
+        "max_length",
+        "core/text/encoding.py",
+        "cut = len(ids) - self.max_length",
+        "cut = len(ids) - self.max_length - 1",
+        ("core/text/test_encoding.py::test_longer_rows_are_cut_on_one_side",),
+    ),
+    Mutation(
+        "start_token_stays",
+        "core/text/encoding.py",
+        "kept = int(ids[0] == self.bos)",
+        "kept = 0",
+        ("core/text/test_encoding.py::test_longer_rows_are_cut_on_one_side",),
+    ),
+    Mutation(
+        "token_over_the_border_is_learned",
+        "core/text/encoding.py",
+        "range(count), span[1], lo=first, key=lambda number: tokens.token_to_chars(number)[0]",
+        "range(count), span[1], lo=first, key=lambda number: tokens.token_to_chars(number)[1]",
+        ("core/text/test_encoding.py",),
+    ),
+    Mutation(
+        "batch_has_the_length_of_its_longest_row",
+        "core/text/batching.py",
+        "max(1, lengths[order[0]])",
+        "max(1, lengths[order[-1]])",
+        ("core/text/test_encoding.py::test_batches_hold_every_row_once_within_the_limit",),
+    ),
+    Mutation(
+        "little_padding",
+        "core/text/batching.py",
+        "(1 + MOST_PADDING)",
+        "(2 + MOST_PADDING)",
+        ("core/model/test_scoring.py",),
+    ),
+)
+
+MODEL = (
+    Mutation(
+        "loss_is_a_mean_over_learned_tokens",
+        "core/model/statistics.py",
+        "values_M.double()) / counts_B)",
+        "values_M.double()) / counts_B.max())",
+        ("core/model/test_statistics.py::test_statistics_equal_numpy",),
+    ),
+    Mutation(
+        "el2n_is_a_norm",
+        "core/model/statistics.py",
+        "torch.linalg.vector_norm(errors_CV, dim=1)",
+        "torch.linalg.vector_norm(errors_CV, 1, dim=1)",
+        ("core/model/test_statistics.py::test_statistics_equal_numpy",),
+    ),
+    Mutation(
+        "mean_probability_is_arithmetic",
+        "core/model/statistics.py",
+        "_means((-losses_M).exp(), counts_B)",
+        "_means(-losses_M, counts_B).exp()",
+        ("core/model/test_statistics.py::test_statistics_equal_numpy",),
+    ),
+    Mutation(
+        "min_probability_is_the_lowest",
+        "core/model/statistics.py",
+        '"amin"',
+        '"amax"',
+        ("core/model/test_statistics.py::test_statistics_equal_numpy",),
+    ),
+    Mutation(
+        "grand_is_of_the_mean_loss",
+        "core/model/statistics.py",
+        ".sqrt() / counts_B)",
+        ".sqrt())",
+        ("core/model/test_statistics.py::test_statistics_equal_numpy",),
+    ),
+    Mutation(
+        "position_before_predicts",
+        "core/model/output_layer.py",
+        "predicts_BL[:, :-1] = learned_BL[:, 1:]",
+        "predicts_BL[:] = learned_BL",
+        ("core/model/test_losses.py::test_losses_equal_an_unbatched_forward",),
+    ),
+    Mutation(
+        "answer_begins_at_the_start_token",
+        "core/model/scoring.py",
+        "first = start if example.input_ids[0] == start else end",
+        "first = end",
+        ("core/model/test_scoring.py",),
+    ),
+    Mutation(
+        "statistics_are_finite",
+        "core/model/scoring.py",
+        "if np.isfinite(values).all():",
+        "if np.isfinite(values).any():",
+        ("core/model/test_scoring.py",),
+    ),
+    Mutation(
+        "warm_up_begins_at_0",
+        "core/model/schedule.py",
+        "section.learning_rate * step / warmup",
+        "section.learning_rate * (step + 1) / warmup",
+        ("core/model/test_schedule.py",),
+    ),
+    Mutation(
+        "cosine_decay",
+        "core/model/schedule.py",
+        "0.5 * (1 + math.cos(math.pi * progress))",
+        "math.cos(0.5 * math.pi * progress)",
+        ("core/model/test_schedule.py",),
+    ),
+    Mutation(
+        "checkpoint_steps_round_half_up",
+        "core/model/schedule.py",
+        "(2 * i * total_steps + count) // (2 * count)",
+        "i * total_steps // count",
+        ("core/model/test_schedule.py",),
+    ),
+    Mutation(
+        "gradient_accumulation_divides",
+        "core/model/schedule.py",
+        "if global_batch % of_all_workers:",
+        "if global_batch < of_all_workers:",
+        ("core/model/test_schedule.py",),
+    ),
+    Mutation(
+        "parts_are_shuffled_anew_each_epoch",
+        "core/model/order.py",
+        "keyed_hash(_mix(stream.seed, epoch), numbers)",
+        "keyed_hash(stream.seed, numbers)",
+        ("core/model/test_order.py",),
+    ),
+    Mutation(
+        "rows_are_shuffled_anew_each_epoch",
+        "core/model/order.py",
+        "np.random.PCG64([stream.seed, window.epoch, window.number])",
+        "np.random.PCG64([stream.seed, window.number])",
+        ("core/model/test_order.py",),
+    ),
+    Mutation(
+        "worker_owns_a_contiguous_share",
+        "core/model/order.py",
+        "(position % stream.global_batch) // share == rank",
+        "position % world_size == rank",
+        ("core/model/test_order.py",),
+    ),
+    Mutation(
+        "micro_batches_hold_useful_examples",
+        "core/model/training.py",
+        "(e for e in share if e.learned.any()), key=",
+        "(e for e in share), key=",
+        ("core/model/test_training.py",),
+    ),
+    Mutation(
+        "loss_that_is_not_finite_is_refused",
+        "core/model/training.py",
+        "if math.isfinite(value := total.item()):",
+        "if not math.isinf(value := total.item()):",
+        ("core/model/test_training.py",),
+    ),
+    Mutation(
+        "newest_state_is_resumed_from",
+        "core/model/state.py",
+        'sorted(files.list("state"), reverse=True)',
+        'sorted(files.list("state"))',
+        ("core/model/test_state.py",),
+    ),
+    Mutation(
+        "state_is_complete",
+        "core/model/state.py",
+        'if "state.json" in files.list(f"state/{name}"):',
+        'if files.list(f"state/{name}"):',
+        ("core/model/test_state.py",),
+    ),
+    Mutation(
+        "checkpoint_is_complete",
+        "core/model/checkpoint.py",
+        'if "files.json" not in files.list(folder):',
+        "if not files.list(folder):",
+        ("core/model/test_state.py",),
+    ),
+    Mutation(
+        "answers_are_compared_without_white_space",
+        "core/text/turns.py",
+        "answer.rpartition(THOUGHT_END)[2].strip()",
+        "answer.rpartition(THOUGHT_END)[2]",
+        ("core/text/test_turns.py",),
+    ),
+    Mutation(
+        "held_out_loss_of_a_source_is_a_mean_over_rows",
+        "stages/evaluation/make.py",
+        "loss=loss / rows, exact_match",
+        "loss=loss / len(parts), exact_match",
+        ("stages/test_evaluation.py",),
+    ),
+    Mutation(
+        "held_out_mean_weighs_sources_equally",
+        "stages/evaluation/make.py",
+        "macro = HeldOut(loss=float(np.mean([own.loss for own in found])),",
+        "macro = HeldOut(loss=sum(o.loss * o.rows for o in found) / sum(o.rows for o in found),",
+        ("stages/test_evaluation.py",),
+    ),
+)
+
+KMEANS = (
+    Mutation(
+        "clusters_are_numbered_by_mean",
+        "core/kmeans/lloyd.py",
+        "np.lexsort((*centroids.T[::-1], means))",
+        "np.lexsort((means, *centroids.T[::-1]))",
+        (
+            "core/kmeans/test_lloyd.py::test_clusters_are_numbered_by_ascending_mean_and_history_follows",
+        ),
+    ),
+    Mutation(
+        "objective_is_the_sum_of_squared_distances",
+        "core/kmeans/sums.py",
+        "two ** (1 - exponent - _SUBNORMAL)",
+        "two ** (-exponent - _SUBNORMAL)",
+        (
+            "core/kmeans/test_lloyd.py::test_the_objective_falls_every_round_and_the_tolerance_stops",
+        ),
+    ),
+    Mutation(
+        "empty_clusters_get_the_farthest_rows",
+        "core/kmeans/queries.py",
+        "keys = -squared_distances",
+        "keys = squared_distances",
+        ("core/kmeans/test_lloyd.py::test_empty_clusters_get_the_farthest_distinct_rows",),
+    ),
+    Mutation(
+        "seeded_rows_are_distinct",
+        "core/kmeans/topk.py",
+        "if value not in seen:",
+        "if value:",
+        ("core/kmeans/test_lloyd.py::test_the_farthest_rows_are_those_of_a_full_sort",),
+    ),
+    Mutation(
+        "fixed_point_scale",
+        "core/kmeans/sums.py",
+        "return 62 - exact.bit_length()",
+        "return 61 - exact.bit_length()",
+        ("core/kmeans/test_lloyd.py::test_the_fixed_point_uses_all_bits_that_cannot_overflow",),
+    ),
+    Mutation(
+        "fixed_point_rounds_half_to_even",
+        "core/kmeans/sums.py",
+        "np.rint(wide, out=wide)",
+        "np.floor(wide, out=wide)",
+        ("core/kmeans/test_lloyd.py::test_fixed_point_sums_are_exact_sums_of_the_rounded_values",),
+    ),
+    Mutation(
+        "start_sample_has_the_smallest_hashes",
+        "core/kmeans/lloyd.py",
+        "SmallestHashes(self.seed, self.start_rows)",
+        "SmallestHashes(self.seed + 1, self.start_rows)",
+        (
+            "core/kmeans/test_lloyd.py::"
+            "test_the_start_is_k_means_plus_plus_on_the_rows_with_the_smallest_hashes",
+        ),
+    ),
+    Mutation(
+        "start_draws_by_squared_distance",
+        "core/kmeans/start.py",
+        "cumulative = np.cumsum(closest)",
+        "cumulative = np.cumsum(closest > 0)",
+        (
+            "core/kmeans/test_lloyd.py::"
+            "test_the_start_is_k_means_plus_plus_on_the_rows_with_the_smallest_hashes",
+        ),
+    ),
+    Mutation(
+        "sample_has_as_many_rows_as_asked_for",
+        "core/kmeans/start.py",
+        "hashes[num_rows - before - 1]",
+        "hashes[max(0, num_rows - before - 2)]",
+        ("core/kmeans/test_lloyd.py::test_the_hash_limit_is_that_of_a_full_sort",),
+    ),
+    Mutation(
+        "tolerance_is_reached_by_equality",
+        "core/kmeans/state.py",
+        "last.shift <= tolerance",
+        "last.shift < tolerance",
+        (
+            "core/kmeans/test_lloyd.py::"
+            "test_without_tolerance_exactly_the_rounds_that_are_allowed_unless_nothing_moves",
+        ),
+    ),
+    Mutation(
+        "seeding_round_is_not_the_last",
+        "core/kmeans/state.py",
+        "last.reseeded == 0 and",
+        "last.reseeded >= 0 and",
+        (
+            "core/kmeans/test_lloyd.py::"
+            "test_a_round_that_seeds_a_cluster_is_not_the_last_although_no_other_centroid_moved",
+        ),
+    ),
+    Mutation(
+        "hamerly_bound_loses_the_drift",
+        "core/kmeans/hamerly.py",
+        "self.negative_margins += drift.take(labels)",
+        "self.negative_margins -= drift.take(labels)",
+        (
+            "core/kmeans/test_lloyd.py::"
+            "test_bounds_leave_out_only_rows_that_faiss_would_leave_where_they_are",
+        ),
+    ),
+    Mutation(
+        "step_0_is_left_out_of_the_trajectory",
+        "core/kmeans/features.py",
+        "begin = [0] if section.initial else []",
+        "begin = [0]",
+        ("core/kmeans/test_features.py",),
+    ),
+    Mutation(
+        "steps_end_with_the_last",
+        "core/kmeans/features.py",
+        "trained[-(-(place + 1) * len(trained) // count) - 1]",
+        "trained[place * len(trained) // count]",
+        ("core/kmeans/test_features.py",),
+    ),
+    Mutation(
+        "centred_is_less_the_mean",
+        "core/kmeans/features.py",
+        "[column - mean for column in losses]",
+        "[column - losses[0] for column in losses]",
+        ("core/kmeans/test_features.py",),
+    ),
+    Mutation(
+        "difference_is_later_less_earlier",
+        "core/kmeans/features.py",
+        "later - earlier for",
+        "earlier - later for",
+        ("core/kmeans/test_features.py",),
+    ),
+    Mutation(
+        "zscore_divides_by_all_steps",
+        "core/kmeans/features.py",
+        "sum(squares[1:], squares[0]) / len(squares)",
+        "sum(squares[1:], squares[0]) / (len(squares) - 1)",
+        ("core/kmeans/test_features.py",),
+    ),
+    Mutation(
+        "relative_is_bounded",
+        "core/kmeans/features.py",
+        "SMALLEST_FIRST * largest",
+        "0 * largest",
+        ("core/kmeans/test_features.py",),
+    ),
+    Mutation(
+        "weights_weigh_squares",
+        "core/kmeans/features.py",
+        "np.sqrt(weight)",
+        "weight",
+        ("core/kmeans/test_features.py",),
+    ),
+    Mutation(
+        "losses_of_clusters_are_finite",
+        "core/kmeans/features.py",
+        "wrong = ~np.isfinite(losses_NS)",
+        "wrong = np.isnan(losses_NS)",
+        ("core/kmeans/test_features.py",),
+    ),
+)
+
+DATA = (
+    Mutation(
+        "id_holds_file_and_row",
+        "core/data/parts.py",
+        "ID_BITS = 40",
+        "ID_BITS = 39",
+        ("core/data/test_read.py::test_ids_hold_the_files_number_and_the_row",),
+    ),
+    Mutation(
+        "csv_quotes_end_where_fields_do",
+        "core/data/formats/delimited.py",
+        "delimiter=delimiter, strict=True)",
+        "delimiter=delimiter, strict=False)",
+        ("core/data/test_read.py", "core/data/test_formats.py", "pipeline/test_bad_files.py"),
+    ),
+    Mutation(
+        "csv_quotes_hold_line_ends",
+        "core/data/formats/delimited.py",
+        "delimiter=delimiter, strict=True)",
+        "delimiter=delimiter, quoting=csv.QUOTE_NONE)",
+        ("core/data/test_formats.py::test_csv_of_quoted_lines_blank_lines_and_any_line_end",),
+    ),
+    Mutation(
+        "csv_is_utf8",
+        "core/data/formats/delimited.py",
+        'decode(errors="surrogateescape")',
+        'decode(errors="replace")',
+        (
+            "core/data/test_read.py::test_a_bad_line_stops_the_run_or_is_listed",
+            "pipeline/test_bad_files.py",
+        ),
+    ),
+    Mutation(
+        "parquet_text_is_utf8",
+        "core/data/rows.py",
+        "column.validate(full=True)",
+        "column.validate()",
+        ("core/data/test_read.py::test_text_of_parquet_that_is_not_utf8_is_named_or_listed",),
+    ),
+    Mutation(
+        "new_files_are_numbered_last",
+        "core/data/incremental.py",
+        "numbers.append(next_number + len(new))",
+        "numbers.append(len(numbers))",
+        ("core/data/test_incremental.py",),
+    ),
+    Mutation(
+        "changed_files_stop",
+        "core/data/incremental.py",
+        "if (gone or changed) and",
+        "if gone and",
+        ("core/data/test_incremental.py",),
+    ),
+    Mutation(
+        "losses_of_another_version_are_not_taken",
+        "core/data/incremental.py",
+        "if made_by != (version, section, proxy):",
+        "if made_by[1:] != (section, proxy):",
+        ("core/data/test_incremental.py",),
+    ),
+    Mutation(
+        "files_are_sorted_by_name",
+        "core/data/find.py",
+        "for name in sorted(files)]",
+        "for name in files]",
+        ("core/data/test_find.py",),
+    ),
+)
+
+STORAGE = (
+    Mutation(
+        "hash_of_a_file_is_checked",
+        "core/storage/artifact.py",
+        "if digest != entry.sha256:",
+        "if len(digest) != len(entry.sha256):",
+        ("core/storage/test_store.py::test_a_damaged_data_file_is_named_when_it_is_read",),
+    ),
+    Mutation(
+        "size_of_a_file_is_checked",
+        "core/storage/artifact.py",
+        "if len(data) != entry.bytes:",
+        "if not len(data):",
+        ("core/storage/test_store.py::test_a_damaged_data_file_is_named_when_it_is_read",),
+    ),
+    Mutation(
+        "commit_checks_files",
+        "core/storage/artifact.py",
+        "wrong = [entry.name for entry in listed if names.get(entry.name) != entry.bytes]",
+        "wrong = [entry.name for entry in listed if entry.name not in names]",
+        ("core/storage/test_store.py::test_a_missing_or_short_file_stops_the_commit",),
+    ),
+    Mutation(
+        "receipt_counts_with_all_files",
+        "core/storage/artifact.py",
+        "if all(names.get(",
+        "if any(names.get(",
+        ("core/storage/test_store.py::test_a_receipt_counts_only_with_all_its_files",),
+    ),
+    Mutation(
+        "fingerprint_ignores_the_order_of_keys",
+        "core/storage/manifest.py",
+        'sort_keys=True, separators=(",", ":")',
+        'sort_keys=False, separators=(",", ":")',
+        ("core/storage/test_store.py::test_equal_values_have_equal_fingerprints",),
+    ),
+    Mutation(
+        "parquet_extension_types_are_refused",
+        "core/storage/parquet.py",
+        "any(trace in footer for trace in EXTENSION_TRACES)",
+        "EXTENSION_KEY in footer",
+        (
+            "core/data/test_extension_types.py::test_an_extension_type_is_refused_before_it_is_built",
+        ),
+    ),
+    Mutation(
+        "files_are_written_whole",
+        "core/storage/store.py",
+        'temporary = f"{folder}/.{uuid.uuid4().hex}.tmp"',
+        "temporary = full",
+        ("core/storage/test_store.py::test_a_write_that_fails_half_way_leaves_the_old_file",),
+    ),
+)
+
+PIPELINE = (
+    Mutation(
+        "needs_are_made_first",
+        "pipeline/task_graph.py",
+        "if failed is None and missing.isdisjoint(own)",
+        "if failed is None",
+        ("pipeline/test_task_graph.py",),
+    ),
+    Mutation(
+        "no_more_at_once",
+        "pipeline/task_graph.py",
+        "ready[: at_once - len(running)]",
+        "ready[:at_once]",
+        ("pipeline/test_task_graph.py",),
+    ),
+)
+
+MUTATIONS = (*SELECTION, *TEXT, *MODEL, *KMEANS, *DATA, *STORAGE, *PIPELINE)
+
+
+def occurrences(mutation: Mutation) -> int:
+    """How often the old text of a mutation occurs in its file."""
+    return (ROOT / "s2l_ray" / mutation.file).read_text().count(mutation.old)
+
+
+def is_killed(mutation: Mutation, copy: Path) -> bool:
+    """Run the tests of a mutation on a copy of the checkout, which is as it was afterwards.
+
+    Raises:
+        RuntimeError: pytest could not run them, such as for a node id that is not there.
+    """
+    file = copy / "s2l_ray" / mutation.file
+    before = file.read_text()
+    file.write_text(before.replace(mutation.old, mutation.new))
+    tests = [f"tests/unit/{path}" for path in mutation.tests]
+    # Without files of bytecode: those of a change within a second could pass for the original's.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(copy),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+            cwd=copy,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        file.write_text(before)
+    if ended.returncode not in (0, FAILED, INTERRUPTED):
+        raise RuntimeError(f"pytest could not run {' '.join(tests)}:\n{ended.stdout}{ended.stderr}")
+    return ended.returncode != 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these mutations")
+    parser.add_argument("--list", action="store_true", help="name the mutations and end")
+    arguments = parser.parse_args()
+    names = {mutation.name for mutation in MUTATIONS}
+    if unknown := set(arguments.only or ()) - names:
+        parser.error(f"no such mutation: {', '.join(sorted(unknown))}")
+    chosen = [m for m in MUTATIONS if m.name in (arguments.only or names)]
+    if arguments.list:
+        for mutation in chosen:
+            print(f"{mutation.name:45} {mutation.file}")
+        return 0
+    results: list[tuple[Mutation, str, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+            else:
+                shutil.copy2(ROOT / name, copy / name)
+        for mutation in chosen:
+            began = time.perf_counter()
+            if (count := occurrences(mutation)) != 1:
+                result = f"OLD TEXT FOUND {count} TIMES"
+            else:
+                result = "killed" if is_killed(mutation, copy) else "SURVIVED"
+            results.append((mutation, result, time.perf_counter() - began))
+            print(f"{mutation.name}: {result} ({results[-1][2]:.1f} s)", flush=True)
+    print()
+    for mutation, result, seconds in results:
+        print(f"{mutation.name:45} {mutation.file:35} {result:10} {seconds:6.1f} s")
+    wrong = [mutation.name for mutation, result, _ in results if result != "killed"]
+    print(f"{len(results) - len(wrong)} of {len(results)} killed")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
