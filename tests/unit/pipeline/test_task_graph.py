@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2l_ray.pipeline.task_graph import in_order, unrelated
@@ -31,6 +31,7 @@ def graphs(draw: Any) -> dict[str, set[str]]:
     }
 
 
+@settings(deadline=None)
 @given(graphs(), st.integers(1, 4))
 def test_each_is_made_once_and_after_what_it_needs(
     needs: dict[str, set[str]], at_once: int
