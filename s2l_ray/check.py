@@ -1,12 +1,13 @@
-"""Are the losses of a job faithful on its own rows? Score some of them in several ways, beside each row by itself.
+"""Are the losses of a job faithful on its own rows? Score some rows in several ways and compare.
 
-    python -m s2l_ray.check --config jobs/NAME.yaml                      64 rows, every checkpoint of the job's proxy
-    python -m s2l_ray.check --config jobs/NAME.yaml --rows 16 --checkpoints 3     quicker, on a laptop
+    python -m s2l_ray.check --config jobs/NAME.yaml      64 rows, every checkpoint of its proxy
+    python -m s2l_ray.check --rows 16 --checkpoints 3    quicker
     python -m s2l_ray.check                                              on the built-in demo
 
-The rows come from the raw files of the job's first variant. Checkpoints are those of its proxy where it is trained already, and the
-model at its start where it is not. Nothing is written but the index of the raw files, and no Ray is started. Exit status: 0 when
-the setting that the job itself uses shifts no loss by more than --tolerance, 1 when it does, 2 when that could not be found out.
+The rows come from the raw files of the job's first variant. The checkpoints are those of its proxy,
+or the model at its start where the proxy is not trained yet. Nothing is written but the index of
+the raw files, and no Ray is started. Exit status: 0 when the job's own setting shifts no loss by more
+than --tolerance, 1 when it does, 2 when that could not be found out.
 """
 
 import argparse
@@ -33,8 +34,9 @@ if TYPE_CHECKING:  # torch is loaded once there is something to compute
     from s2l_ray.core.text.encoding import Encoded, Encoder
 
 SHOWN = 1_000  # characters shown of each masked or learned stretch of the sample row
-# In nats. In fp32 only the order of sums differs: some 1e-6 to 1e-5. bf16 keeps 8 bits of weights and activations: on 500 short
-# answers a small trained model showed up to 0.034, half of the rows under 0.001. A wrong mask, position or cap moves whole nats.
+# In nats. In fp32 only the order of sums differs: some 1e-6 to 1e-5. bf16 keeps 8 bits of weights
+# and activations: on 500 short answers a small trained model showed up to 0.034, half of the rows
+# under 0.001. A wrong mask, position or cap moves whole nats.
 TOLERANCES = {"bf16": 0.05, "fp32": 1e-3}
 
 
@@ -80,7 +82,7 @@ def _count(text: str) -> int:
 
 
 def check(first: config.Config, nodes: dict[str, pipeline.Node], args: argparse.Namespace) -> int:
-    """Score rows of the job in every setting and print what that does to their losses; the exit status."""
+    """Score rows of the job in every setting and print the shifts; returns the exit status."""
     import torch
     import transformers
 
@@ -100,8 +102,8 @@ def check(first: config.Config, nodes: dict[str, pipeline.Node], args: argparse.
     console.print(_left_out(drawn.rejects, reasons))
     if not kept[0]:
         raise UserError(
-            f"checking losses: none of {len(reasons)} rows has a token that is learned. Raise proxy.max_length, or look at how "
-            "rows are read (examples.columns, proxy.prompt)."
+            f"checking losses: none of {len(reasons)} rows has a token that is learned. Raise "
+            "proxy.max_length, or look at how rows are read (examples.columns, proxy.prompt)."
         )
     console.print(
         Group(*(_sample(encoder, each[0]) for encoder, each in zip(encoders, kept, strict=True)))
@@ -147,7 +149,7 @@ def _checkpoints(
     kept: "list[list[Encoded]]",
     at_most: int | None,
 ) -> "tuple[list[Checkpoint], list[list[int]], bool]":
-    """The models to look at, their labels [member, step], and whether these are all checkpoints of a trained proxy."""
+    """The models to look at, their labels [member, step], and whether these are all checkpoints."""
     from s2l_ray.core.fidelity.checking import Checkpoint
     from s2l_ray.core.model import scoring
 
@@ -182,7 +184,7 @@ def _checkpoints(
 
 
 def _evenly(count: int, at_most: int | None) -> list[int]:
-    """Places of the checkpoints to look at, the first and the last among them (the last alone where there is to be one)."""
+    """Places of the checkpoints to look at, the last and, where there are several, the first."""
     if at_most is None or at_most >= count:
         return list(range(count))
     return sorted(
@@ -190,7 +192,7 @@ def _evenly(count: int, at_most: int | None) -> list[int]:
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- what is printed
+# --------------------------------------------------------------------------------- what is printed
 
 
 def _left_out(rejects: dict[str, int], reasons: list[str | None]) -> Table | str:
@@ -224,7 +226,8 @@ def _sample(encoder: "Encoder", example: "Encoded") -> Panel:
     count = int(example.learned.sum())
     return Panel(
         text,
-        title=f"example_id {example.example_id}: ⟦learned⟧ are {count:,} of {len(example.input_ids):,} tokens",
+        title=f"example_id {example.example_id}: ⟦learned⟧ are {count:,} of "
+        f"{len(example.input_ids):,} tokens",
     )
 
 
@@ -300,14 +303,18 @@ def _origin(
 
 def _verdict(largest: float, own: "Setting", given: float | None) -> int:
     tolerance = TOLERANCES[own.dtype] if given is None else given
-    what = f"the job's setting ({own.dtype}, {own.tokens:,} tokens a batch) shifts losses by up to {largest:.2g} nats"
+    what = (
+        f"the job's setting ({own.dtype}, {own.tokens:,} tokens a batch) shifts losses by up to "
+        f"{largest:.2g} nats"
+    )
     if largest <= tolerance:
         print(f"faithful: {what}, within the tolerance of {tolerance:g}.")
         return 0
     remedy = (
         "Set trajectories.dtype: fp32, or accept it with --tolerance if no row changes cluster."
         if own.dtype == "bf16"
-        else "In fp32 losses must not depend on how rows are batched: do not trust this model family's losses, and report it."
+        else "In fp32 losses must not depend on how rows are batched: do not trust this model "
+        "family's losses, and report it."
     )
     print(f"NOT faithful: {what}, more than the tolerance of {tolerance:g}. {remedy}")
     return 1

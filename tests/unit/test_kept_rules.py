@@ -36,7 +36,7 @@ from s2l_ray.core.text.encoding import Encoder
 from s2l_ray.stages import STAGES
 from tests import tiny
 
-# (stage, version) -> hash of what it made when that version was released. Add a line; do not change one.
+# (stage, version) -> hash of what it made when that version was released. Add lines; change none.
 KEPT = {
     ("examples", 1): "6a8e0928f6dfcc085dccea392c778342ed36a1d51d62f082627fb63cbb061dbf",
     ("examples", 2): "adad929de5ba033e093235668cbaa1690d7d2054d99c0563d1d62cf57ab5d322",
@@ -74,7 +74,7 @@ def training(folder: Path) -> Any:
 
 
 def trajectories(folder: Path) -> Any:
-    """Columns, batches and what is scored without its prompt; the numbers themselves differ in their last bits between CPUs."""
+    """Columns, batches and what is scored without its prompt; losses differ a bit between CPUs."""
     encoded = Encoder(byte_tokenizer(), "alpaca", 200).examples(rows(folder))
     alone = [
         (e.input_ids.tolist(), e.learned.tolist()) for e in scoring.answers(encoded, None, 256)
@@ -87,7 +87,7 @@ def trajectories(folder: Path) -> Any:
 
 
 def clusters(folder: Path) -> Any:
-    """On small whole numbers, where every sum is exact on every kind of CPU: all rows, and differences within sources on a sample."""
+    """On small whole numbers, where sums are exact: all rows, and differences within sources."""
     losses = np.random.Generator(np.random.PCG64(5)).integers(0, 6, (300, 4)).astype(np.float32)
     shard = Shard([(np.arange(300), losses)])
     found = KMeans(k=6, seed=1, max_rounds=3, tolerance=0.0).fit(ask_here(shard))

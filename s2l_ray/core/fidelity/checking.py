@@ -1,7 +1,7 @@
-"""Are the losses faithful on these rows? The same rows scored in several settings, beside each row by itself.
+"""Are the losses faithful on these rows? The same rows in several settings, and each by itself.
 
-The reference is the model's whole forward pass over one row at a time, unpadded, in fp32, with nothing of ours in it but the
-cross-entropy. Shapes: n rows, S columns of losses (member, step).
+The reference is the model's own forward pass over one row at a time, unpadded, in fp32; only the
+cross-entropy is ours. Shapes: n rows, S columns of losses (member, step).
 """
 
 from collections import Counter
@@ -29,23 +29,24 @@ from s2l_ray.core.storage.info import ClustersInfo, info_of
 from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.core.text.encoding import Encoded, Encoder
 
-PARTS_READ = 16  # at most so many parts are read for the rows, so that large data sets are as quick as small ones
+# At most so many parts are read for the rows, so that large data sets are as quick as small ones.
+PARTS_READ = 16
 SMALL_LOSS = 0.01  # relative shifts are those to a loss of at least this
 
 
-# ------------------------------------------------------------------------------------------------------------------ the rows
+# ----------------------------------------------------------------------------------------- the rows
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Rows of the user's data: the columns of `examples`, and reason -> count of what was rejected where they were read."""
+    """Rows of the user's data: the columns of `examples`, and how many were rejected, by reason."""
 
     table: pa.Table
     rejects: dict[str, int]
 
 
 def draw(parts: Sequence[PartRange], section: Examples, count: int, seed: int) -> Drawn:
-    """The `count` rows with the smallest keyed hash out of the PARTS_READ parts with the smallest, in the order of their ids.
+    """A sample of `count` rows by keyed hash, out of PARTS_READ parts by keyed hash, in id order.
 
     Raises:
         UserError: a bad row, with examples.on_bad_row: stop.
@@ -61,12 +62,17 @@ def draw(parts: Sequence[PartRange], section: Examples, count: int, seed: int) -
     return Drawn(table.take(np.sort(chosen)), dict(rejects))
 
 
-# -------------------------------------------------------------------------------------------------------------- their losses
+# ------------------------------------------------------------------------------------- their losses
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A way to score. `tokens`: padded tokens of a batch, 1 takes every row alone; `attention`: None is the model's default."""
+    """How to score.
+
+    Attributes:
+        tokens: padded tokens of a batch; 1 takes every row alone.
+        attention: None is the model's default.
+    """
 
     dtype: str
     tokens: int
@@ -75,7 +81,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model to look at: what to call it, how its proxy encodes, the rows as that one reads them, and how to get the weights."""
+    """A model to look at: its label, its encoder, the rows as that one reads them, its weights."""
 
     label: str
     encoder: Encoder
@@ -86,7 +92,7 @@ class Checkpoint:
 def settings(
     checkpoints: Sequence[Checkpoint], tokens_per_batch: int, eager_too: bool
 ) -> list[Setting]:
-    """Both dtypes, rows alone and in batches of two sizes; and eager attention where the models have another by default.
+    """Both dtypes, rows alone and in batches of two sizes; eager attention if it is no default.
 
     The larger size is the job's, or what all rows make in one batch where that is less.
     """
@@ -122,11 +128,11 @@ def measure(
     device: Any,
     on_pass: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, dict[Setting, np.ndarray]]:
-    """Losses of the rows under each checkpoint: the reference, and those of every setting; float32 [n, S] each.
+    """Losses of the rows under each checkpoint, float32 [n, S]: the reference, and every setting's.
 
     Args:
         in_settings: ordered by dtype and attention, since each such pair needs a model of its own.
-        on_pass: called after each pass over the rows, of which there are (1 + number of settings) * S.
+        on_pass: called after each of the (1 + number of settings) * S passes over the rows.
 
     Raises:
         UserError: a loss that is not finite, naming example and checkpoint.
@@ -155,19 +161,19 @@ def measure(
 
 @torch.inference_mode()
 def plain_loss(model: Any, example: Encoded, device: Any) -> float:
-    """Mean loss of the learned tokens of one row from the whole forward pass, no padding and no hook."""
+    """Mean loss of the learned tokens of one row from a plain forward pass without padding."""
     ids = torch.from_numpy(example.input_ids).long().to(device)
     where = torch.from_numpy(example.learned).to(device).nonzero().squeeze(1)
     logits = model(input_ids=ids[None], use_cache=False).logits[0, where - 1]
     return F.cross_entropy(logits.double(), ids[where]).item()
 
 
-# ------------------------------------------------------------------------------------------------------------- their clusters
+# ----------------------------------------------------------------------------------- their clusters
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """Centroids [K, F] to which rows go by features, the source that each one serves (None: all), and where they are from."""
+    """Centroids [K, F], the source that each serves (None: all), and where they are from."""
 
     centroids: np.ndarray
     sources: list[str | None]
@@ -203,7 +209,7 @@ def committed_grouping(manifest: Manifest, steps: list[list[int]], section: Clus
 def fresh_grouping(
     losses: np.ndarray, ids: np.ndarray, steps: list[list[int]], section: Clusters, complete: bool
 ) -> Grouping:
-    """Clusters of these rows alone, by the job's features where all of its checkpoints are looked at (`complete`), else raw losses."""
+    """Clusters of these rows alone: by the job's features if all checkpoints are there, else raw."""
     if not complete:
         given = [step for _, step in steps]
         section = Clusters(
@@ -219,12 +225,13 @@ def fresh_grouping(
     return Grouping(centroids, [None] * k, steps, section, f"{k} clusters of these rows alone")
 
 
-# ----------------------------------------------------------------------------------------------------------------- what moved
+# --------------------------------------------------------------------------------------- what moved
 
 
 @dataclass(frozen=True)
 class Shift:
-    """How far a setting's losses lie from the reference, at most: in nats, relative, where (row, column), and rows in another cluster."""
+    """The largest distance of a setting's losses from the reference: in nats, relative, its place
+    (row, column); and how many rows are in another cluster."""
 
     absolute: float
     relative: float

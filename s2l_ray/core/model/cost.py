@@ -14,8 +14,8 @@ def scoring_flops(
 ) -> float:
     """FLOPs of scoring examples with one model.
 
-    A forward pass takes 2 a parameter and token. `answer_loss` takes a second pass over the answers,
-    `grand` Gram matrices of n errors and n hidden states (where n > H, the gradient is less work).
+    A forward pass takes 2 a parameter and token. `answer_loss` takes a second pass over the
+    answers, `grand` Gram matrices of n errors and n hidden states, or the gradient where n > H.
 
     Args:
         output_shape: V and H of the output layer.

@@ -44,8 +44,8 @@ def make(work: Work) -> Outcome:
     base = _base(work, labels)
     if section.within == "all" and not base and section.k > trajectories.scored:
         raise UserError(
-            f"making clusters: clusters.k = {section.k}, but only {trajectories.scored} rows have a "
-            "trajectory. Lower k."
+            f"making clusters: clusters.k = {section.k}, but only {trajectories.scored} rows have "
+            "a trajectory. Lower k."
         )
     sources = _sources(section, trajectories, base)
     saved = _saved_states(work, sources)

@@ -1,6 +1,7 @@
 """`evaluation` from the target: loss and exact match on held-out rows, by source.
 
-Actors hold the target, read a range of a held-out file, take the loss of the given answers, and decode their own greedily.
+Actors hold the target. They read a range of a held-out file, take the losses of the given answers,
+and decode greedy ones.
 """
 
 from collections import defaultdict
@@ -76,9 +77,9 @@ class _Evaluator:
         unlearned = [example for example in examples if not example.learned.any()]
         if unlearned:
             raise UserError(
-                f"evaluating {part.file.uri}: nothing can be scored of {len(unlearned)} rows, the row with example_id "
-                f"{unlearned[0].example_id} first: {unlearned[0].reason}. Change target.max_length or target.prompt, or leave such rows "
-                "out of evaluation.files."
+                f"evaluating {part.file.uri}: nothing can be scored of {len(unlearned)} rows, "
+                f"the row with example_id {unlearned[0].example_id} first: {unlearned[0].reason}. Change "
+                "target.max_length or target.prompt, or leave such rows out of evaluation.files."
             )
         losses = score(
             [self.model], examples, self.encoder.pad, self.section.tokens_per_batch, self.device

@@ -1,7 +1,7 @@
-"""`trajectories` from examples and proxy: every example's loss and further statistics at each checkpoint, in one pass over the data.
+"""`trajectories` from examples and proxy: losses and statistics of every example and checkpoint.
 
-Actors hold the T + 1 checkpoints of all proxies, read a part once and write it finished. Batches are cut by the part's own
-lengths, so a loss never depends on how parts are spread over actors.
+Actors hold the T + 1 checkpoints of all proxies, read a part once and write it finished. Batches are
+cut by the part's own lengths, so a loss never depends on how parts are spread over actors.
 """
 
 from collections import Counter
@@ -41,7 +41,8 @@ def make(work: Work) -> Outcome:
     """Score every part.
 
     Raises:
-        UserError: a value that is not finite, a checkpoint that does not load, or no row that could be scored.
+        UserError: a value that is not finite, a checkpoint that does not load, or no row that
+            could be scored.
     """
     examples, proxy = work.manifests["examples"], work.manifests["proxy"]
     members = work.info("proxy", ProxyInfo).members
@@ -65,8 +66,8 @@ def make(work: Work) -> Outcome:
     scored = sum(sums["sources"].values())
     if scored == 0:
         raise UserError(
-            f"making trajectories: no row could be scored ({dict(sums['reasons'])}). Raise proxy.max_length or "
-            "trajectories.sample."
+            f"making trajectories: no row could be scored ({dict(sums['reasons'])}). Raise "
+            "proxy.max_length or trajectories.sample."
         )
     info = TrajectoriesInfo(
         steps=[[number, step] for number, member in enumerate(members) for step in member.steps],
@@ -83,7 +84,7 @@ def make(work: Work) -> Outcome:
 
 @dataclass
 class Member:
-    """One proxy of the ensemble: how it encodes, its models, step 0 first, what to call them, and its number of parameters."""
+    """One proxy of the ensemble: its encoder, its models from step 0 on, their labels, its size."""
 
     encoder: Encoder
     models: list[Any]
@@ -118,7 +119,7 @@ class Scorer:
         ]
 
     def make_part(self, job: dict[str, Any]) -> Part:
-        """Score the rows of one part; rows that cannot be scored keep their place, with nulls and a reason."""
+        """Score one part; rows that cannot be scored keep their place, with nulls and a reason."""
         part = part_from(job["part"])
         rows = self.context.inputs["examples"].read_part(part, COLUMNS)
         ids = rows["example_id"].to_numpy()
@@ -150,7 +151,7 @@ class Scorer:
         )
 
     def _score(self, member: Member, examples: list[Encoded]) -> dict[str, np.ndarray]:
-        """`loss` and each statistic of the examples at every step of a member, step 0 first: float32 [n, T + 1]."""
+        """`loss` and each statistic at every step of a member, step 0 first: float32 [n, T + 1]."""
         return score_statistics(
             member.models,
             examples,
