@@ -2,12 +2,12 @@
 
     python -m s2l_ray.check --config jobs/NAME.yaml      64 rows, every checkpoint of its proxy
     python -m s2l_ray.check --rows 16 --checkpoints 3    quicker
-    python -m s2l_ray.check                                              on the built-in demo
+    python -m s2l_ray.check                              on the built-in demo
 
 The rows come from the raw files of the job's first variant. The checkpoints are those of its proxy,
 or the model at its start where the proxy is not trained yet. Nothing is written but the index of
-the raw files, and no Ray is started. Exit status: 0 when the job's own setting shifts no loss by more
-than --tolerance, 1 when it does, 2 when that could not be found out.
+the raw files, and no Ray is started. Exit status: 0 when the job's own setting shifts no loss by
+more than --tolerance, 1 when it does, 2 when that could not be found out.
 """
 
 import argparse

@@ -209,7 +209,7 @@ def committed_grouping(manifest: Manifest, steps: list[list[int]], section: Clus
 def fresh_grouping(
     losses: np.ndarray, ids: np.ndarray, steps: list[list[int]], section: Clusters, complete: bool
 ) -> Grouping:
-    """Clusters of these rows alone: by the job's features if all checkpoints are there, else raw."""
+    """Clusters of these rows alone, by the job's features if all checkpoints are there."""
     if not complete:
         given = [step for _, step in steps]
         section = Clusters(

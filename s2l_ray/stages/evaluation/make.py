@@ -78,8 +78,9 @@ class _Evaluator:
         if unlearned:
             raise UserError(
                 f"evaluating {part.file.uri}: nothing can be scored of {len(unlearned)} rows, "
-                f"the row with example_id {unlearned[0].example_id} first: {unlearned[0].reason}. Change "
-                "target.max_length or target.prompt, or leave such rows out of evaluation.files."
+                f"the row with example_id {unlearned[0].example_id} first: {unlearned[0].reason}. "
+                "Change target.max_length or target.prompt, or leave such rows out of "
+                "evaluation.files."
             )
         losses = score(
             [self.model], examples, self.encoder.pad, self.section.tokens_per_batch, self.device

@@ -1,7 +1,7 @@
 """`trajectories` from examples and proxy: losses and statistics of every example and checkpoint.
 
-Actors hold the T + 1 checkpoints of all proxies, read a part once and write it finished. Batches are
-cut by the part's own lengths, so a loss never depends on how parts are spread over actors.
+Actors hold the T + 1 checkpoints of all proxies, read a part once and write it finished. Batches
+are cut by the part's own lengths, so a loss never depends on how parts are spread over actors.
 """
 
 from collections import Counter
