@@ -122,7 +122,11 @@ def test_order_of_rows_and_of_parts_does_not_matter(seed: int) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_ties_are_decided_by_the_seed() -> None:
+@pytest.mark.parametrize("distances", ["all kept", "none kept"])
+def test_ties_are_decided_by_the_seed(monkeypatch: pytest.MonkeyPatch, distances: str) -> None:
+    if distances == "none kept":
+        # Every choice looks at a sample then, which here holds all rows.
+        monkeypatch.setattr(facility, "KEPT_DISTANCES", 0)
     rows = np.zeros((50, 3), np.float32)
     for seed in (0, 1, 2):
         chosen = facility_location(IDS[:50], rows, 7, seed)
