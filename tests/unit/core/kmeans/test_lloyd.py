@@ -25,7 +25,7 @@ from s2l_ray.core.kmeans.hamerly import BoundTest, HamerlyBounds
 from s2l_ray.core.kmeans.lloyd import KMeans
 from s2l_ray.core.kmeans.queries import Farthest, LloydStep, SmallestHashes, SquaredDeviations
 from s2l_ray.core.kmeans.shard import Shard
-from s2l_ray.core.kmeans.start import hash_limit
+from s2l_ray.core.kmeans.start import hash_limit, plus_plus
 from s2l_ray.core.kmeans.state import FitResult, FitState
 from s2l_ray.core.kmeans.sums import PartialSums, Totals, fixed_point_exponent
 from s2l_ray.core.query import Ask, Query, ask_here
@@ -241,6 +241,9 @@ def test_the_start_is_k_means_plus_plus_on_the_rows_with_the_smallest_hashes() -
     sample = SmallestHashes(11, 300).of(shard)
     hashes = keyed_hash(11, np.arange(4000) + (3 << 40))
     np.testing.assert_array_equal(sample.rows, PLAIN[np.argsort(hashes)[:300]])
+    begun = run(PLAIN, 8, seed=11, start_rows=300, max_rounds=0).centroids
+    drawn = plus_plus(sample.rows, 8, 11)
+    assert sorted(begun.tolist()) == sorted(drawn.tolist())
     # D^2 sampling is far better than uniform draws on rows with many equal ones (mean over seeds)
     spread_out = [run(HALF, 8, seed=s, max_rounds=0).objective for s in range(10)]
     uniform = [objective(HALF, HALF[np.random.default_rng(s).choice(2000, 8)]) for s in range(10)]
