@@ -30,7 +30,7 @@ Grid = dict[str, list[Any]]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make what trials share, run them, print a table. Exit status 0 only if every trial succeeded."""
+    """Make what trials share, run them, print a table. Exit 0 only if every trial succeeded."""
     line = parser(__doc__ or "")
     line.add_argument(
         "--over",

@@ -20,7 +20,8 @@ class Clusters(Section):
     features: Literal["raw", "centred", "differences", "zscored", "relative"] = Field(
         "raw",
         description="what of a trajectory is clustered: its losses, these less their mean, their "
-        "differences, centred and divided by their standard deviation, or divided by the first loss",
+        "differences, centred and divided by their standard deviation, or divided by the first "
+        "loss",
     )
     steps: int | list[int] | None = Field(
         None,
@@ -32,7 +33,8 @@ class Clusters(Section):
     )
     weights: list[float] | None = Field(
         None,
-        description="weight of each of the trajectory's steps (features are multiplied by its root)",
+        description="weight of each of the trajectory's steps (features are multiplied by its "
+        "root)",
     )
     points_per_centroid: int | None = Field(
         None,

@@ -49,7 +49,8 @@ class Columns(Section):
     )
     source: str | None = Field(
         None,
-        description="column that says where a row is from; without one, the file's name is the source",
+        description="column that says where a row is from; without one, the file's name is the "
+        "source",
     )
 
     @model_validator(mode="after")

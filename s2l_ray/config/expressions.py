@@ -1,8 +1,9 @@
-"""Scores as text: a small language over the stored columns, read by Python's own parser and computed by numpy.
+"""Scores as text: a small language over the stored columns, computed by numpy.
 
-Nothing of Python but arithmetic, comparisons, `x[number]` and calls of the functions below is let in, so a rule in a job
-file can compute a score and nothing else. A column that has one value a row is [n, 1], one that has a value a step is
-[n, T] (step 0 included); so the two mix as one expects, and a whole score has to come out as [n, 1].
+Python's own parser reads it. Only arithmetic, comparisons, `x[number]` and calls of the functions
+below are let in, so a rule in a job file can compute a score and nothing else. A column with one
+value a row is [n, 1]; one with a value a step is [n, T], step 0 included. So the two broadcast.
+A whole score has to come out as [n, 1].
 """
 
 import ast
@@ -33,7 +34,10 @@ class ExpressionError(ValueError):
 
 @dataclass(frozen=True)
 class Columns:
-    """What an expression is computed on: n rows, arrays float64 [n, 1] or [n, T] by name, and the step number `at` chooses."""
+    """What an expression is computed on: n rows, columns by name, and the step that `at` chooses.
+
+    `arrays` are float64, [n, 1] or [n, T].
+    """
 
     arrays: Mapping[str, np.ndarray]
     num_rows: int
@@ -46,7 +50,10 @@ _Compute = Callable[[Columns], np.ndarray]
 
 @dataclass(frozen=True)
 class Expression:
-    """A score that was read: the columns it names, whether it looks at one chosen step, and how it is computed."""
+    """A score that was read: the columns it names and how it is computed.
+
+    It also says whether the score looks at one chosen step.
+    """
 
     text: str
     names: frozenset[str]
@@ -54,7 +61,9 @@ class Expression:
     compute: _Compute
 
     def __call__(self, columns: Columns) -> np.ndarray:
-        """The score of every row, float64 [n]. Division by zero and the like give infinities and NaN, as numpy does.
+        """The score of every row, float64 [n].
+
+        Division by zero and the like give infinities and NaN, as numpy does.
 
         Raises:
             ExpressionError: a step that is not there, or a result with several values a row.
@@ -64,17 +73,16 @@ class Expression:
                 score = self.compute(columns)
         except ExpressionError:
             raise
-        except (
-            ValueError,
-            IndexError,
-        ) as error:  # shapes that do not fit each other, a step that is not there
+        except (ValueError, IndexError) as error:
+            # Shapes that do not fit each other, or a step that is not there.
             raise ExpressionError(
-                f"{self.text!r} cannot be computed on {columns.num_steps} stored steps (step 0 is one): {error}"
+                f"{self.text!r} cannot be computed on {columns.num_steps} stored steps "
+                f"(step 0 is one): {error}"
             ) from None
         if score.shape[1] != 1:
             raise ExpressionError(
-                f"{self.text!r} has a value for every step; a score has one a row. Say which one or what of them, with at(), "
-                "first(), last(), mean(), std(), sum(), min() or max()"
+                f"{self.text!r} has a value for every step; a score has one a row. Say which one "
+                "or what of them, with at(), first(), last(), mean(), std(), sum(), min() or max()"
             )
         return np.broadcast_to(score[:, 0], columns.num_rows)
 
@@ -102,7 +110,8 @@ def parse(text: str) -> Expression:
     made = Expression(
         text, names, any(node.id == "at" for node in used if id(node) in called), compute
     )
-    # many steps, so that x[number] finds its step; whether the data have it is seen when it is computed
+    # Many steps, so that x[number] finds its step; whether the data have it is seen when it is
+    # computed.
     trial = {name: np.ones((2, 1 if name in PER_ROW else 2 * MAX_LENGTH)) for name in COLUMNS}
     made(Columns(trial, num_rows=2, num_steps=2 * MAX_LENGTH, at=1))
     return made
@@ -112,7 +121,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-# ------------------------------------------------------------------------------------------------------- from text to numpy
+# ------------------------------------------------------------------------------ from text to numpy
 
 
 def _compile(node: ast.expr) -> _Compute:
@@ -120,8 +129,8 @@ def _compile(node: ast.expr) -> _Compute:
         if isinstance(node, kind):
             return compile_kind(node)
     raise ExpressionError(
-        f"{ast.unparse(node)!r} is not allowed in a score: numbers, columns, + - * / **, comparisons, x[number] and the "
-        f"functions {', '.join(_FUNCTIONS)} are"
+        f"{ast.unparse(node)!r} is not allowed in a score: numbers, columns, + - * / **, "
+        f"comparisons, x[number] and the functions {', '.join(_FUNCTIONS)} are"
     )
 
 
@@ -266,7 +275,7 @@ def _where(columns: Columns, condition: np.ndarray, yes: np.ndarray, no: np.ndar
     return chosen
 
 
-# name -> (what it does, number of values it takes). std is that of the values themselves (divided by their number).
+# name -> (what it does, number of values it takes). std divides by the number of the values.
 _FUNCTIONS: dict[str, tuple[Callable[..., np.ndarray], int]] = {
     "at": (_at, 1),
     "first": (lambda columns, values: values[:, :1], 1),

@@ -38,7 +38,8 @@ def load(path: str | None, overrides: list[str], base: dict[str, Any] | None = N
     Args:
         path: YAML file, or None to use `base`.
         overrides: `section.field=value`, values in YAML, changes the job below its variants, so
-            what a variant sets itself stays; `variants.NAME.section.field=value` changes one variant.
+            what a variant sets itself stays; `variants.NAME.section.field=value` changes one
+            variant.
 
     Raises:
         UserError: listing every unknown key, wrong type and impossible combination.

@@ -25,11 +25,15 @@ def group_kind(text: str) -> str:
 
 
 class Rule(Section):
-    """A selection rule: which rows share a quota, and which of them come first. Expressions over the stored columns."""
+    """A selection rule: which rows share a quota, and which of them come first.
+
+    Both are expressions over the stored columns.
+    """
 
     group: str = Field(
         "all",
-        description="all, source, cluster, (source, cluster), or source / cluster (shares of sources first, then of their clusters)",
+        description="all, source, cluster, (source, cluster), or source / cluster (shares of "
+        "sources first, then of their clusters)",
     )
     score: str = Field(
         "hash", description="what is smallest is chosen first, ties by hash: an expression"
@@ -49,7 +53,8 @@ class Rule(Section):
         return expressions.parse(value).text
 
 
-# Names for rules. The baselines of the paper (section 4 there) and of later work, each as its own paper defines it.
+# Names for rules: the baselines of the S2L paper (Yang et al. 2024, section 4) and of later work,
+# each as its own paper defines it.
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "s2l": Rule(group="cluster"),
@@ -63,19 +68,20 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "high_learnability": Rule(score="-(first(loss) - last(loss))"),  # Zhou et al. 2023
         "el2n": Rule(score="-at(el2n)"),  # Paul et al. 2021, the largest first
         "grand": Rule(score="-at(grand)"),  # Paul et al. 2021, the largest first
-        # the "ambiguous" region of data maps: Swayamdipta et al. 2020, over what training did, so without step 0
+        # The "ambiguous" region of data maps, Swayamdipta et al. 2020. It is about what training
+        # did, so without step 0.
         "variability": Rule(score="-std(after(mean_probability))"),
-        # instruction-following difficulty, Li et al. 2023: the largest ratio of perplexities below 1 first. At 1 and
-        # above the instruction does not help: these rows come last.
+        # Instruction-following difficulty, Li et al. 2023: the largest ratio of perplexities
+        # below 1 first. At 1 and above the instruction does not help: these rows come last.
         "ifd": Rule(
             score="where(at(loss) < at(answer_loss), -1, 1) * exp(at(loss) - at(answer_loss))",
         ),
         "medoid": Rule(group="cluster", score="distance"),
-        "stable_in_cluster": Rule(
-            group="cluster", score="sum(abs(diff(after(loss))))"
-        ),  # XMAS, 2025
-        # Varshney et al. 2022 order rows by a model's confidence. Our reading: confidence is the mean probability over
-        # training, as in data maps; the budget goes to the most confident, and the column `score` keeps their order.
+        # XMAS, 2025.
+        "stable_in_cluster": Rule(group="cluster", score="sum(abs(diff(after(loss))))"),
+        # Varshney et al. 2022 order rows by a model's confidence. Our reading: confidence is the
+        # mean probability over training, as in data maps. The budget goes to the most confident,
+        # and the column `score` keeps their order.
         "confidence_curriculum": Rule(score="-mean(after(mean_probability))"),
     }
 )
@@ -89,18 +95,21 @@ FACILITY_LOCATION = (
 class Subset(Section):
     budget: int | float = Field(
         0.11,
-        description="rows to choose: a count (an integer) or a share of the scored rows (a decimal number up to 1.0)",
+        description="rows to choose: a count (an integer) or a share of the scored rows (a decimal "
+        "number up to 1.0)",
     )
     rule: Annotated[
         Annotated[str, Tag("(name)")] | Annotated[Rule, Tag("(own)")],
         Discriminator(lambda value: "(name)" if isinstance(value, str) else "(own)"),
     ] = Field(
         "s2l",
-        description=f"how rows are chosen: {', '.join([*RULES, FACILITY_LOCATION])}, or your own {{group, score, take}}",
+        description=f"how rows are chosen: {', '.join([*RULES, FACILITY_LOCATION])}, or your own "
+        "{group, score, take}",
     )
     at: Literal["early", "late"] | int = Field(
         "late",
-        description="the step that at() in a rule means: the first or last one stored after step 0, or a step's number",
+        description="the step that at() in a rule means: the first or last one stored after "
+        "step 0, or a step's number",
     )
     small_last: int = Field(
         0,
@@ -119,7 +128,8 @@ class Subset(Section):
         share = type(value) is float and 0 < value <= 1
         if not count and not share:
             raise ValueError(
-                f"expected a count (an integer from 1) or a share (a decimal number above 0, up to 1.0), got {value!r}"
+                "expected a count (an integer from 1) or a share (a decimal number above 0, up to "
+                f"1.0), got {value!r}"
             )
         return value
 

@@ -10,7 +10,7 @@ Answer = TypeVar("Answer")
 
 
 class Query(Protocol[Queried, Answer]):
-    """A query as a value: it travels to every shard; answers are merged in any order, along any tree.
+    """A query as a value: it travels to every shard; answers are merged in any order and tree.
 
     For shards a and b of rows that make up c, `merge([of(a), of(b)])` equals `of(c)`.
     """

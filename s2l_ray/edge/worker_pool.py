@@ -1,9 +1,9 @@
 """A pool of Ray Train worker groups that do one training after another.
 
-A worker group takes some ten seconds to start: Ray Train's own processes, its placement, and the
-imports of torch, transformers and DeepSpeed in every worker. So a group whose training is done stays
-idle in the pool while the run has trainings that remain, such as the target after the proxy, until another
-stage needs its CPUs or GPUs.
+A worker group takes some ten seconds to start: Ray Train's own processes, its placement, and
+the imports of torch, transformers and DeepSpeed in every worker. So a group whose training is
+done stays idle in the pool while the run has trainings that remain, such as the target after the
+proxy, until another stage needs its CPUs or GPUs.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ from s2l_ray.core.storage.store import Store
 
 log = logging.getLogger("s2l_ray")
 # Ray Train's controller polls its workers every 2 s, and notices that much later what has ended.
-# Its watcher of preemptions is a process that takes a second to start and is of no use here: a training
-# resumes from its last state however a node was lost.
+# Its watcher of preemptions is a process that takes a second to start and is of no use here: a
+# training resumes from its last state however a node was lost.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # What lies between two trainings may take long, or wait for another job's lease. CPUs and GPUs,

@@ -102,7 +102,7 @@ def _begin(plan: Plan, missing: list[Node]) -> None:
 
 
 def check_models(missing: list[Node]) -> None:
-    """Load the config and tokenizer of every model that will be used, and check its weights' headers.
+    """Load config and tokenizer of every model that will be used, and check its weights' headers.
 
     Raises:
         UserError: one that cannot be used.

@@ -13,12 +13,11 @@ from s2l_ray.core.data.formats.spans import FileIndex
 from s2l_ray.core.data.hub import store_dataset, stored_dataset
 from s2l_ray.core.data.parts import PartRange, RawFile, part_ranges
 from s2l_ray.core.data.read import index_file
-from s2l_ray.core.storage.artifact import IO_THREADS
 from s2l_ray.core.storage.columns import unify
 from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.core.storage.parquet import schema_from_text
 from s2l_ray.core.storage.records import from_bytes, to_bytes
-from s2l_ray.core.storage.store import Store, is_folder
+from s2l_ray.core.storage.store import IO_THREADS, Store, is_folder
 from s2l_ray.errors import UserError
 
 log = logging.getLogger("s2l_ray")

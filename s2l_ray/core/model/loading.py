@@ -1,4 +1,7 @@
-"""Models and tokenizers: where they come from, what identifies them, and how their weights are read without running code."""
+"""Models and tokenizers: where they are, what identifies them, and how their weights are read.
+
+No code of theirs is run.
+"""
 
 import copy
 import hashlib
@@ -23,7 +26,9 @@ NOT_IDENTITY = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".md
 
 
 def identity(model: Model, tokenizer: str | None) -> dict[str, Any]:
-    """What names a model and its tokenizer in a fingerprint: content hashes of folders, commits of Hub names, a config as it is.
+    """What names a model and its tokenizer in a fingerprint.
+
+    Folders are named by content hashes, Hub names by commits, a config by itself.
 
     Raises:
         UserError: a folder that is not there, or a Hub name whose commit is not known.
@@ -32,7 +37,8 @@ def identity(model: Model, tokenizer: str | None) -> dict[str, Any]:
         weights: Any = {"files": folder_hashes(model.path)}
         if "config.json" not in weights["files"]:
             raise UserError(
-                f"reading the model folder {model.path}: it has no config.json. Name a Hugging Face model folder."
+                f"reading the model folder {model.path}: it has no config.json. Name a Hugging "
+                "Face model folder."
             )
     elif model.hub is not None:
         weights = {"commit": _hub_commit(model.hub)}
@@ -45,11 +51,15 @@ def identity(model: Model, tokenizer: str | None) -> dict[str, Any]:
 
 
 def folder_hashes(uri: str) -> dict[str, str]:
-    """Relative name -> SHA-256 of the files of a model or tokenizer folder that can matter: at its top, no pickles, no prose."""
+    """Relative name -> SHA-256 of the files of a model or tokenizer folder that can matter.
+
+    These are the files at its top, without pickles and prose.
+    """
     filesystem_, path = filesystem(uri)
     if filesystem_.get_file_info(path).type != pafs.FileType.Directory:
         raise UserError(
-            f"reading the model folder {uri}: there is no such folder. Correct model.path or tokenizer."
+            f"reading the model folder {uri}: there is no such folder. Correct model.path or "
+            "tokenizer."
         )
     infos = filesystem_.get_file_info(pafs.FileSelector(path))
     hashes = {}
@@ -77,13 +87,16 @@ def _hub_commit(name: str) -> str:
         return str(model_info(repository, revision=revision or None).sha)
     except Exception as error:  # whatever its HTTP library raises; the cause is kept in the message
         raise UserError(
-            f"looking up {name} on the Hugging Face Hub: {type(error).__name__}: {error}. Download the model and name its folder "
-            "as model.path, or give this machine access to the Hub."
+            f"looking up {name} on the Hugging Face Hub: {type(error).__name__}: {error}. Download "
+            "the model and name its folder as model.path, or give this machine access to the Hub."
         ) from None
 
 
 def local_folder(uri: str) -> str:
-    """A local path with the content of a folder; remote ones are copied once per content to the machine's temporary folder."""
+    """A local path with the content of a folder.
+
+    A remote folder is copied once per content to the machine's temporary folder.
+    """
     filesystem_, path = filesystem(uri)
     if isinstance(filesystem_, pafs.LocalFileSystem):
         return path
@@ -157,7 +170,8 @@ def template_text(training: Training) -> str | None:
             return bytes(stream.read()).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"reading the chat template {training.template}: {error}. Expected a UTF-8 file with a Jinja chat template; correct `template`."
+            f"reading the chat template {training.template}: {error}. Expected a UTF-8 file with a "
+            "Jinja chat template; correct `template`."
         ) from None
 
 
@@ -174,7 +188,10 @@ def load_encoder(training: Training) -> Encoder:
 
 
 def make_encoder(training: Training) -> Encoder:
-    """The same unchecked, which needs no model's config, and so no torch where the tokenizer needs none."""
+    """The same without checks, which needs no model's config.
+
+    So it needs no torch where the tokenizer needs none.
+    """
     return Encoder(
         load_tokenizer(training),
         training.prompt,
@@ -189,7 +206,8 @@ def build(config: Any, dtype: str = "fp32", attention: str | None = None) -> Any
     """A causal LM of that config with weights drawn from torch's current generator.
 
     Args:
-        attention: one of transformers' implementations, such as eager or sdpa; default: the one that it chooses itself.
+        attention: one of transformers' implementations, such as eager or sdpa; default: the one
+            that it chooses itself.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -201,7 +219,10 @@ def build(config: Any, dtype: str = "fp32", attention: str | None = None) -> Any
 
 
 def parameters(model: Model) -> int | None:
-    """Number of parameters without making any; None where neither the config nor `model.parameters` is at hand."""
+    """Number of parameters without making any.
+
+    None where neither the config nor `model.parameters` is at hand.
+    """
     import torch
 
     if model.parameters is not None:
@@ -222,7 +243,10 @@ def output_shape(model: Model) -> tuple[int, int]:
 
 
 def tensor_reader(model: Model) -> Callable[[str], Any] | None:
-    """Reads one tensor of the model's weights by name, from safetensors only; None for a model with random weights."""
+    """Reads one tensor of the model's weights by name, from safetensors only.
+
+    None for a model with random weights.
+    """
     if model.config is not None:
         return None
     from huggingface_hub import snapshot_download
@@ -240,7 +264,8 @@ def tensor_reader(model: Model) -> Callable[[str], Any] | None:
     def read(tensor: str) -> Any:
         if tensor not in owner:
             raise UserError(
-                f"loading weights from {folder}: no tensor {tensor!r}. Is config.json that of these weights?"
+                f"loading weights from {folder}: no tensor {tensor!r}. Is config.json that of "
+                "these weights?"
             )
         with safe_open(Path(folder) / owner[tensor], framework="pt") as file:
             return file.get_tensor(tensor)
@@ -269,7 +294,9 @@ def _headers(folder: str) -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 def check_weights(model: Model) -> None:
-    """Refuse a model folder without all tensors of its config in their shapes, before anything is started; reads headers only.
+    """Refuse a model folder without all tensors of its config in their shapes.
+
+    It reads headers only, before anything is started.
 
     Raises:
         UserError: naming the first tensor that is missing or has another shape.
@@ -289,8 +316,9 @@ def check_weights(model: Model) -> None:
         if shapes.get(name) != tuple(tensor.shape):
             what = f"came with {shapes[name]}" if name in shapes else "is not there"
             raise UserError(
-                f"checking the weights in {model.path}: {name} was expected with shape {tuple(tensor.shape)} and {what}. Complete the "
-                "folder, or correct its config.json: the weights and the config do not belong together."
+                f"checking the weights in {model.path}: {name} was expected with shape "
+                f"{tuple(tensor.shape)} and {what}. Complete the folder, or correct its "
+                "config.json: the weights and the config do not belong together."
             )
 
 
@@ -306,18 +334,21 @@ def weight_files(read: Callable[[str], bytes], names: Iterable[str], what: str) 
             files = sorted({str(file) for file in json.loads(read(index))["weight_map"].values()})
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(
-                f"loading weights from {what}/{index}: not JSON with a weight_map ({error}). The file is damaged; restore it."
+                f"loading weights from {what}/{index}: not JSON with a weight_map ({error}). The "
+                "file is damaged; restore it."
             ) from None
         missing = sorted(set(files) - set(names))
         if missing:
             raise UserError(
-                f"loading weights from {what}: the index names {missing[0]}, which is missing. Complete the folder."
+                f"loading weights from {what}: the index names {missing[0]}, which is missing. "
+                "Complete the folder."
             )
         return files
     if "model.safetensors" not in names:
         raise UserError(
-            f"loading weights from {what}: expected model.safetensors or an index of shards, got {names}. Only safetensors are "
-            "read, because other formats can run code; convert the weights."
+            f"loading weights from {what}: expected model.safetensors or an index of shards, got "
+            f"{names}. Only safetensors are read, because other formats can run code; convert the "
+            "weights."
         )
     return ["model.safetensors"]
 
@@ -351,6 +382,7 @@ def load_weights(model: Any, weights: dict[str, Any], what: str) -> None:
     missing = [name for name in result.missing_keys if name not in tied]
     if missing or result.unexpected_keys:
         raise UserError(
-            f"loading weights from {what}: {len(missing)} tensors are missing ({missing[:3]}) and {len(result.unexpected_keys)} "
-            f"unexpected ({result.unexpected_keys[:3]}). Is config.json that of these weights?"
+            f"loading weights from {what}: {len(missing)} tensors are missing ({missing[:3]}) and "
+            f"{len(result.unexpected_keys)} unexpected ({result.unexpected_keys[:3]}). Is "
+            "config.json that of these weights?"
         )

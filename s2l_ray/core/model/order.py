@@ -1,8 +1,8 @@
 """The order in which training sees the data: a pure function of seed, parts and step.
 
-In each epoch the parts come in keyed order, rows are shuffled inside windows of parts, and the stream
-is cut into global batches; a batch may reach into the next epoch. Neither the number of workers nor a
-restart changes a batch, and every row is trained exactly once an epoch.
+In each epoch the parts come in keyed order, rows are shuffled inside windows of parts, and the
+stream is cut into global batches; a batch may reach into the next epoch. Neither the number of
+workers nor a restart changes a batch, and every row is trained exactly once an epoch.
 """
 
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def stream(
     epochs: int | None = None,
     steps: int | None = None,
 ) -> Stream:
-    """The stream of a number of epochs, whose last batch may be short, or of `steps` full batches."""
+    """The stream of whole epochs, whose last batch may be short, or of `steps` full batches."""
     rows = sum(part_rows)
     if rows == 0:
         raise UserError("planning the training: there are no rows to train on.")

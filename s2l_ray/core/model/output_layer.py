@@ -3,7 +3,7 @@
 Logits [B, L, V] are never made for all positions. Hooks on the layer keep the hidden states of some
 positions, or put others in their place, while the family's own forward pass runs. So whatever a
 family does to logits after the layer (soft caps, scales) takes place, and no family needs code of
-its own. Shapes: B examples, L padded length, M positions of the batch, C of one block, V vocabulary,
+own. Shapes: B examples, L padded length, M positions of the batch, C of one block, V vocabulary,
 H hidden width. A position is where a token is predicted: one before the token itself.
 """
 

@@ -1,4 +1,7 @@
-"""Stored checkpoints to numbers of every example: loading them, cutting batches, and refusing what is not finite."""
+"""Stored checkpoints to numbers of every example.
+
+Checkpoints are loaded, batches are cut, and numbers that are not finite are refused.
+"""
 
 import json
 from collections.abc import Sequence
@@ -27,7 +30,10 @@ def files_of(manifest: Manifest) -> dict[str, list[Any]]:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a model is made from: a transformers config, tensors by name, and where they are from, for messages."""
+    """What a model is made from: a transformers config and tensors by name.
+
+    It also says where they are from, for messages.
+    """
 
     config: Any
     tensors: dict[str, Any]
@@ -55,7 +61,8 @@ def checkpoint_weights(artifact: Artifact, folder: str, files: dict[str, list[An
         path = f"{folder}/{name}"
         if path not in files:
             raise UserError(
-                f"loading {artifact.uri_of(folder)}: the manifest lists no {name}. Remove {artifact.uri} and run again."
+                f"loading {artifact.uri_of(folder)}: the manifest lists no {name}. Remove "
+                f"{artifact.uri} and run again."
             )
         return artifact.read_file(FileEntry(path, *files[path]))
 
@@ -68,7 +75,7 @@ def checkpoint_weights(artifact: Artifact, folder: str, files: dict[str, list[An
 
 
 def starting_weights(training: Training) -> Weights:
-    """The weights that a training begins with: those of the model, or random ones drawn from the section's seed."""
+    """The weights that a training begins with: the model's, or random ones from the seed."""
     import torch
 
     what = str(training.model.path or training.model.hub or "the model's start")
@@ -92,7 +99,10 @@ def device_of(scaling: ModelWorkers) -> Any:
 
 
 def checkpoint_labels(steps: Sequence[Sequence[int]]) -> list[list[str]]:
-    """What to call the checkpoints of each proxy, given their steps: by the proxy too where there are several."""
+    """What to call the checkpoints of each proxy, given their steps.
+
+    Where there are several proxies, the name says the proxy too.
+    """
     several = len(steps) > 1
     return [
         [
@@ -104,7 +114,7 @@ def checkpoint_labels(steps: Sequence[Sequence[int]]) -> list[list[str]]:
 
 
 def reason_of(versions: Sequence[Encoded]) -> str | None:
-    """Why an example cannot be scored, as one of the proxies encodes it; None where all of them learn some token."""
+    """Why an example cannot be scored; None where every proxy's encoding learns some token."""
     for version in versions:
         if not version.learned.any():
             return version.reason or NO_LEARNED_TOKEN
@@ -119,7 +129,9 @@ def score(
     device: Any,
     labels: Sequence[str] = (),
 ) -> np.ndarray:
-    """Mean loss over the learned tokens of each example under each model: float32 [n, number of models].
+    """Mean loss over the learned tokens of each example under each model.
+
+    Returns float32 [n, number of models].
 
     Args:
         labels: what to call each model in a message.
@@ -141,10 +153,12 @@ def score_statistics(
     device: Any,
     labels: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """`loss` and the named statistics (trajectories.statistics) of each example under each model: float32 [n, models] each.
+    """`loss` and the named statistics (trajectories.statistics) of each example.
 
-    All come from one forward pass (statistics.example_statistics) but `answer_loss`: the loss of the learned tokens without the
-    prompt, which takes another one over `answers`.
+    Each is float32 [n, number of models].
+
+    All come from one forward pass (statistics.example_statistics) but `answer_loss`. That is the
+    loss of the learned tokens without the prompt, which takes another pass over `answers`.
 
     Raises:
         UserError: a value that is not finite, naming the example and the model.
@@ -162,10 +176,13 @@ def score_statistics(
 
 
 def answers(examples: Sequence[Encoded], start: int | None, end: int) -> list[Encoded]:
-    """The learned tokens of each example alone, after the start token where the example begins with it, or else the end token.
+    """The learned tokens of each example alone, behind one token that stands for the prompt.
 
-    So exactly the tokens that are predicted with the prompt are predicted without it, and the quotient of the two losses is IFD
-    (Li et al. 2023, "From Quantity to Quality": their Instruction-Following Difficulty).
+    It is the start token where the example begins with it, or else the end token.
+
+    So exactly the tokens that are predicted with the prompt are predicted without it, and the
+    quotient of the two losses is IFD (Li et al. 2023, "From Quantity to Quality": their
+    Instruction-Following Difficulty).
     """
     made = []
     for example in examples:
@@ -205,6 +222,7 @@ def check_finite(
     row, column = np.argwhere(~np.isfinite(values))[0]
     where = f" under {labels[column]}" if labels else ""
     raise UserError(
-        f"scoring examples: {name} of example_id {examples[row].example_id}{where} is {values[row, column]}, expected a finite "
-        "number. The model has diverged or overflows: lower its learning_rate, or set dtype to fp32."
+        f"scoring examples: {name} of example_id {examples[row].example_id}{where} is "
+        f"{values[row, column]}, expected a finite number. The model has diverged or overflows: "
+        "lower its learning_rate, or set dtype to fp32."
     )

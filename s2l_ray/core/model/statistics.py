@@ -1,8 +1,8 @@
 """The loss and further statistics of each example of a batch, from one forward pass.
 
-The loss of an example is the mean cross-entropy over its learned tokens, in fp32, as S2L takes it
-(Yang et al. 2024). Shapes: B examples, L padded length, M learned tokens of the batch, n those of one
-example, C of one block, V vocabulary, H hidden width.
+The loss of an example is the mean cross-entropy over its learned tokens, in fp32, as S2L takes
+it (Yang et al. 2024). Shapes: B examples, L padded length, M learned tokens of the batch, n those
+of one example, C of one block, V vocabulary, H hidden width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ def example_statistics(
     learned_BL: torch.Tensor,
     names: Sequence[str] = (),
 ) -> dict[str, torch.Tensor]:
-    """`loss` and the named statistics, float32 [B] each; NaN for an example without a learned token.
+    """`loss` and the named statistics, float32 [B]; NaN for an example without a learned token.
 
     Let p be the softmax of the final logits (after soft caps and scales) and y the learned token.
     Over the n learned tokens of an example,

@@ -1,8 +1,8 @@
 """Folders of safetensors files that all workers of a training write together.
 
 Every worker writes its own share of the tensors, one tensor is gathered at a time, and worker 0
-writes one JSON file last, which alone makes the folder complete: a crash at any moment leaves either a
-complete folder or one that counts as absent.
+writes one JSON file last, which alone makes the folder complete: a crash at any moment leaves
+either a complete folder or one that counts as absent.
 """
 
 import hashlib

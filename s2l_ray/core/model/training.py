@@ -243,8 +243,8 @@ def _finite_total(
     named = ", ".join(map(str, ids[:16])) + (" and others" if len(ids) > 16 else "")
     raise UserError(
         f"Training step {step + 1}: a finite loss was expected and {value} came, from a "
-        f"micro-batch of the examples with example_id {named}. Look at these rows; if they are in order, lower "
-        "learning_rate or set gradient_clipping."
+        f"micro-batch of the examples with example_id {named}. Look at these rows; if they are "
+        "in order, lower learning_rate or set gradient_clipping."
     )
 
 

@@ -24,7 +24,10 @@ FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subset:
-    """What one variant chose. `source_sizes` [S] follows ReportData.sources; None leaves the variant out of that section."""
+    """What one variant chose.
+
+    `source_sizes` [S] follows ReportData.sources; None leaves the variant out of that section.
+    """
 
     variant: str
     rule: str
@@ -35,7 +38,7 @@ class Subset:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LossCurve:
-    """Training loss of one proxy: as many losses as steps; long curves are averaged down when drawn."""
+    """Training loss of one proxy: as many losses as steps; averaged down when drawn."""
 
     label: str
     steps: Sequence[int]
@@ -44,7 +47,7 @@ class LossCurve:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClusterExample:
-    """One example shown on the card of its cluster; prompt and completion are trimmed by the renderer."""
+    """One example on the card of its cluster; the page trims its prompt and completion."""
 
     cluster: int
     example_id: int
@@ -58,9 +61,10 @@ class ClusterExample:
 class Clustering:
     """The clusters of one variant: trajectories, sizes, what was taken of each, and some members.
 
-    mean, low and high are [K, T] of what was clustered, which `feature` names; NaN where a cluster is empty; `band` says in words
-    what low and high are. steps is [T], sizes and quotas (None: not drawn from) are [K], objective has one value per round. sources and source_sizes [S, K] are
-    optional together. Raises ValueError if the shapes disagree.
+    mean, low and high are [K, T] of what was clustered, which `feature` names; NaN where a cluster
+    is empty. `band` says in words what low and high are. steps is [T]. sizes and quotas are [K];
+    quotas is None where none were drawn. objective has one value per round. sources and
+    source_sizes [S, K] are optional together. Raises ValueError if the shapes disagree.
     """
 
     variant: str
@@ -100,7 +104,10 @@ class Clustering:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LeftOut:
-    """Rows that a stage left out for one reason; `examples` are a few ids or places such as data.jsonl:17."""
+    """Rows that a stage left out for one reason.
+
+    `examples` are a few ids or places such as data.jsonl:17.
+    """
 
     stage: str
     reason: str
@@ -110,9 +117,10 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """Held-out results of one variant's target: source -> mean loss in nats, source -> exact match in 0..1.
+    """Held-out results of one variant's target by source: mean loss in nats, exact match in 0..1.
 
-    A source without a value is absent or None. Macro means are taken here, over the sources that every variant has.
+    A source without a value is absent or None. Macro means are taken here, over the sources that
+    every variant has.
     """
 
     variant: str
@@ -124,7 +132,9 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StageCost:
-    """One artifact of the plan. `seconds` and `flops` are those of making it, also where it was reused from an earlier run.
+    """One artifact of the plan.
+
+    `seconds` and `flops` are those of making it, also where it was reused from an earlier run.
 
     `variant` is empty where all variants share the artifact, else the names of those that use it.
     """
@@ -139,10 +149,13 @@ class StageCost:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportData:
-    """Everything on the page: nothing per example but a few samples. Sections whose data are empty are not shown.
+    """Everything on the page: nothing per example but a few samples.
 
-    `num_examples` counts the rows of the examples artifact; sources [S] and source_sizes [S] are its sources and their rows. Of a
-    data set that extends another, `new_files` and `dropped_files` are names of raw files.
+    Sections whose data are empty are not shown.
+
+    `num_examples` counts the rows of the examples artifact; sources [S] and source_sizes [S] are
+    its sources and their rows. Of a data set that extends another, `new_files` and
+    `dropped_files` are names of raw files.
     """
 
     run: str
@@ -173,7 +186,10 @@ class Cell(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """One metric by source and variant: rows of (source, cells), the macro means and over how many sources they are."""
+    """One metric by source and variant.
+
+    It holds rows of (source, cells), the macro means and the number of sources they are over.
+    """
 
     title: str
     rows: list[tuple[str, list[Cell]]]
@@ -196,7 +212,10 @@ def duration(seconds: float | None) -> str:
 
 
 def clip(text: str, limit: int = MAX_TEXT) -> str:
-    """The text without space around it, cut to `limit` characters, the last of them an ellipsis where any are lost."""
+    """The text without space around it, cut to `limit` characters.
+
+    Where any are lost, the last character is an ellipsis.
+    """
     text = text.replace("\r\n", "\n").strip()
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "\u2026"
 

@@ -1,7 +1,8 @@
-"""The run report: one self-contained HTML page made from small numbers that the report stage gathered.
+"""The run report: one self-contained HTML page from small numbers that the report stage gathered.
 
-`render` is a pure function: the same ReportData gives the same text. Pictures are matplotlib SVGs inside data URIs, there is
-no script, and the page forbids itself every outside source, because prompts, completions and source names are written by others.
+`render` is a pure function: the same ReportData gives the same text. Pictures are SVGs inside
+data URIs and there is no script. The page forbids itself every outside source, because prompts,
+completions and source names are written by others.
 """
 
 import math
@@ -90,7 +91,7 @@ def _decimal(value: float | None, digits: int = 3) -> str:
 
 
 def _share(part: float, whole: float) -> str:
-    """part / whole in percent with three significant digits at most; a dash where there is no whole."""
+    """part / whole in percent, three significant digits at most; a dash where there is no whole."""
     if not whole:
         return "\u2013"
     percent = 100 * part / whole
@@ -105,7 +106,10 @@ def _flops(value: float | None) -> str:
 
 
 def _variants(data: ReportData) -> list[str]:
-    """Names of all variants in order of appearance, so that each keeps one colour and marker on the whole page."""
+    """Names of all variants in order of appearance.
+
+    So each keeps one colour and marker on the whole page.
+    """
     named = [*(s.variant for s in data.subsets), *(e.variant for e in data.evaluations)]
     return list(dict.fromkeys([*named, *(c.variant for c in data.clusterings)]))
 
@@ -114,7 +118,10 @@ def _variants(data: ReportData) -> list[str]:
 
 
 def _clustering_view(clustering: Clustering) -> dict:
-    """Pictures and cards of one clustering; clusters are drawn smallest first, the order in which the rule fills quotas."""
+    """Pictures and cards of one clustering.
+
+    Clusters are drawn smallest first, the order in which the rule fills quotas.
+    """
     sizes = np.asarray(clustering.sizes)
     quotas = None if clustering.quotas is None else np.asarray(clustering.quotas)
     cards = []
@@ -170,7 +177,11 @@ def _has_sources(data: ReportData) -> bool:
 
 
 def _source_rows(data: ReportData) -> list[dict]:
-    """One row a source, largest first: its rows, and per subset that counts sources the rows chosen and the gain in share."""
+    """One row a source, largest first.
+
+    It holds the source's rows and, per subset that counts sources, the rows chosen and the gain
+    in share.
+    """
     total = sum(data.source_sizes)
     rows = []
     for s in np.argsort(-np.asarray(data.source_sizes, dtype=np.int64), kind="stable"):
@@ -209,7 +220,10 @@ def _metric(title: str, values: list[Mapping[str, float | None]], best: Best) ->
 
 
 def _cells(values: Sequence[float | None], best: Best) -> list[Cell]:
-    """Cells of one row; values that read the same are equally good, and a lone variant is not called the best."""
+    """Cells of one row.
+
+    Values that read the same are equally good, and a lone variant is not called the best.
+    """
     numbers = [round(v, 3) for v in values if v is not None]
     top = best(numbers) if len(numbers) > 1 else None
     return [Cell(v, _decimal(v), v is not None and round(v, 3) == top) for v in values]

@@ -1,31 +1,28 @@
 """Content-addressed artifacts in parts.
 
-An artifact lives at `<storage>/<stage>/<fingerprint>/`. Its manifest, written last, is the only
-proof that it exists. Data files carry their content hash in their name and are checked against the
-manifest whenever they are read. A part that is done leaves a receipt, so a later run finds the
-finished parts of a run that died.
+An artifact lives at `<storage>/<stage>/<fingerprint>/`. It exists only once its manifest is
+there, which is written last. Data files carry their content hash in their name and are checked
+against the manifest whenever they are read. A part that is done leaves a receipt, so a later run
+finds the finished parts of a run that died.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from s2l_ray.core.storage.manifest import FileEntry, Manifest, Part
+from s2l_ray.core.storage.manifest import FileEntry, Manifest, Part, difference, entry_of
 from s2l_ray.core.storage.parquet import read_parquet
+from s2l_ray.core.storage.receipts import parts_with_receipts, write_receipt
 from s2l_ray.core.storage.store import Store, join_uri
 from s2l_ray.errors import UserError
-
-IO_THREADS = 16
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A place in the store for what one stage makes from given inputs, whether it is made yet or not."""
+    """The place in the store of what one stage makes from given inputs, be it made yet or not."""
 
     store: Store
     stage: str
@@ -33,7 +30,7 @@ class Artifact:
 
     @classmethod
     def at(cls, uri: str, stage: str, field: str) -> "Artifact":
-        """The committed artifact that a config field names by its URI, <storage>/<stage>/<fingerprint>.
+        """The committed artifact that a config field names by its URI.
 
         Raises:
             UserError: the URI is none of an artifact of that stage, or nothing is committed there.
@@ -43,14 +40,14 @@ class Artifact:
         storage, _, named = storage.rpartition("/")
         if named != stage or not storage or not fingerprint:
             raise UserError(
-                f"reading {field}: expected the URI of a {stage} artifact, <storage>/{stage}/<fingerprint> (run.json lists "
-                f"them), got {uri}."
+                f"reading {field}: expected the URI of a {stage} artifact, "
+                f"<storage>/{stage}/<fingerprint> (run.json lists them), got {uri}."
             )
         artifact = cls(Store(f"{storage}{question}{query}"), stage, fingerprint)
         if artifact.committed() is None:
             raise UserError(
-                f"reading {field}: there is no manifest.json in {uri}, so nothing there counts. Correct the URI, or run the job that "
-                "makes it."
+                f"reading {field}: there is no manifest.json in {uri}, so nothing there "
+                "counts. Correct the URI, or run the job that makes it."
             )
         return artifact
 
@@ -95,7 +92,8 @@ class Artifact:
         found = self.committed()
         if found is None:
             raise UserError(
-                f"reading {self.uri}: there is no manifest.json, so nothing there counts. Run the job that makes it."
+                f"reading {self.uri}: there is no manifest.json, so nothing there counts. Run "
+                "the job that makes it."
             )
         return found
 
@@ -105,23 +103,17 @@ class Artifact:
         Raises:
             UserError: the file is missing, shorter or longer than it was, or its content changed.
         """
+        what = self.uri_of(entry.name)
         remedy = f"Restore the file, or remove {self.uri} and run again: it will be made anew."
         try:
             data = self.read(entry.name)
         except FileNotFoundError:
             raise UserError(
-                f"reading {self.uri_of(entry.name)}: the manifest lists it, but it is missing. {remedy}"
+                f"reading {what}: the manifest lists it, but it is missing. {remedy}"
             ) from None
-        if len(data) != entry.bytes:
-            raise UserError(
-                f"reading {self.uri_of(entry.name)}: expected {entry.bytes} bytes, got {len(data)}. {remedy}"
-            )
-        digest = hashlib.sha256(data).hexdigest()
-        if digest != entry.sha256:
-            raise UserError(
-                f"reading {self.uri_of(entry.name)}: expected SHA-256 {entry.sha256}, got {digest}: the content changed. "
-                f"{remedy}"
-            )
+        found = difference(entry, data)
+        if found is not None:
+            raise UserError(f"reading {what}: {found} {remedy}")
         return data
 
     def read_part(
@@ -134,7 +126,7 @@ class Artifact:
     def write_named(self, name: str, data: bytes) -> FileEntry:
         """Write a file whose name others expect, such as tokenizer.json."""
         self.write(name, data)
-        return FileEntry(name, len(data), hashlib.sha256(data).hexdigest())
+        return entry_of(name, data)
 
     def write_file(self, stem: str, suffix: str, data: bytes) -> FileEntry:
         """Write a data file under a name that carries its content hash."""
@@ -152,7 +144,8 @@ class Artifact:
         """Write a part's files, then its receipt.
 
         Args:
-            files: role -> (suffix, bytes); the main file has the role "data", those of any other role lie in a folder of its name.
+            files: role -> (suffix, bytes). The main file has the role "data"; a file of another
+                role lies in a folder named by it.
         """
         entries = {
             role: self.write_file(
@@ -161,14 +154,14 @@ class Artifact:
             for role, (suffix, data) in files.items()
         }
         part = Part(index, rows, entries, node, run, stats)
-        self.write(
-            f"receipts/part-{index:05d}.json",
-            json.dumps(asdict(part), sort_keys=True, allow_nan=False).encode(),
-        )
+        write_receipt(self.store, self.path, part)
         return part
 
     def adopt(self, index: int, other: "Artifact", part: Part) -> Part:
-        """Take a finished part of another artifact as this one's part `index`: its files are read, checked and written here."""
+        """Take a finished part of another artifact as this one's part `index`.
+
+        Its files are read, checked and written here.
+        """
         files = {
             role: (entry.name[entry.name.rindex(".") :], other.read_file(entry))
             for role, entry in part.files.items()
@@ -176,26 +169,18 @@ class Artifact:
         return self.write_part(index, part.rows, files, part.node, part.run, part.stats)
 
     def finished_parts(self) -> dict[int, Part]:
-        """Parts that earlier runs finished before the artifact was committed. Their data files are there, with the right size."""
-        names = self.store.list(self.path)
-        receipts = [name for name in names if name.startswith("receipts/part-")]
-        with ThreadPoolExecutor(IO_THREADS) as pool:
-            parts = [part for part in pool.map(self._receipt, receipts) if part is not None]
-        return {
-            part.index: part
-            for part in sorted(parts, key=lambda part: part.index)
-            if all(names.get(entry.name) == entry.bytes for entry in part.files.values())
-        }
+        """Parts that earlier runs finished before the artifact was committed, by index.
 
-    def _receipt(self, name: str) -> Part | None:
-        """The part of a receipt; None when it is damaged, or gone because another run committed the artifact meanwhile."""
-        try:
-            return Part.from_dict(json.loads(self.read(name)))
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            return None
+        Their data files are there, with the right size.
+        """
+        return parts_with_receipts(self.store, self.path)
 
     def commit(self, manifest: Manifest) -> None:
-        """Check that every listed file lies there with its size, write the manifest, and clear what only a restart needs."""
+        """Write the manifest and clear what only a restart needs.
+
+        Raises:
+            UserError: a listed file is missing or has another size.
+        """
         names = self.store.list(self.path)
         listed = [
             entry for part in manifest.parts for entry in part.files.values()
@@ -203,8 +188,9 @@ class Artifact:
         wrong = [entry.name for entry in listed if names.get(entry.name) != entry.bytes]
         if wrong:
             raise UserError(
-                f"committing {self.uri}: expected {len(listed)} data files, but {len(wrong)} are missing or have another size, "
-                f"{wrong[0]} first. Is {self.store.uri} the same storage on every node?"
+                f"committing {self.uri}: expected {len(listed)} data files, but "
+                f"{len(wrong)} are missing or have another size, {wrong[0]} first. "
+                f"Is {self.store.uri} the same storage on every node?"
             )
         self.write("manifest.json", manifest.to_bytes())
         for scratch in ("receipts", "state", "rounds"):

@@ -10,8 +10,10 @@ JSON_KEY = b"s2l_ray"  # of the metadata of a column of JSON text
 
 
 def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
-    """One schema for the columns of several files: missing columns become nulls, integers may become floats, lists and objects that
-    do not fit become JSON text.
+    """One schema for the columns of several files.
+
+    Missing columns become nulls, integers may become floats, and lists and objects that do not
+    fit become JSON text.
 
     Args:
         schemas: file name and schema.
@@ -32,8 +34,9 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
                     (n for s, n in seen.items() if not _fit(s, column)), "the files before it"
                 )
                 raise UserError(
-                    f"unifying the columns of all files: field {column.name!r} of {name} does not fit that of {other} ({error}). Make "
-                    "the field's type the same in all files, or remove the field."
+                    f"unifying the columns of all files: field {column.name!r} of {name} does not "
+                    f"fit that of {other} ({error}). Make the field's type the same in all files, "
+                    "or remove the field."
                 ) from None
         seen[schema] = name
     return pa.schema(list(fields.values()))
@@ -71,7 +74,7 @@ def _fit(schema: pa.Schema, column: pa.Field) -> bool:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type without dictionaries and views, which hold the same values in ways that few kernels take."""
+    """The type without dictionaries and views, whose values few kernels take."""
     if pa.types.is_string_view(kind):
         return pa.string()
     if pa.types.is_binary_view(kind):
@@ -106,10 +109,10 @@ def _decoded(chunk: pa.DictionaryArray, kind: pa.DataType) -> pa.Array:
 
 
 def json_field(name: str) -> pa.Field:
-    """A column of JSON text: objects and lists whose values have no one type in all rows are kept as that."""
+    """A column of JSON text, for objects and lists whose values have no one type in all rows."""
     return pa.field(name, pa.string(), metadata={JSON_KEY: b"json"})
 
 
 def is_json(field: pa.Field) -> bool:
-    """Whether a column's text stands for the values it was written from; exports as JSON write these."""
+    """Whether a column's text stands for the values it was written from, as in JSON exports."""
     return JSON_KEY in (field.metadata or {})

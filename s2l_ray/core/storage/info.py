@@ -284,8 +284,9 @@ def info_of(manifest: Manifest, kind: type[SomeInfo]) -> SomeInfo:
         return from_json(kind, manifest.info)
     except ValueError as error:
         raise UserError(
-            f"reading the manifest of {manifest.stage} {manifest.fingerprint}: its info is {error}. "
-            "Use the s2l_ray version that wrote it, or remove the artifact's folder and run again."
+            f"reading the manifest of {manifest.stage} {manifest.fingerprint}: its info is "
+            f"{error}. Use the s2l_ray version that wrote it, or remove the artifact's folder and "
+            "run again."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What proves an artifact: its manifest, the parts it lists, and the name that its content has."""
+"""What an artifact consists of: its manifest, the parts it lists, and its fingerprint."""
 
 import hashlib
 import json
@@ -20,16 +20,31 @@ def fingerprint(value: Any) -> str:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One data file of an artifact: its name inside the artifact's folder, its size in bytes, and its SHA-256."""
+    """One data file of an artifact: its name inside the folder, its size in bytes, its SHA-256."""
 
     name: str
     bytes: int
     sha256: str
 
 
+def entry_of(name: str, data: bytes) -> FileEntry:
+    """The entry of a file with this content."""
+    return FileEntry(name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def difference(entry: FileEntry, data: bytes) -> str | None:
+    """What differs between an entry and a file's content, as a sentence, or None."""
+    if len(data) != entry.bytes:
+        return f"expected {entry.bytes} bytes, got {len(data)}."
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != entry.sha256:
+        return f"expected SHA-256 {entry.sha256}, got {digest}: the content changed."
+    return None
+
+
 @dataclass(frozen=True)
 class Part:
-    """What a finished part is: the rows it holds, its files by role, and who made it in which run."""
+    """What a finished part is: its rows, its files by role, and who made it in which run."""
 
     index: int
     rows: int
@@ -47,7 +62,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The proof of an artifact. `info` holds what the stage wants to tell later stages and people; small values only."""
+    """What an artifact holds; the artifact counts only once this is written.
+
+    `info` holds what later stages and people need of it; small values only.
+    """
 
     format: int
     stage: str
@@ -62,10 +80,10 @@ class Manifest:
     made_at: str
     scaling: dict[str, Any]
     versions: dict[str, str]
-    version: int = 0  # of the stage
-    start_seconds: float | None = (
-        None  # of `seconds`, until the first row was worked on; None: no row was
-    )
+    # The version of the stage.
+    version: int = 0
+    # How many of `seconds` passed until the first row was worked on; None where no row was.
+    start_seconds: float | None = None
 
     @property
     def rows(self) -> int:
@@ -88,12 +106,13 @@ class Manifest:
             manifest = cls(**raw, parts=parts, files=files)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"reading {what}: not a manifest of this version ({error}). Remove the folder it lies in and run again."
+                f"reading {what}: not a manifest of this version ({error}). Remove the folder it "
+                "lies in and run again."
             ) from None
         if manifest.format != FORMAT:
             raise UserError(
-                f"reading {what}: expected format {FORMAT}, got {manifest.format}. Use the s2l_ray version that wrote it, "
-                "or another storage."
+                f"reading {what}: expected format {FORMAT}, got {manifest.format}. Use the s2l_ray "
+                "version that wrote it, or another storage."
             )
         return manifest
 

@@ -14,7 +14,8 @@ from s2l_ray.errors import UserError
 
 ROWS_PER_GROUP = 65_536
 EXTENSION_KEY = b"ARROW:extension:name"
-# The key as it stands in the base64 of a stored Arrow schema: the characters that it alone decides, for each place in a group of 3.
+# The key as it stands in the base64 of a stored Arrow schema: the characters that it alone
+# decides, for each place in a group of 3.
 EXTENSION_TRACES = [
     base64.b64encode(bytes(shift) + EXTENSION_KEY)[first : (shift + len(EXTENSION_KEY)) * 4 // 3]
     for shift, first in ((0, 0), (1, 2), (2, 3))
@@ -47,7 +48,9 @@ def read_parquet(data: bytes, what: str, columns: Sequence[str] | None = None) -
 
 
 def open_parquet(source: bytes | pa.NativeFile, what: str) -> pq.ParquetFile:
-    """Open Parquet after refusing extension types, by the bytes of its footer: parsing it would already build the schema.
+    """Open Parquet after refusing extension types by the bytes of its footer.
+
+    Parsing the footer would already build the schema, and an extension type may run code.
 
     Args:
         source: the file's bytes, or an open random-access file.
@@ -63,12 +66,16 @@ def open_parquet(source: bytes | pa.NativeFile, what: str) -> pq.ParquetFile:
         return pq.ParquetFile(handle, arrow_extensions_enabled=False)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"reading {what}: expected a whole Parquet file, but {error}. Replace the file, or name other files."
+            f"reading {what}: expected a whole Parquet file, but {error}. Replace the file, or "
+            "name other files."
         ) from None
 
 
 def _footer(handle: pa.NativeFile) -> bytes:
-    """The serialised metadata at the end of a Parquet file, unparsed: length in 4 bytes and a magic word close the file."""
+    """The serialised metadata at the end of a Parquet file, unparsed.
+
+    Its length in 4 bytes and a magic word close the file.
+    """
     end = max(0, handle.size() - 8)
     length = int.from_bytes(handle.read_at(4, end), "little")
     return handle.read_at(min(length, end), max(0, end - length))
@@ -77,13 +84,16 @@ def _footer(handle: pa.NativeFile) -> bytes:
 def _refuse_extensions(found: bool, what: str) -> None:
     if found:
         raise UserError(
-            f"reading {what}: a column has an Arrow extension type, which may run code while it is read. "
-            "Expected plain types only; rewrite the file with the storage type of that column."
+            f"reading {what}: a column has an Arrow extension type, which may run code while it is "
+            "read. Expected plain types only; rewrite the file with the storage type of that "
+            "column."
         )
 
 
 def open_arrow_file(handle: pa.NativeFile, what: str) -> pa.RecordBatchFileReader:
-    """Open Arrow's file format after refusing extension types by the bytes of its footer, where schemas stand as they are.
+    """Open Arrow's file format after refusing extension types by the bytes of its footer.
+
+    Schemas stand there as they are.
 
     Raises:
         UserError: not an Arrow file, truncated, or a column has an extension type.
@@ -101,7 +111,7 @@ def open_arrow_file(handle: pa.NativeFile, what: str) -> pa.RecordBatchFileReade
 
 
 def open_arrow_stream(handle: pa.NativeFile, what: str) -> pa.RecordBatchStreamReader:
-    """Open Arrow's stream format after refusing extension types by the bytes of its first message, which is the schema.
+    """Open Arrow's stream format after refusing extension types by its first message, the schema.
 
     Raises:
         UserError: not an Arrow stream, truncated, or a column has an extension type.
@@ -122,7 +132,8 @@ def open_arrow_stream(handle: pa.NativeFile, what: str) -> pa.RecordBatchStreamR
 
 def _no_arrow(what: str, error: Exception) -> UserError:
     return UserError(
-        f"reading {what}: expected a whole Arrow file or stream, but {error}. Replace the file, or name other files."
+        f"reading {what}: expected a whole Arrow file or stream, but {error}. Replace the file, or "
+        "name other files."
     )
 
 
@@ -136,6 +147,7 @@ def schema_from_text(text: str, what: str) -> pa.Schema:
     data = base64.b64decode(text)
     if EXTENSION_KEY in data:
         raise UserError(
-            f"reading the schema of {what}: it has an extension type. Remove the artifact's folder and run again."
+            f"reading the schema of {what}: it has an extension type. Remove the artifact's folder "
+            "and run again."
         )
     return pa.ipc.read_schema(pa.BufferReader(data))

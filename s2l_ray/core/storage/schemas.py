@@ -7,8 +7,9 @@ import pyarrow as pa
 
 from s2l_ray.errors import UserError
 
-# A conversation: turns by system, user, assistant or tool. `content` is never null ("" where a turn only calls tools); `input` is the
-# paper's separate input text of a user turn, or null; `extra` is null, or JSON of whatever else a chat template may want of the turn.
+# A conversation: turns by system, user, assistant or tool. `content` is never null; it is "" where
+# a turn only calls tools. `input` is a user turn's separate input text (Alpaca's field), or null.
+# `extra` is null, or JSON of whatever else a chat template may want of the turn.
 MESSAGES = pa.list_(
     pa.struct(
         [
@@ -19,8 +20,8 @@ MESSAGES = pa.list_(
         ]
     )
 )
-# The columns of `examples` that all files share; the struct `original` follows, with each file's own columns as they were.
-# `tools` is null, or JSON text of a list of tool schemas.
+# The columns of `examples` that all files share. The struct `original` follows, with each file's
+# own columns as they were. `tools` is null, or JSON text of a list of tool schemas.
 EXAMPLES_FIXED = pa.schema(
     [
         ("example_id", pa.int64()),
@@ -35,7 +36,9 @@ CLUSTERS = pa.schema(
 
 
 def trajectories_schema(num_columns: int, statistics: Sequence[str] = ()) -> pa.Schema:
-    """Schema of `trajectories`: losses at every step of every member, step 0 included, then as many values of each statistic.
+    """Schema of `trajectories`: losses at every step of every member, step 0 included.
+
+    As many values of each statistic follow.
 
     Rows that could not be scored have nulls and a reason.
     """
@@ -53,7 +56,7 @@ def trajectories_schema(num_columns: int, statistics: Sequence[str] = ()) -> pa.
 
 
 def evaluation_schema() -> pa.Schema:
-    """Schema of `evaluation`: one row a held-out example; `exact` is null where no answer was generated."""
+    """Schema of `evaluation`: one row a held-out example; no answer generated, `exact` is null."""
     return pa.schema(
         [
             ("example_id", pa.int64()),
@@ -67,11 +70,15 @@ def evaluation_schema() -> pa.Schema:
 
 
 def vectors(column: pa.ChunkedArray, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """A fixed_size_list<float32>[T] column as (valid bool [N], values float32 [n, T]), n the number of valid rows."""
+    """A fixed_size_list<float32>[T] column as (valid bool [N], values float32 [n, T]).
+
+    n is the number of valid rows.
+    """
     if not pa.types.is_fixed_size_list(column.type) or column.type.value_type != pa.float32():
         raise UserError(
-            f"reading {what}: expected a column of fixed_size_list<float>, got {column.type}. The file was not written by "
-            "this version of s2l_ray: remove the artifact's folder and run again."
+            f"reading {what}: expected a column of fixed_size_list<float>, got {column.type}. The "
+            "file was not written by this version of s2l_ray: remove the artifact's folder and "
+            "run again."
         )
     valid_N = column.is_valid().to_numpy()
     present = column.drop_null().combine_chunks()
@@ -81,7 +88,7 @@ def vectors(column: pa.ChunkedArray, what: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def vector_column(valid_N: np.ndarray, values_NT: np.ndarray) -> pa.FixedSizeListArray:
-    """The inverse of `vectors`, but with a row of values (ignored where not valid) for all N rows."""
+    """The inverse of `vectors`, but with a row of values for all N; those not valid are ignored."""
     flat = pa.array(
         np.ascontiguousarray(values_NT, dtype=np.float32).reshape(-1), type=pa.float32()
     )

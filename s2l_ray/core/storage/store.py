@@ -11,7 +11,10 @@ from pyarrow import fs as pafs
 
 from s2l_ray.errors import UserError
 
-URI_CHARACTERS = "%/:@!$&'()*+,;=?~"  # may stand in a URI as they are, beside letters and digits
+# Files read or written at a time.
+IO_THREADS = 16
+# What may stand in a URI as it is, beside letters and digits.
+URI_CHARACTERS = "%/:@!$&'()*+,;=?~"
 
 
 @functools.lru_cache(maxsize=64)
@@ -27,7 +30,8 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.FileSystem.from_uri(quote(uri, safe=URI_CHARACTERS))
     except (pa.ArrowInvalid, OSError, NotImplementedError) as error:
         raise UserError(
-            f"opening {uri}: {error}. Expected a local path or a URI that pyarrow.fs knows (s3://, gs://, hdfs://, file://)."
+            f"opening {uri}: {error}. Expected a local path or a URI that pyarrow.fs knows "
+            "(s3://, gs://, hdfs://, file://)."
         ) from None
 
 
@@ -38,7 +42,7 @@ def is_folder(uri: str) -> bool:
 
 
 def join_uri(uri: str, path: str) -> str:
-    """The place below a folder: the query of a URI (endpoint, region) stays at the end, local paths have none."""
+    """The place below a folder; the query of a URI (endpoint, region) stays at the end."""
     place, question, query = uri.partition("?") if "://" in uri else (uri, "", "")
     return f"{place.rstrip('/')}/{path}{question}{query}"
 
@@ -59,11 +63,13 @@ class Store:
             kind = self.fs.get_file_info(self.root).type
         except OSError as error:
             raise UserError(
-                f"opening the storage {self.uri}: {error}. Correct run.storage, or what gives access to it."
+                f"opening the storage {self.uri}: {error}. Correct run.storage, or what gives "
+                "access to it."
             ) from None
         if kind == pafs.FileType.File:
             raise UserError(
-                f"opening the storage {self.uri}: it is a file. Set run.storage to a folder; it is made when it is not there."
+                f"opening the storage {self.uri}: it is a file. Set run.storage to a folder; it is "
+                "made when it is not there."
             )
 
     def _full(self, path: str) -> str:
@@ -95,14 +101,17 @@ class Store:
             raise
 
     def uri_of(self, path: str) -> str:
-        """The URI of a path below the root, for people and for libraries that open URIs themselves."""
+        """The URI of a path below the root, for people and libraries that open URIs themselves."""
         return join_uri(self.uri, path)
 
     def exists(self, path: str) -> bool:
         return self.fs.get_file_info(self._full(path)).type != pafs.FileType.NotFound
 
     def list(self, folder: str) -> dict[str, int]:
-        """Names (relative to `folder`, below it at any depth) and sizes of the files there; empty when there is no folder."""
+        """Names and sizes of the files in a folder, at any depth; empty when there is no folder.
+
+        Names are relative to the folder.
+        """
         selector = pafs.FileSelector(self._full(folder), recursive=True, allow_not_found=True)
         skip = len(self._full(folder)) + 1
         found = self.fs.get_file_info(selector)

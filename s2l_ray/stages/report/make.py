@@ -1,4 +1,4 @@
-"""`report` from every artifact of a job: gathers small numbers and a few sample rows, and renders one page."""
+"""`report` from every artifact of a job: small numbers and sample rows become one page."""
 
 from dataclasses import replace
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""The metrics of a training's steps: stored by its first worker, read while it runs and after it."""
+"""The metrics of a training's steps: its first worker stores them, they are read at any time."""
 
 import json
 import time
