@@ -582,7 +582,7 @@ DATA = (
         "core/data/formats/delimited.py",
         "delimiter=delimiter, strict=True)",
         "delimiter=delimiter, strict=False)",
-        ("core/data/test_read.py", "core/data/test_formats.py", "pipeline/test_bad_files.py"),
+        ("pipeline/test_bad_files.py::test_bad_input_is_refused",),
     ),
     Mutation(
         "csv_quotes_hold_line_ends",
@@ -596,10 +596,7 @@ DATA = (
         "core/data/formats/delimited.py",
         'decode(errors="surrogateescape")',
         'decode(errors="replace")',
-        (
-            "core/data/test_read.py::test_a_bad_line_stops_the_run_or_is_listed",
-            "pipeline/test_bad_files.py",
-        ),
+        ("pipeline/test_bad_files.py::test_bad_input_is_refused",),
     ),
     Mutation(
         "parquet_text_is_utf8",
