@@ -638,14 +638,14 @@ DATA = (
 STORAGE = (
     Mutation(
         "hash_of_a_file_is_checked",
-        "core/storage/artifact.py",
+        "core/storage/manifest.py",
         "if digest != entry.sha256:",
         "if len(digest) != len(entry.sha256):",
         ("core/storage/test_store.py::test_a_damaged_data_file_is_named_when_it_is_read",),
     ),
     Mutation(
         "size_of_a_file_is_checked",
-        "core/storage/artifact.py",
+        "core/storage/manifest.py",
         "if len(data) != entry.bytes:",
         "if not len(data):",
         ("core/storage/test_store.py::test_a_damaged_data_file_is_named_when_it_is_read",),
@@ -659,9 +659,9 @@ STORAGE = (
     ),
     Mutation(
         "receipt_counts_with_all_files",
-        "core/storage/artifact.py",
-        "if all(names.get(",
-        "if any(names.get(",
+        "core/storage/receipts.py",
+        "if all(sizes.get(",
+        "if any(sizes.get(",
         ("core/storage/test_store.py::test_a_receipt_counts_only_with_all_its_files",),
     ),
     Mutation(
