@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "progress": (),
     "config": ("errors",),
     "core": ("core", "config", "errors", "progress"),
-    "core.report.pictures": ("core.report.data",),
+    "core.report.drawing": (),
+    "core.report.pictures": ("core.report.data", "core.report.drawing"),
     "contract": ("config", "core", "errors"),
     "edge": ("config", "core", "contract", "errors", "progress"),
     "stages": ("contract", "stages"),
@@ -145,10 +146,8 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
 # ------------------------------------------------------------------------------------------ sizes
 
 # What is larger still; this list only gets shorter.
-STILL_LARGER = {
+STILL_LARGER: dict[str, set[str]] = {
     "check": {"check"},
-    "core.kmeans.bounds": {"core.kmeans.bounds", "Nearest"},
-    "core.report.pictures": {"core.report.pictures"},
     "core.storage.artifact": {"Artifact"},
 }
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION, LINES_OF_A_CLASS = 400, 50, 150

@@ -22,9 +22,9 @@ from s2l_ray.core.report.data import (
     clip,
     duration,
 )
+from s2l_ray.core.report.drawing import color_of, drawing
 from s2l_ray.core.report.pictures import (
     MAX_PANELS,
-    color_of,
     draw_evaluations,
     draw_objective,
     draw_overview,
@@ -32,7 +32,6 @@ from s2l_ray.core.report.pictures import (
     draw_proxies,
     draw_sources,
     draw_stages,
-    drawing,
 )
 
 MAX_MOVES = 12  # clusters in the table of what moved

@@ -1,7 +1,4 @@
-"""The pictures of the report page: matplotlib SVGs inside data URIs, from the numbers in data.py.
-
-Draw inside `drawing()`, which sets the style. The same numbers give the same bytes: no date, and a fixed salt for ids.
-"""
+"""The pictures of the report page: matplotlib SVGs inside data URIs, from the numbers in data.py."""
 
 import base64
 import io
@@ -31,98 +28,21 @@ from s2l_ray.core.report.data import (
     label_of,
 )
 
-MAX_PANELS = 36  # small multiples; beyond, panels are too small to read and the heat map takes over
-MAX_PICTURED = 40  # sources or stages in one picture; the tables have all
-MAX_NUMBERED = 60  # clusters whose numbers fit below their columns
-MAX_CURVE = 500  # points drawn per loss curve
-WIDTH = 10.6  # inches of a full-width picture, 72 points each; the page is laid out for it
+from s2l_ray.core.report.drawing import WIDTH, COLORS, MARKERS, INK, MUTED, FAINT, OLD, Picture, color_of, as_picture, new_axes, axis_limits
 
-# Okabe and Ito's colours, which stay apart under the common kinds of colour blindness; markers tell them apart in print.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-INK, MUTED, FAINT, OLD = "#1f2933", "#66727f", "#d5dbe1", "#b9c2cb"
-
-# svg.fonttype none: text stays text, in the reader's fonts and scripts. parse_math off: a source named "$" is not TeX.
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "s2l_ray",
-    "text.parse_math": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 8.5,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#9aa5b1",
-    "axes.linewidth": 0.7,
-    "axes.labelcolor": MUTED,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e8ecf0",
-    "grid.linewidth": 0.7,
-    "text.color": INK,
-    **dict.fromkeys(("xtick.color", "ytick.color"), "#9aa5b1"),
-    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), MUTED),
-    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 3),
-    **dict.fromkeys(("xtick.major.width", "ytick.major.width"), 0.7),
-    "lines.linewidth": 1.6,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-}
-_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-
-
-class Picture(NamedTuple):
-    """An SVG as a data URI and what it shows in words."""
-
-    uri: str
-    alt: str
-
-
-@contextmanager
-def drawing() -> Iterator[None]:
-    """One style for all pictures, set for the time of drawing; glyphs that matplotlib's own font lacks are drawn by the browser."""
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
-
-
-def color_of(index: int) -> str:
-    """The colour of the variant or curve at this place; they repeat after seven."""
-    return COLORS[index % len(COLORS)]
-
-
-def _picture(figure: Figure, alt: str) -> Picture:
-    """The figure as a data URI; an image has its own name space, so ids of two pictures cannot meet."""
-    buffer = io.StringIO()
-    figure.savefig(
-        buffer,
-        format="svg",
-        dpi=144,
-        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-    )
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace("'DejaVu Sans'", _FONTS)
-    return Picture("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(), alt)
-
-
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _limits(*arrays: np.ndarray) -> tuple[float, float]:
-    """Lower and upper end of an axis that holds all finite values, a little apart even if they are all one value."""
-    values = np.concatenate([np.ravel(np.asarray(a, dtype=float)) for a in arrays])
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return 0.0, 1.0
-    margin = 0.05 * float(np.ptp(values)) or 0.5
-    return float(values.min()) - margin, float(values.max()) + margin
+# Small multiples; beyond, panels are too small to read and the heat map takes over.
+MAX_PANELS = 36
+# Sources or stages in one picture; the tables have all.
+MAX_PICTURED = 40
+# Clusters whose numbers fit below their columns.
+MAX_NUMBERED = 60
+# Points drawn per loss curve.
+MAX_CURVE = 500
 
 
 def draw_proxies(curves: Sequence[LossCurve]) -> Picture:
     """Loss by step of every proxy; a long curve is averaged down to MAX_CURVE points."""
-    figure, axes = _axes(WIDTH, 2.8)
+    figure, axes = new_axes(WIDTH, 2.8)
     for i, curve in enumerate(curves):
         group = -(-len(curve.steps) // MAX_CURVE) or 1
         starts = np.arange(0, len(curve.steps), group)
@@ -147,11 +67,11 @@ def draw_proxies(curves: Sequence[LossCurve]) -> Picture:
     axes.margins(x=0.01)
     if len(curves) > 1:
         axes.legend(loc="upper right", ncols=min(len(curves), 4))
-    return _picture(figure, "Training loss of the proxy by optimiser step")
+    return as_picture(figure, "Training loss of the proxy by optimiser step")
 
 
 def draw_panels(clustering: Clustering) -> Picture:
-    """Mean trajectory and band of the largest clusters on one scale, each over the mean of all examples in grey."""
+    """Mean trajectory and band of the largest clusters, over the mean of all examples in grey."""
     sizes = np.asarray(clustering.sizes)
     shown = np.argsort(-sizes, kind="stable")[:MAX_PANELS]
     columns = min(6, len(shown))
@@ -178,7 +98,7 @@ def draw_panels(clustering: Clustering) -> Picture:
         grid.flat[unused].set_axis_off()
         grid.flat[unused - columns].tick_params(labelbottom=True)
     grid[0, 0].set_ylim(
-        *_limits(clustering.low[shown], clustering.high[shown], clustering.mean[shown])
+        *axis_limits(clustering.low[shown], clustering.high[shown], clustering.mean[shown])
     )
     grid[0, 0].margins(x=0.03)
     grid[0, 0].locator_params(axis="x", nbins=3, integer=True)
@@ -186,7 +106,7 @@ def draw_panels(clustering: Clustering) -> Picture:
     grid[0, 0].locator_params(axis="y", nbins=4)
     figure.supxlabel("proxy step", fontsize=8.5, color=MUTED, y=0.04 / height)
     figure.supylabel(clustering.feature, fontsize=8.5, color=MUTED, x=0.004)
-    return _picture(
+    return as_picture(
         figure, f"Mean {clustering.feature} by step and band of the {len(shown)} largest clusters"
     )
 
@@ -201,7 +121,7 @@ def _draw_band(panel: Axes, clustering: Clustering, k: int) -> None:
 
 
 def draw_overview(clustering: Clustering) -> Picture:
-    """Sizes and quotas, all mean trajectories and the sources of all clusters, one column a cluster, smallest left."""
+    """Sizes, quotas, mean trajectories and sources; one column a cluster, the smallest left."""
     sizes = np.asarray(clustering.sizes)
     order = np.argsort(sizes, kind="stable")
     has_sources = clustering.source_sizes is not None and len(clustering.sources) > 0
@@ -230,11 +150,11 @@ def draw_overview(clustering: Clustering) -> Picture:
     if len(sizes) <= MAX_NUMBERED:
         grid[-1, 0].set_xticks(range(len(sizes)), [str(k) for k in order], fontsize=7)
     grid[-1, 0].set_xlabel("clusters, smallest first")
-    return _picture(figure, "Sizes, quotas, means and sources of all clusters, smallest first")
+    return as_picture(figure, "Sizes, quotas, means and sources of all clusters, smallest first")
 
 
 def _draw_sizes(axes: Axes, clustering: Clustering, order: np.ndarray) -> None:
-    """Bars of sizes with the quotas inside, on a log scale; one path each, so that K = 3000 stays small."""
+    """Bars of sizes with quotas inside, on a log scale; one path each keeps K = 3000 small."""
     gap = 0.1 if len(order) <= 150 else 0.0
     edges = np.stack(
         [np.arange(len(order)) - 0.5 + gap, np.arange(len(order)) + 0.5 - gap], axis=1
@@ -261,7 +181,7 @@ def _draw_sizes(axes: Axes, clustering: Clustering, order: np.ndarray) -> None:
 
 
 def _draw_places(axes: Axes, bar: Axes, clustering: Clustering, order: np.ndarray) -> None:
-    """Heat map of the largest sources over the clusters, each source's row in percent of its own examples."""
+    """Heat map of the largest sources over the clusters, in percent of a source's examples."""
     counts = np.asarray(clustering.source_sizes, dtype=float)
     top = np.sort(np.argsort(-counts.sum(axis=1), kind="stable")[:MAX_PICTURED])
     top = top[np.argsort(-counts[top].sum(axis=1), kind="stable")]
@@ -279,7 +199,7 @@ def _draw_places(axes: Axes, bar: Axes, clustering: Clustering, order: np.ndarra
 
 
 def _style_heat(axes: Axes, bar: Axes, image: AxesImage, title: str, labels: list[str]) -> None:
-    """A heat map's title, its rows' labels (thinned to 20 where there are more than 40) and its colour bar."""
+    """A heat map's title, colour bar, and labels of rows: 20 where there are more than 40."""
     every = 1 if len(labels) <= MAX_PICTURED else -(-len(labels) // 20)
     axes.set_yticks(range(0, len(labels), every), labels[::every], fontsize=7.5)
     axes.set_title(title, loc="left")
@@ -304,17 +224,17 @@ def _style_heat(axes: Axes, bar: Axes, image: AxesImage, title: str, labels: lis
 
 def draw_objective(clustering: Clustering) -> Picture:
     """The sum of squared distances after each round of k-means."""
-    figure, axes = _axes(WIDTH, 1.9)
+    figure, axes = new_axes(WIDTH, 1.9)
     rounds = np.arange(1, len(clustering.objective) + 1)
     axes.plot(rounds, clustering.objective, color=COLORS[0], marker="o", markersize=3)
     axes.locator_params(axis="x", integer=True)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     axes.set(xlabel="round", ylabel="sum of squared distances")
-    return _picture(figure, "k-means objective by round")
+    return as_picture(figure, "k-means objective by round")
 
 
 def draw_sources(data: ReportData, variants: list[str]) -> Picture:
-    """Share of every source in the data and in each subset, joined by a line; log scale, as the rare sources are the point."""
+    """Share of every source in the data and in each subset; on a log scale, for the rare ones."""
     sizes = np.asarray(data.source_sizes, dtype=float)
     order = np.argsort(-sizes, kind="stable")[:MAX_PICTURED][::-1]
     marks = [("all data", INK, "|", sizes)]
@@ -327,7 +247,7 @@ def draw_sources(data: ReportData, variants: list[str]) -> Picture:
     shares = np.stack([100 * counts[order] / max(counts.sum(), 1) for *_, counts in marks])
     floor = 0.5 * float(shares[shares > 0].min()) if (shares > 0).any() else 0.1
     drawn = np.maximum(shares, floor)
-    figure, axes = _axes(WIDTH, 0.21 * len(order) + 1.0)
+    figure, axes = new_axes(WIDTH, 0.21 * len(order) + 1.0)
     axes.hlines(
         range(len(order)),
         drawn.min(axis=0),
@@ -350,13 +270,13 @@ def draw_sources(data: ReportData, variants: list[str]) -> Picture:
     axes.set_ylim(-0.7, len(order) - 0.3)
     axes.set_xlabel("share, log scale" + (" (hollow: none)" if (shares == 0).any() else ""))
     _legend_above(figure, [(name, color, marker) for name, color, marker, _ in marks])
-    return _picture(figure, "Share of each source in the data and in the subsets")
+    return as_picture(figure, "Share of each source in the data and in the subsets")
 
 
 def _draw_mark(
     axes: Axes, x: float, y: float, color: str, marker: str, *, hollow: bool = False
 ) -> None:
-    """One point of a variant; the bar that stands for all data is taller than the marks, to be seen behind them."""
+    """One point of a variant; the bar of all data is taller, to be seen behind the marks."""
     size, edge = (14.0, 2.0) if marker == "|" else (6.6, 0.8)
     edge_color = color if hollow or marker == "|" else "white"
     face = "white" if hollow else color
@@ -397,7 +317,8 @@ def draw_evaluations(
 ) -> Picture:
     """One panel a metric, one line a source with a marker per variant, the macro mean on top.
 
-    `evaluated` names the variant of each cell of a row; its place in `variants` gives it colour and marker.
+    `evaluated` names the variant of each cell of a row; its place in `variants` gives colour and
+    marker.
     """
     names = list(dict.fromkeys(name for metric in metrics for name, _ in metric.rows))[
         : MAX_PICTURED - 1
@@ -417,7 +338,7 @@ def draw_evaluations(
     panels[0].set_yticks([*places.values(), len(names)], [*map(label_of, names), "macro mean"])
     panels[0].set_ylim(-0.7, len(names) + 0.6)
     _legend_above(figure, [(variants[i], color_of(i), MARKERS[i % len(MARKERS)]) for i in index])
-    return _picture(figure, "Held-out results of the variants by source")
+    return as_picture(figure, "Held-out results of the variants by source")
 
 
 def _draw_results(panel: Axes, y: int, cells: Sequence[Cell], index: Sequence[int]) -> None:
@@ -434,7 +355,7 @@ def draw_stages(stages: Sequence[StageCost]) -> Picture:
     timed = [(cost, cost.seconds) for cost in stages if cost.seconds]
     least = sorted(seconds for _, seconds in timed)[-MAX_PICTURED:][0]
     shown = [(cost, seconds) for cost, seconds in timed if seconds >= least][::-1]
-    figure, axes = _axes(WIDTH, 0.23 * len(shown) + 0.9)
+    figure, axes = new_axes(WIDTH, 0.23 * len(shown) + 0.9)
     for y, (cost, seconds) in enumerate(shown):
         axes.barh(y, seconds, height=0.68, color=OLD if cost.reused else COLORS[0])
         text = duration(seconds)
@@ -457,4 +378,4 @@ def draw_stages(stages: Sequence[StageCost]) -> Picture:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.set_xlabel("seconds")
     _legend_above(figure, [("made in this run", COLORS[0], "s"), ("reused", OLD, "s")])
-    return _picture(figure, "Seconds per stage")
+    return as_picture(figure, "Seconds per stage")
