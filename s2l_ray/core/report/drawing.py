@@ -6,35 +6,19 @@ Draw inside `drawing()`. The same numbers give the same bytes: no date, and a fi
 import base64
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
-
-from s2l_ray.core.report.data import (
-    Cell,
-    Clustering,
-    LossCurve,
-    Metric,
-    ReportData,
-    StageCost,
-    duration,
-    label_of,
-)
 
 # Inches of a full-width picture, 72 points each; the page is laid out for it.
 WIDTH = 10.6
 
-# Okabe and Ito's colours differ under the common kinds of colour blindness; markers differ in print.
+# Okabe and Ito's colours differ under common kinds of colour blindness; markers differ in print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, MUTED, FAINT, OLD = "#1f2933", "#66727f", "#d5dbe1", "#b9c2cb"
@@ -116,5 +100,3 @@ def axis_limits(*arrays: np.ndarray) -> tuple[float, float]:
         return 0.0, 1.0
     margin = 0.05 * float(np.ptp(values)) or 0.5
     return float(values.min()) - margin, float(values.max()) + margin
-
-

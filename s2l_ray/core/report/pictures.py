@@ -1,13 +1,7 @@
-"""The pictures of the report page: matplotlib SVGs inside data URIs, from the numbers in data.py."""
+"""The pictures of the report page: matplotlib SVGs in data URIs, from the numbers in data.py."""
 
-import base64
-import io
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -27,8 +21,20 @@ from s2l_ray.core.report.data import (
     duration,
     label_of,
 )
-
-from s2l_ray.core.report.drawing import WIDTH, COLORS, MARKERS, INK, MUTED, FAINT, OLD, Picture, color_of, as_picture, new_axes, axis_limits
+from s2l_ray.core.report.drawing import (
+    COLORS,
+    FAINT,
+    INK,
+    MARKERS,
+    MUTED,
+    OLD,
+    WIDTH,
+    Picture,
+    as_picture,
+    axis_limits,
+    color_of,
+    new_axes,
+)
 
 # Small multiples; beyond, panels are too small to read and the heat map takes over.
 MAX_PANELS = 36
