@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "reuse or make every artifact of a job",
     "sweep": "choose values of fields by Ray Tune",
     "check": "whether losses are faithful on rows of yours",
+    "status": "what is stored, which runs name it, and what can go",
 }
 
 

@@ -44,7 +44,7 @@ def load(path: str | None, overrides: list[str], base: dict[str, Any] | None = N
     Raises:
         UserError: listing every unknown key, wrong type and impossible combination.
     """
-    where = path or "the built-in demo"
+    where = path or "the job"
     raw = merge({}, base or {}) if path is None else _read_yaml(path)
     variants = raw.pop("variants", None) or {"s2l": {}}
     if not isinstance(variants, dict) or not all(

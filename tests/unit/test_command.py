@@ -23,7 +23,7 @@ def test_every_command_is_a_module_with_its_own_help(
     with pytest.raises(SystemExit) as ended:
         command.main([name, "--help"])
     assert ended.value.code == 0
-    assert "--config" in capsys.readouterr().out
+    assert f"python -m s2l_ray.{name} " in capsys.readouterr().out
 
 
 def test_an_unknown_command_is_refused_with_those_there_are(

@@ -127,7 +127,10 @@ class Store:
         found = self.fs.get_file_info(selector)
         return sorted(f.base_name for f in found if f.type == pafs.FileType.Directory)
 
-    def delete(self, folder: str) -> None:
-        """Remove a folder and all in it; nothing happens when there is none."""
-        if self.fs.get_file_info(self._full(folder)).type == pafs.FileType.Directory:
-            self.fs.delete_dir(self._full(folder))
+    def delete(self, path: str) -> None:
+        """Remove a file, or a folder and all in it; nothing happens when there is neither."""
+        kind = self.fs.get_file_info(self._full(path)).type
+        if kind == pafs.FileType.Directory:
+            self.fs.delete_dir(self._full(path))
+        elif kind == pafs.FileType.File:
+            self.fs.delete_file(self._full(path))

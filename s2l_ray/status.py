@@ -1,0 +1,178 @@
+"""What a storage holds, which runs name it, and what can go.
+
+    python -m s2l_ray.status --storage s2l_ray_storage            list what is stored
+    python -m s2l_ray.status --storage s2l_ray_storage --prune    delete what no run names
+
+A run names the artifacts of its record, runs/NAME/run.json, which is written when it finishes and
+replaced when the name is used again. What these were made from stays too. Prune only while no run
+is working in the storage: what it has made so far is not named yet.
+"""
+
+import argparse
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from s2l_ray import api
+from s2l_ray.core.storage.store import Store
+from s2l_ray.pipeline import NAMES
+from s2l_ray.run import exit_status, leave, set_up_logging
+
+# Folders of files that are needed only while a run works.
+LEFTOVERS = ("tokens", "scratch")
+WIDTH = 118
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A folder of the storage.
+
+    Attributes:
+        path: relative to the storage, <stage>/<fingerprint> for an artifact.
+        rows: of its parts; None for what is not committed.
+        bytes: of the files in it.
+        made_at: ISO 8601; "" for what is not committed.
+        named_by: names of the runs whose record names it, or what else needs it.
+        state: "committed", "unfinished" (an artifact without manifest.json) or "leftover".
+    """
+
+    path: str
+    rows: int | None
+    bytes: int
+    made_at: str
+    named_by: tuple[str, ...]
+    state: str
+
+    def goes(self, unfinished: bool) -> bool:
+        """Whether pruning deletes it.
+
+        Args:
+            unfinished: unfinished artifacts are deleted too.
+        """
+        if self.state == "unfinished":
+            return unfinished
+        return not self.named_by
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print what is stored and, with --prune, delete what can go. Exit status 0 unless it fails."""
+    parser = argparse.ArgumentParser(
+        "python -m s2l_ray.status",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--storage", required=True, metavar="URI", help="a path, s3://, gs://, ...")
+    parser.add_argument("--prune", action="store_true", help="delete what no run names")
+    parser.add_argument(
+        "--unfinished",
+        action="store_true",
+        help="unfinished artifacts can go too; the same job would go on from them",
+    )
+    args = parser.parse_args(arguments)
+    set_up_logging()
+    return exit_status(functools.partial(_status, args.storage, args.prune, args.unfinished))
+
+
+def _status(uri: str, prune: bool, unfinished: bool) -> None:
+    storage = api.open(uri)
+    entries = contents(storage)
+    if not entries:
+        print(f"nothing is stored in {storage.uri}")
+        return
+    Console(width=max(WIDTH, Console().width)).print(_table(storage.uri, entries, unfinished))
+    going = [entry for entry in entries if entry.goes(unfinished)]
+    if not prune:
+        print(f"can go (--prune deletes it): {_total(going)}")
+        return
+    for entry in going:
+        _delete(storage.store, entry)
+        print(f"deleted {entry.path}: {entry.bytes:,} bytes")
+    print(f"deleted: {_total(going)}")
+
+
+def contents(storage: api.Storage) -> list[Entry]:
+    """Everything in the folders of stages, and what runs left behind in `tokens` and `scratch`.
+
+    Raises:
+        UserError: a manifest or the record of a run is damaged, so what it names is not known.
+    """
+    store = storage.store
+    committed = {stage: storage.artifacts(stage) for stage in NAMES}
+    needed = _needed(storage, [each for found in committed.values() for each in found])
+    entries = []
+    for stage, found in committed.items():
+        for each in found:
+            by = tuple(needed.get((stage, each.fingerprint), ()))
+            size = _bytes(store, f"{stage}/{each.fingerprint}")
+            path = f"{stage}/{each.fingerprint}"
+            entries.append(Entry(path, each.rows, size, each.made_at, by, "committed"))
+        known = {each.fingerprint for each in found}
+        for name in store.folders(stage):
+            path = f"{stage}/{name}"
+            if name not in known:
+                entries.append(Entry(path, None, _bytes(store, path), "", (), "unfinished"))
+    for folder in LEFTOVERS:
+        for name in store.folders(folder):
+            path = f"{folder}/{name}"
+            entries.append(Entry(path, None, _bytes(store, path), "", (), "leftover"))
+    return entries
+
+
+def _needed(
+    storage: api.Storage, committed: Iterable[api.StoredArtifact]
+) -> dict[tuple[str, str], list[str]]:
+    """By (stage, fingerprint), the runs that name an artifact, or the artifact made from it."""
+    needed: dict[tuple[str, str], list[str]] = {}
+    for name in storage.runs():
+        for key in sorted(storage.run(name).named()):
+            needed.setdefault(key, []).append(name)
+    # A manifest gives the fingerprints of its inputs without their stages.
+    by_fingerprint = {each.fingerprint: each for each in committed}
+    waiting = [fingerprint for _, fingerprint in needed]
+    while waiting:
+        user = by_fingerprint.get(waiting.pop())
+        for fingerprint in {} if user is None else user.manifest.inputs.values():
+            used = by_fingerprint.get(fingerprint)
+            if user is not None and used and (used.stage, fingerprint) not in needed:
+                needed[used.stage, fingerprint] = [f"for {user.stage} {user.fingerprint[:8]}"]
+                waiting.append(fingerprint)
+    return needed
+
+
+def _bytes(store: Store, path: str) -> int:
+    return sum(store.list(path).values())
+
+
+def _delete(store: Store, entry: Entry) -> None:
+    # The manifest first: what an interrupted deletion leaves must not count as an artifact.
+    store.delete(f"{entry.path}/manifest.json")
+    store.delete(entry.path)
+
+
+def _total(entries: list[Entry]) -> str:
+    return f"{len(entries)} folders, {sum(entry.bytes for entry in entries):,} bytes"
+
+
+def _table(uri: str, entries: list[Entry], unfinished: bool) -> Table:
+    table = Table(title=f"stored in {uri}")
+    for name in ("stage", "fingerprint", "rows", "bytes", "made at", "named by", ""):
+        table.add_column(name, justify="right" if name in ("rows", "bytes") else "left")
+    for entry in entries:
+        stage, _, fingerprint = entry.path.partition("/")
+        remark = "" if entry.state == "committed" else entry.state
+        if entry.goes(unfinished):
+            remark = f"{remark}, can go".removeprefix(", ")
+        rows = f"{entry.rows:,}" if entry.rows else ""
+        named = ", ".join(entry.named_by)
+        table.add_row(
+            stage, fingerprint, rows, f"{entry.bytes:,}", entry.made_at[:19], named, remark
+        )
+    return table
+
+
+if __name__ == "__main__":
+    leave(main())
