@@ -75,6 +75,23 @@ def test_no_more_are_made_at_once_than_may_be() -> None:
     assert max(most) == 2
 
 
+def test_what_is_still_being_made_counts_when_another_one_has_ended() -> None:
+    third_ended, fourth_began, early = threading.Event(), threading.Event(), []
+
+    def make(name: str) -> None:
+        if name == "slow":
+            assert third_ended.wait(20)
+        if name == "third":
+            # It would begin at once, beside this one and the slow one.
+            early.append(fourth_began.wait(0.2))
+            third_ended.set()
+        if name == "fourth":
+            fourth_began.set()
+
+    in_order({"slow": set(), "quick": set(), "third": set(), "fourth": set()}, make, 2)
+    assert early == [False]
+
+
 def test_after_an_error_what_is_being_made_is_finished_and_nothing_begun() -> None:
     made: list[str] = []
     failed = threading.Event()
