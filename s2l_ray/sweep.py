@@ -117,9 +117,8 @@ def run(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
 
 
 def _tune(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = (
-        "1"  # Tune's own would end the process without a word of ours
-    )
+    # Tune's own handler would end the process without a word of ours.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     from ray import tune
 
     from s2l_ray.core.storage.store import Store
@@ -130,9 +129,8 @@ def _tune(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trial, base=base, until=until), {"CPU": 0.01}),
         param_space={field: tune.grid_search(values) for field, values in grid.items()},
-        tune_config=tune.TuneConfig(
-            max_concurrent_trials=1
-        ),  # a trial spreads over the whole cluster itself
+        # One at a time: a trial spreads over the whole cluster itself.
+        tune_config=tune.TuneConfig(max_concurrent_trials=1),
         run_config=tune.RunConfig(name=name, storage_path=store.uri_of("scratch"), verbose=0),
     )
     try:
@@ -147,7 +145,8 @@ def _tune(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
                 f"running the sweep: the trial {result.config} failed: {result.error}"
             )
     rows = [
-        {**(result.config or {}), **json.loads((result.metrics or {})["told"])} for result in trials
+        {**(result.config or {}), **json.loads((result.metrics or {})["summary"])}
+        for result in trials
     ]
     rows.sort(key=lambda row: [row[field] for field in grid])
     store.write(f"runs/{base.run.name}/sweep.json", json.dumps(rows, indent=1).encode())
@@ -162,16 +161,18 @@ def _trial(values: dict[str, Any], base: config.Config, until: str) -> None:
     done = pipeline.run(pipeline.plan(_job_of(base, [values]), until))
     manifests = {result.node.stage.name: result.manifest for result in done}
     clusters = info_of(manifests["clusters"], ClustersInfo)
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "objective": clusters.objective,
         "rounds": len(clusters.objectives),
     }
-    told["smallest"] = min(clusters.sizes)
+    summary["smallest"] = min(clusters.sizes)
     if "evaluation" in manifests:
         macro = vars(info_of(manifests["evaluation"], EvaluationInfo).macro)
-        told |= {f"held-out {name}": value for name, value in macro.items()}
-    told["made"] = ", ".join(result.node.stage.name for result in done if result.made) or "nothing"
-    tune.report({"told": json.dumps(told)})
+        summary |= {f"held-out {name}": value for name, value in macro.items()}
+    summary["made"] = (
+        ", ".join(result.node.stage.name for result in done if result.made) or "nothing"
+    )
+    tune.report({"summary": json.dumps(summary)})
 
 
 def _table(grid: Grid, rows: list[dict[str, Any]]) -> Table:

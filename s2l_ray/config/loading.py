@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a job: every problem of the config is told in one message."""
+"""From a YAML file and overrides to a job: one message lists every problem of the config."""
 
 import re
 from pathlib import Path

@@ -1,8 +1,9 @@
-"""FLOPs of scoring; imports no torch, because planning a job asks for them."""
+"""What models cost; imports no torch, because planning a job asks for it."""
 
 from collections.abc import Sequence
 
 ANSWER_LOSS = "answer_loss"
+BYTES_OF_DTYPE = {"bf16": 2, "fp32": 4}
 
 
 def scoring_flops(

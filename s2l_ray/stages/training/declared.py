@@ -9,11 +9,11 @@ from typing import Any
 
 from s2l_ray.config import Training, TrainingWorkers
 from s2l_ray.contract.stage import Cost, Facts, Request
+from s2l_ray.core.model.cost import BYTES_OF_DTYPE
 from s2l_ray.core.model.loading import identity, parameters, template_text
 from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.errors import UserError
 
-BYTES_OF_DTYPE = {"bf16": 2, "fp32": 4}
 # Fields that do not decide what is trained, or enter by the content of what they name.
 NOT_CONTENT = {"model", "tokenizer", "state_every", "members", "use"}
 

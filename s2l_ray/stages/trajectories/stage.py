@@ -5,10 +5,8 @@ from typing import Any
 
 from s2l_ray.config import Config, Training
 from s2l_ray.contract.stage import Cost, Facts, Request, Stage
-from s2l_ray.core.model.cost import scoring_flops
+from s2l_ray.core.model.cost import BYTES_OF_DTYPE, scoring_flops
 from s2l_ray.core.model.loading import output_shape, parameters
-
-BYTES_OF_DTYPE = {"bf16": 2, "fp32": 4}
 
 
 def identity(config: Config, assume: bool) -> dict[str, Any]:
