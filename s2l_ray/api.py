@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from s2l_ray import config, pipeline
-from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.artifact import Artifact, artifact_at
 from s2l_ray.core.storage.info import (
     ClustersInfo,
     EvaluationInfo,
@@ -258,7 +258,7 @@ class StoredRun:
         manifest = here.committed()
         if manifest is not None:
             return StoredArtifact(here, manifest)
-        elsewhere = Artifact.at(entries[stage]["uri"], stage, f"{stage} of run {self.name}")
+        elsewhere = artifact_at(entries[stage]["uri"], stage, f"{stage} of run {self.name}")
         return StoredArtifact(elsewhere, elsewhere.manifest())
 
 

@@ -14,7 +14,6 @@ import argparse
 import os
 import sys
 from collections import Counter
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,13 +23,14 @@ from rich.table import Table
 from rich.text import Text
 
 from s2l_ray import config, pipeline
-from s2l_ray.core.storage.info import ProxyInfo, info_of
 from s2l_ray.errors import UserError
 from s2l_ray.progress import track
 from s2l_ray.run import job_parser, load_job, set_up_logging
 
 if TYPE_CHECKING:  # torch is loaded once there is something to compute
-    from s2l_ray.core.fidelity.checking import Checkpoint, Grouping, Setting, Shift
+    from s2l_ray.core.fidelity.losses import Checkpoint, Setting
+    from s2l_ray.core.fidelity.rows import EncodedRows
+    from s2l_ray.core.fidelity.shifts import Grouping, Shift
     from s2l_ray.core.text.encoding import Encoded, Encoder
 
 SHOWN = 1_000  # characters shown of each masked or learned stretch of the sample row
@@ -86,110 +86,66 @@ def check(first: config.Config, nodes: dict[str, pipeline.Node], args: argparse.
     import torch
     import transformers
 
-    from s2l_ray.core.fidelity import checking
-    from s2l_ray.core.model import scoring
-    from s2l_ray.core.model.loading import load_config, load_encoder
+    from s2l_ray.core.fidelity import losses, shifts
+    from s2l_ray.core.model.loading import load_config
+    from s2l_ray.core.model.scoring import device_of
 
     transformers.logging.set_verbosity_error()
     console = Console(width=max(118, Console().width))
-    drawn = checking.draw(nodes["examples"].ranges, first.examples, args.rows, args.seed)
-    encoders = [load_encoder(proxy) for proxy in first.proxy.each()]
-    encoded = [encoder.examples(drawn.table) for encoder in encoders]
-    reasons = [scoring.reason_of(versions) for versions in zip(*encoded, strict=True)]
-    kept = [
-        [e for e, reason in zip(each, reasons, strict=True) if reason is None] for each in encoded
-    ]
-    console.print(_left_out(drawn.rejects, reasons))
-    if not kept[0]:
-        raise UserError(
-            f"checking losses: none of {len(reasons)} rows has a token that is learned. Raise "
-            "proxy.max_length, or look at how rows are read (examples.columns, proxy.prompt)."
-        )
-    console.print(
-        Group(*(_sample(encoder, each[0]) for encoder, each in zip(encoders, kept, strict=True)))
-    )
+    rows = _read_rows(console, first, nodes["examples"], args)
+    proxies, proxy = first.proxy.each(), nodes["proxy"].artifact
+    checkpoints, complete = losses.checkpoints_of(proxies, proxy, rows, args.checkpoints)
+    columns = [checkpoint.column for checkpoint in checkpoints]
 
-    checkpoints, steps, complete = _checkpoints(
-        first, nodes["proxy"], encoders, kept, args.checkpoints
-    )
-    default = {checking.default_attention(load_config(proxy.model)) for proxy in first.proxy.each()}
-    settings = checking.settings(
-        checkpoints, first.trajectories.tokens_per_batch, default != {"eager"}
-    )
-    device = scoring.device_of(first.scaling.trajectories)
+    attention = {losses.default_attention(load_config(section.model)) for section in proxies}
+    tokens = first.trajectories.tokens_per_batch
+    settings = losses.settings(checkpoints, tokens, attention != {"eager"})
+    device = device_of(first.scaling.trajectories)
     torch.set_num_threads(max(first.scaling.trajectories.threads, len(os.sched_getaffinity(0))))
     with track("check", (1 + len(settings)) * len(checkpoints), "passes") as tracker:
-        reference, found = checking.measure(checkpoints, settings, device, tracker.advance)
+        reference, found = losses.measure(checkpoints, settings, device, tracker.advance)
 
     clusters = nodes["clusters"].artifact.committed() if "clusters" in nodes and complete else None
-    ids = np.array([example.example_id for example in kept[0]])
     if clusters is not None:
-        grouping = checking.committed_grouping(clusters, steps, first.clusters)
+        grouping = shifts.committed_grouping(clusters, columns, first.clusters)
     else:
-        grouping = checking.fresh_grouping(reference, ids, steps, first.clusters, complete)
-    scored = np.array([reason is None for reason in reasons])
-    sources = np.array(drawn.table["source"].to_pylist(), object)[scored].tolist()
-    before = grouping.labels(reference, sources)
-    shifts = {
-        setting: checking.shift(reference, losses, before, grouping.labels(losses, sources))
-        for setting, losses in found.items()
+        grouping = shifts.fresh_grouping(reference, rows.ids, columns, first.clusters, complete)
+    before = grouping.labels(reference, rows.sources)
+    moved = {
+        setting: shifts.shift(reference, values, before, grouping.labels(values, rows.sources))
+        for setting, values in found.items()
     }
-    own = checking.job_setting(settings, first.trajectories.dtype)
-    console.print(
-        _table(shifts, own, [c.label for c in checkpoints], ids.tolist(), nodes["examples"], device)
-    )
+    own = losses.job_setting(settings, first.trajectories.dtype)
+    labels, ids = [checkpoint.label for checkpoint in checkpoints], rows.ids.tolist()
+    console.print(_table(moved, own, labels, ids, nodes["examples"], device))
     print(_origin(len(ids), checkpoints, nodes["proxy"], grouping))
-    return _verdict(shifts[own].absolute, own, args.tolerance)
+    return _verdict(moved[own].absolute, own, args.tolerance)
 
 
-def _checkpoints(
-    first: config.Config,
-    node: pipeline.Node,
-    encoders: "list[Encoder]",
-    kept: "list[list[Encoded]]",
-    at_most: int | None,
-) -> "tuple[list[Checkpoint], list[list[int]], bool]":
-    """The models to look at, their labels [member, step], and whether these are all checkpoints."""
-    from s2l_ray.core.fidelity.checking import Checkpoint
-    from s2l_ray.core.model import scoring
+def _read_rows(
+    console: Console, first: config.Config, examples: pipeline.Node, args: argparse.Namespace
+) -> "EncodedRows":
+    """Rows of the job that every member of its ensemble can score; prints what is left out, and
+    one row as each member reads it.
 
-    manifest = node.artifact.committed()
-    sections = first.proxy.each()
-    if manifest is None:
-        labels = scoring.checkpoint_labels([[0]] * len(sections))
-        loaders = [[partial(scoring.starting_weights, section)] for section in sections]
-        steps = [[0]] * len(sections)
-        complete = False
-    else:
-        files, members = scoring.files_of(manifest), info_of(manifest, ProxyInfo).members
-        places = [_evenly(len(member.steps), at_most) for member in members]
-        complete = all(len(mine) == len(m.steps) for mine, m in zip(places, members, strict=True))
-        steps = [
-            [m.steps[place] for place in mine] for mine, m in zip(places, members, strict=True)
-        ]
-        labels = scoring.checkpoint_labels(steps)
-        loaders = [
-            [
-                partial(scoring.checkpoint_weights, node.artifact, m.folders[place], files)
-                for place in mine
-            ]
-            for mine, m in zip(places, members, strict=True)
-        ]
-    made = [
-        Checkpoint(label, encoders[number], kept[number], load)
-        for number in range(len(sections))
-        for label, load in zip(labels[number], loaders[number], strict=True)
-    ]
-    return made, [[number, step] for number, mine in enumerate(steps) for step in mine], complete
+    Raises:
+        UserError: none of the rows that were drawn can be scored.
+    """
+    from s2l_ray.core.fidelity.rows import draw, encode
+    from s2l_ray.core.model.loading import load_encoder
 
-
-def _evenly(count: int, at_most: int | None) -> list[int]:
-    """Places of the checkpoints to look at, the last and, where there are several, the first."""
-    if at_most is None or at_most >= count:
-        return list(range(count))
-    return sorted(
-        {count - 1 - round(place * (count - 1) / max(1, at_most - 1)) for place in range(at_most)}
-    )
+    drawn = draw(examples.ranges, first.examples, args.rows, args.seed)
+    rows = encode(drawn.table, [load_encoder(proxy) for proxy in first.proxy.each()])
+    console.print(_left_out(drawn.rejects, rows.reasons))
+    if not rows.sources:
+        raise UserError(
+            f"checking losses: none of {len(rows.reasons)} rows has a token that is learned. "
+            "Raise proxy.max_length, or look at how rows are read (examples.columns, "
+            "proxy.prompt)."
+        )
+    samples = zip(rows.encoders, rows.examples, strict=True)
+    console.print(Group(*(_sample(encoder, each[0]) for encoder, each in samples)))
+    return rows
 
 
 # --------------------------------------------------------------------------------- what is printed

@@ -653,8 +653,8 @@ STORAGE = (
     Mutation(
         "commit_checks_files",
         "core/storage/artifact.py",
-        "wrong = [entry.name for entry in listed if names.get(entry.name) != entry.bytes]",
-        "wrong = [entry.name for entry in listed if entry.name not in names]",
+        "wrong = [entry.name for entry in listed if sizes.get(entry.name) != entry.bytes]",
+        "wrong = [entry.name for entry in listed if entry.name not in sizes]",
         ("core/storage/test_store.py::test_a_missing_or_short_file_stops_the_commit",),
     ),
     Mutation(

@@ -73,16 +73,3 @@ class Outcome:
     parts: list[Part] = field(default_factory=list)
     files: list[FileEntry] = field(default_factory=list)
     info: Info | None = None
-
-
-def part_dict(part: Part) -> dict[str, Any]:
-    """What a task needs of an input part: enough to read it and check it."""
-    files = {role: [entry.name, entry.bytes, entry.sha256] for role, entry in part.files.items()}
-    return {"index": part.index, "rows": part.rows, "files": files}
-
-
-def part_from(raw: dict[str, Any]) -> Part:
-    """The inverse of `part_dict`."""
-    return Part(
-        raw["index"], raw["rows"], {role: FileEntry(*entry) for role, entry in raw["files"].items()}
-    )

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -20,6 +20,7 @@ from s2l_ray.config import Config
 from s2l_ray.contract.work import Work
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import Part
+from s2l_ray.core.storage.records import from_bytes, to_bytes
 from s2l_ray.edge.placement import TASK_CPUS, actor_cpus, free
 from s2l_ray.edge.session import node_name
 from s2l_ray.edge.tasks import bounded
@@ -170,7 +171,7 @@ def _parts_of(answers: ray.data.Dataset) -> Iterator[tuple[Part, float]]:
         for row in answers.iter_rows():
             if row["error"]:
                 raise UserError(row["error"])
-            yield Part.from_dict(json.loads(row["part"])), row["began"]
+            yield from_bytes(Part, row["part"]), row["began"]
 
 
 def _make_in_task(
@@ -207,21 +208,21 @@ def _answers(make: Callable[[], Iterable[Part]]) -> Iterator[dict[str, Any]]:
         parts = make()
         began = time.time()
         for part in parts:
-            yield {"part": json.dumps(asdict(part)), "error": "", "began": began}
+            yield {"part": to_bytes(part), "error": "", "began": began}
     except UserError as error:
-        yield {"part": "", "error": str(error), "began": 0.0}
+        yield {"part": b"", "error": str(error), "began": 0.0}
 
 
 @ray.remote
-def _adopt(artifact: Artifact, index: int, other: Artifact, part: dict[str, Any]) -> int:
-    return artifact.adopt(index, other, Part.from_dict(part)).rows
+def _adopt(artifact: Artifact, index: int, other: Artifact, part: Part) -> int:
+    return artifact.adopt(index, other, part).rows
 
 
 def adopt_parts(work: Work, found: dict[int, tuple[Artifact, Part]]) -> None:
     """Take parts of other artifacts as finished parts of this one; only the others are made."""
     there = work.artifact.finished_parts()
     calls = [
-        (work.artifact, index, other, asdict(part))
+        (work.artifact, index, other, part)
         for index, (other, part) in found.items()
         if index not in there
     ]

@@ -31,10 +31,11 @@ sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import load  # noqa: E402
 from s2l_ray.contract.stage import Request  # noqa: E402
-from s2l_ray.contract.work import Work, part_dict  # noqa: E402
+from s2l_ray.contract.work import Work  # noqa: E402
 from s2l_ray.core.model.scoring import files_of  # noqa: E402
 from s2l_ray.core.storage.artifact import Artifact  # noqa: E402
 from s2l_ray.core.storage.manifest import Manifest, Part  # noqa: E402
+from s2l_ray.core.storage.records import to_json  # noqa: E402
 from s2l_ray.core.storage.store import Store  # noqa: E402
 from s2l_ray.stages.training.metrics import read_metrics  # noqa: E402
 from s2l_ray.stages.training.place import Place  # noqa: E402
@@ -150,11 +151,11 @@ def scoring(path: str, folder: str) -> dict[str, float]:
     place = Artifact(Store(f"{folder}/storage"), "trajectories", "0" * 32)
     work = Work(config, place, inputs, manifests, "bench", request=Request("actors", 1))
     session.connect(config.scaling)
-    jobs = {part.index: {"part": part_dict(part)} for part in manifests["examples"].parts}
+    jobs = {part.index: {"part": to_json(part.for_reading)} for part in manifests["examples"].parts}
     loader = timed(manifests["proxy"])
     made = parts.parts_by_actors(work, jobs, loader)
     make = loader(parts.part_context(work))
-    bare = [make({"part": part_dict(part)}).stats["cpu"] for part in manifests["examples"].parts]
+    bare = [make(job).stats["cpu"] for job in jobs.values()]
     times = sorted((part.stats["began"], part.stats["ended"]) for part in made)
     inside = sum(ended - began for began, ended in times)
     return {

@@ -63,10 +63,11 @@ sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import Config  # noqa: E402
 from s2l_ray.contract.stage import Request  # noqa: E402
-from s2l_ray.contract.work import Outcome, Work, part_dict  # noqa: E402
+from s2l_ray.contract.work import Outcome, Work  # noqa: E402
 from s2l_ray.core.storage.artifact import Artifact  # noqa: E402
 from s2l_ray.core.storage.info import ProxyInfo, ProxyMember  # noqa: E402
 from s2l_ray.core.storage.manifest import Manifest, Part  # noqa: E402
+from s2l_ray.core.storage.records import to_json  # noqa: E402
 from s2l_ray.core.storage.store import Store  # noqa: E402
 from tests import synthetic, tiny  # noqa: E402
 from tests.bench import frame  # noqa: E402
@@ -490,7 +491,7 @@ def score(place: str, count: int) -> tuple[float, tuple[float, float]]:
         "bench",
         request=Request("actors", count),
     )
-    jobs = {part.index: {"part": part_dict(part)} for part in manifests["examples"].parts}
+    jobs = {part.index: {"part": to_json(part.for_reading)} for part in manifests["examples"].parts}
     made = parts.parts_by_actors(work, jobs, timed(manifests["proxy"]))
     nodes = {part.node for part in made}
     if len(nodes) < count:
@@ -682,7 +683,7 @@ class Plain:
 
         context, made = (
             multiprocessing.get_context("spawn"),
-            [part_dict(part) for part in work.manifests["trajectories"].parts],
+            [part.for_reading for part in work.manifests["trajectories"].parts],
         )
         steps = work.manifests["trajectories"].info["steps"]
         self.parts = [made[number::count] for number in range(count)]

@@ -56,7 +56,6 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from s2l_ray.contract.work import part_dict  # noqa: E402
 from s2l_ray.core.kmeans.lloyd import START_ROWS  # noqa: E402
 from s2l_ray.core.selection.draw import GATHERED, SAMPLE  # noqa: E402
 from s2l_ray.core.storage.manifest import FileEntry, Manifest, Part  # noqa: E402
@@ -638,7 +637,7 @@ def manifest_bytes(count: int) -> dict[str, float]:
     manifest.to_bytes()
     writing = tracemalloc.get_traced_memory()[1] - held
     before = tracemalloc.get_traced_memory()[0]
-    descriptors = [part_dict(part) for part in manifest.parts]
+    descriptors = [part.for_reading for part in manifest.parts]
     of_descriptors = tracemalloc.get_traced_memory()[0] - before
     assert len(descriptors) == count
     return {"held": held / count, "written": writing / count, "descriptor": of_descriptors / count}

@@ -165,13 +165,14 @@ def test_the_reference_equals_what_the_run_stored(finished: Finished) -> None:
     import torch
 
     from s2l_ray import config, pipeline
-    from s2l_ray.core.fidelity import checking
+    from s2l_ray.core.fidelity.losses import plain_loss
+    from s2l_ray.core.fidelity.rows import draw
     from s2l_ray.core.model import scoring
     from s2l_ray.core.model.loading import load_encoder
 
     made = config.load(str(finished.job), []).first
     nodes = pipeline.plan(config.load(str(finished.job), []), "clusters").of("s2l")
-    drawn = checking.draw(nodes["examples"].ranges, made.examples, 25, seed=3)
+    drawn = draw(nodes["examples"].ranges, made.examples, 25, seed=3)
     (encoder,) = [load_encoder(proxy) for proxy in made.proxy.each()]
     kept = [example for example in encoder.examples(drawn.table) if example.learned.any()]
     proxy = finished.artifact("proxy")
@@ -181,9 +182,7 @@ def test_the_reference_equals_what_the_run_stored(finished: Finished) -> None:
         scoring.load_checkpoint(proxy, folder, files, "fp32", torch.device("cpu"))
         for folder in folders
     ]
-    found = {
-        e.example_id: [checking.plain_loss(m, e, torch.device("cpu")) for m in models] for e in kept
-    }
+    found = {e.example_id: [plain_loss(m, e, torch.device("cpu")) for m in models] for e in kept}
     trajectories = finished.artifact("trajectories")
     for part in trajectories.manifest().parts:
         table = trajectories.read_part(part)

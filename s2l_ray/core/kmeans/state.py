@@ -3,10 +3,11 @@
 Shapes: T columns (steps, or features made of them), K clusters.
 """
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from s2l_ray.core.storage.records import Float32Array
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,16 @@ class Round:
 
 @dataclass(frozen=True)
 class FitState:
-    """All that the driver keeps between rounds; resuming from it gives the same bits."""
+    """All that the driver keeps between rounds; resuming from it gives the same bits.
 
-    centroids: np.ndarray
-    previous: np.ndarray | None = None
+    Attributes:
+        centroids: float32 [K, T], for the next round.
+        previous: those that the last round assigned rows to; None before the first round.
+        history: the finished rounds.
+    """
+
+    centroids: Float32Array
+    previous: Float32Array | None = None
     history: tuple[Round, ...] = ()
 
     @property
@@ -53,26 +60,6 @@ class FitState:
             replace(entry, sizes=tuple(entry.sizes[i] for i in order)) for entry in self.history
         )
         return FitState(np.ascontiguousarray(self.centroids[order]), history=history)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers for JSON; every float32 is exact in Python's float."""
-        return {
-            "centroids": self.centroids.tolist(),
-            "previous": None if self.previous is None else self.previous.tolist(),
-            "history": [asdict(entry) for entry in self.history],
-        }
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> "FitState":
-        """Inverse of to_dict."""
-        previous = value["previous"]
-        return cls(
-            centroids=np.array(value["centroids"], dtype=np.float32),
-            previous=None if previous is None else np.array(previous, dtype=np.float32),
-            history=tuple(
-                Round(**{**entry, "sizes": tuple(entry["sizes"])}) for entry in value["history"]
-            ),
-        )
 
 
 @dataclass(frozen=True)

@@ -28,29 +28,6 @@ class Artifact:
     stage: str
     fingerprint: str
 
-    @classmethod
-    def at(cls, uri: str, stage: str, field: str) -> "Artifact":
-        """The committed artifact that a config field names by its URI.
-
-        Raises:
-            UserError: the URI is none of an artifact of that stage, or nothing is committed there.
-        """
-        place, question, query = uri.partition("?") if "://" in uri else (uri, "", "")
-        storage, _, fingerprint = place.rstrip("/").rpartition("/")
-        storage, _, named = storage.rpartition("/")
-        if named != stage or not storage or not fingerprint:
-            raise UserError(
-                f"reading {field}: expected the URI of a {stage} artifact, "
-                f"<storage>/{stage}/<fingerprint> (run.json lists them), got {uri}."
-            )
-        artifact = cls(Store(f"{storage}{question}{query}"), stage, fingerprint)
-        if artifact.committed() is None:
-            raise UserError(
-                f"reading {field}: there is no manifest.json in {uri}, so nothing there "
-                "counts. Correct the URI, or run the job that makes it."
-            )
-        return artifact
-
     @property
     def path(self) -> str:
         return f"{self.stage}/{self.fingerprint}"
@@ -181,11 +158,9 @@ class Artifact:
         Raises:
             UserError: a listed file is missing or has another size.
         """
-        names = self.store.list(self.path)
-        listed = [
-            entry for part in manifest.parts for entry in part.files.values()
-        ] + manifest.files
-        wrong = [entry.name for entry in listed if names.get(entry.name) != entry.bytes]
+        sizes = self.store.list(self.path)
+        listed = manifest.data_files
+        wrong = [entry.name for entry in listed if sizes.get(entry.name) != entry.bytes]
         if wrong:
             raise UserError(
                 f"committing {self.uri}: expected {len(listed)} data files, but "
@@ -195,3 +170,26 @@ class Artifact:
         self.write("manifest.json", manifest.to_bytes())
         for scratch in ("receipts", "state", "rounds"):
             self.delete(scratch)
+
+
+def artifact_at(uri: str, stage: str, field: str) -> Artifact:
+    """The committed artifact that a config field names by its URI.
+
+    Raises:
+        UserError: the URI is none of an artifact of that stage, or nothing is committed there.
+    """
+    place, question, query = uri.partition("?") if "://" in uri else (uri, "", "")
+    storage, _, fingerprint = place.rstrip("/").rpartition("/")
+    storage, _, named = storage.rpartition("/")
+    if named != stage or not storage or not fingerprint:
+        raise UserError(
+            f"reading {field}: expected the URI of a {stage} artifact, "
+            f"<storage>/{stage}/<fingerprint> (run.json lists them), got {uri}."
+        )
+    artifact = Artifact(Store(f"{storage}{question}{query}"), stage, fingerprint)
+    if artifact.committed() is None:
+        raise UserError(
+            f"reading {field}: there is no manifest.json in {uri}, so nothing there "
+            "counts. Correct the URI, or run the job that makes it."
+        )
+    return artifact

@@ -3,11 +3,10 @@
 A receipt is JSON of the part, `<folder>/receipts/part-<index>.json`, written after its data files.
 """
 
-import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 
 from s2l_ray.core.storage.manifest import Part
+from s2l_ray.core.storage.records import from_bytes, to_bytes
 from s2l_ray.core.storage.store import IO_THREADS, Store
 
 FOLDER = "receipts"
@@ -15,10 +14,7 @@ FOLDER = "receipts"
 
 def write_receipt(store: Store, folder: str, part: Part) -> None:
     """Note in an artifact's folder that a part is done; its data files have to be there already."""
-    store.write(
-        f"{folder}/{FOLDER}/part-{part.index:05d}.json",
-        json.dumps(asdict(part), sort_keys=True, allow_nan=False).encode(),
-    )
+    store.write(f"{folder}/{FOLDER}/part-{part.index:05d}.json", to_bytes(part))
 
 
 def parts_with_receipts(store: Store, folder: str) -> dict[int, Part]:
@@ -44,6 +40,6 @@ def _read(store: Store, name: str) -> Part | None:
     It goes when another run commits the artifact meanwhile.
     """
     try:
-        return Part.from_dict(json.loads(store.read(name)))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return from_bytes(Part, store.read(name))
+    except (FileNotFoundError, ValueError):
         return None

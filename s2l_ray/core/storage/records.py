@@ -1,18 +1,25 @@
 """Frozen dataclasses as JSON and back: the one form in which records are stored and sent.
 
 The types of the fields say how a record is read, nested dataclasses and named tuples included. A
-field whose type JSON does not have, such as an array, carries pydantic's PlainSerializer and
-PlainValidator in its annotation.
+field whose type JSON does not have says in its annotation how it is written and read, as
+`Float32Array` does.
 """
 
 import functools
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+import numpy as np
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 
 T = TypeVar("T")
+# As nested lists; every float32 is exact in Python's float.
+Float32Array = Annotated[
+    np.ndarray,
+    PlainValidator(lambda value: np.asarray(value, np.float32)),
+    PlainSerializer(lambda array: array.tolist()),
+]
 MOST_ERRORS = 3
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)

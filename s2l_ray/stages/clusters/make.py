@@ -5,7 +5,6 @@ is stored, so a run that dies loses one round at most. With clusters.within = so
 after the other is fitted so. With clusters.use, centroids come from another artifact, the base.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ from s2l_ray.core.kmeans.sources import fit_source, moved
 from s2l_ray.core.kmeans.state import FitResult, FitState
 from s2l_ray.core.storage.info import ClustersInfo, Moved, TrajectoriesInfo
 from s2l_ray.core.storage.manifest import fingerprint
+from s2l_ray.core.storage.records import from_bytes, to_bytes
 from s2l_ray.edge.user_errors import reraise_user_errors
 from s2l_ray.errors import UserError
 from s2l_ray.progress import Tracker, track
@@ -128,15 +128,18 @@ def state_name(source: Source) -> str:
 def _saved_states(work: Work, sources: list[Source]) -> dict[Source, FitState]:
     """What an earlier run, that did not end, has found of each source."""
     there = {f"rounds/{name}" for name in work.artifact.list("rounds")}
-    saved = {
-        source: FitState.from_dict(json.loads(work.artifact.read(state_name(source))))
-        for source in sources
-        if state_name(source) in there
-    }
-    for source, state in saved.items():
-        log.info(
-            "%s%s: going on after round %d of an earlier run", work.label, _of(source), state.round
-        )
+    saved = {}
+    for source in sources:
+        if state_name(source) not in there:
+            continue
+        what = f"{work.label}{_of(source)}"
+        try:
+            state = from_bytes(FitState, work.artifact.read(state_name(source)))
+        except ValueError as error:
+            log.warning("%s: begins anew, its saved state cannot be read: %s", what, error)
+            continue
+        saved[source] = state
+        log.info("%s: going on after round %d of an earlier run", what, state.round)
     return saved
 
 
@@ -146,8 +149,7 @@ def _of(source: Source) -> str:
 
 def _on_round(work: Work, source: Source, tracker: Tracker) -> Callable[[FitState], None]:
     def store(state: FitState) -> None:
-        text = json.dumps({"source": source, **state.to_dict()})
-        work.artifact.write(state_name(source), text.encode())
+        work.artifact.write(state_name(source), to_bytes(state))
         last = state.history[-1]
         tracker.advance(1, f"objective{_of(source)} {last.objective:.6g}, {last.moves:,} moved")
 

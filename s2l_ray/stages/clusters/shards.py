@@ -15,7 +15,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from s2l_ray.contract.work import Work, part_dict, part_from
+from s2l_ray.contract.work import Work
 from s2l_ray.core.kmeans.features import bytes_of_row, check_finite, feature_steps, features
 from s2l_ray.core.kmeans.process_rows import HeldRows, ProcessRows, Rows, StreamedRows
 from s2l_ray.core.query import Query
@@ -44,7 +44,7 @@ class ShardActor:
     def __init__(
         self,
         context: PartContext,
-        parts: list[dict[str, Any]],
+        parts: list[Part],
         sources: list[Source],
         steps: list[list[int]],
     ) -> None:
@@ -68,22 +68,22 @@ class ShardActor:
     def _loaded(self) -> ProcessRows:
         if self.rows is None:
             limit = self.context.config.scaling.clusters.memory
-            num_rows = sum(raw["rows"] for raw in self.parts)
+            num_rows = sum(part.rows for part in self.parts)
             columns = len(feature_steps(self.steps, self.context.config.clusters))
             if limit is not None and num_rows * bytes_of_row(columns) > limit:
                 self.rows = StreamedRows(
                     len(self.parts), lambda number: self._read(self.parts[number])
                 )
             else:
-                self.rows = HeldRows(self._read(raw) for raw in self.parts)
+                self.rows = HeldRows(self._read(part) for part in self.parts)
         return self.rows
 
-    def _read(self, raw: dict[str, Any]) -> Rows:
+    def _read(self, part: Part) -> Rows:
         """Ids, features and source numbers of a part's scored rows."""
         artifact, section = self.context.inputs["trajectories"], self.context.config.clusters
         by_source = section.within == "source"
         columns = ["example_id", *(["source"] if by_source else []), "losses"]
-        table = artifact.read_part(part_from(raw), columns)
+        table = artifact.read_part(part, columns)
         valid_N, losses = vectors(table["losses"], artifact.uri)
         ids = table["example_id"].to_numpy()[valid_N]
         check_finite(ids, losses, self.steps)
@@ -93,13 +93,13 @@ class ShardActor:
             sources = numbers.fill_null(-1).to_numpy()[valid_N].astype(np.int64)
         if len(sources) and sources.min() < 0:
             raise UserError(
-                f"reading {artifact.uri}: part {raw['index']} has rows of a source that the "
+                f"reading {artifact.uri}: part {part.index} has rows of a source that the "
                 "manifest does not list. Remove the artifact's folder and run again."
             )
         return ids, features(losses, self.steps, section), sources
 
     def _write(self, number: int, centroids: list[np.ndarray]) -> Part:
-        part = part_from(self.parts[number])
+        part = self.parts[number]
         table = self.context.inputs["trajectories"].read_part(part, ["example_id", "reason"])
         labels, distances = self._loaded().labels(number, centroids)
         # A row that has no trajectory has a reason.
@@ -124,7 +124,7 @@ class ShardActors:
 
     def __init__(self, work: Work, sources: list[Source]) -> None:
         steps = work.info("trajectories", TrajectoriesInfo).steps
-        parts = [part_dict(part) for part in work.manifests["trajectories"].parts]
+        parts = [part.for_reading for part in work.manifests["trajectories"].parts]
         request = replace(work.request, count=min(work.request.count, len(parts)))
         count = request.count
         self.parts = [parts[number::count] for number in range(count)]
@@ -168,7 +168,7 @@ class ShardActors:
         """
         shared = ray.put(centroids)
         missing = [
-            [number for number, raw in enumerate(mine) if raw["index"] not in finished]
+            [number for number, part in enumerate(mine) if part.index not in finished]
             for mine in self.parts
         ]
         calls = [

@@ -7,7 +7,7 @@ from s2l_ray.config import Config
 from s2l_ray.contract.stage import Cost, Facts, Request, Stage
 from s2l_ray.core.kmeans.features import bytes_of_row
 from s2l_ray.core.selection.rules import by_cluster
-from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.artifact import Artifact, artifact_at
 from s2l_ray.errors import UserError
 
 
@@ -17,7 +17,7 @@ def identity(config: Config, assume: bool) -> dict[str, Any]:
 
 def inputs(config: Config) -> dict[str, str | Artifact]:
     uri = config.clusters.use
-    base = {} if uri is None else {"base": Artifact.at(uri, "clusters", "clusters.use")}
+    base = {} if uri is None else {"base": artifact_at(uri, "clusters", "clusters.use")}
     return {"trajectories": "trajectories", **base}
 
 

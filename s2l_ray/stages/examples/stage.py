@@ -7,7 +7,7 @@ from s2l_ray.contract.stage import Cost, Facts, Request, Stage
 from s2l_ray.core.data.catalog import RawFiles
 from s2l_ray.core.data.incremental import extended
 from s2l_ray.core.data.parts import PartRange
-from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.artifact import Artifact, artifact_at
 from s2l_ray.errors import UserError
 
 # Fields that say where the data lie, or what to expect of them: the files' content has its hash.
@@ -28,7 +28,7 @@ def inputs(config: Config) -> dict[str, str | Artifact]:
 
 def _base(config: Config) -> Artifact | None:
     uri = config.examples.extends
-    return None if uri is None else Artifact.at(uri, "examples", "examples.extends")
+    return None if uri is None else artifact_at(uri, "examples", "examples.extends")
 
 
 def parts(config: Config, raw: RawFiles) -> list[PartRange]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from s2l_ray.config import Config, Training
 from s2l_ray.contract.stage import Cost, Facts, Stage
-from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.artifact import Artifact, artifact_at
 from s2l_ray.errors import UserError
 from s2l_ray.stages.training.declared import (
     rows_trained,
@@ -32,7 +32,7 @@ def given(config: Config, assume: bool) -> Artifact | None:
     """
     if config.proxy.use is None:
         return None
-    used = Artifact.at(config.proxy.use, "proxy", "proxy.use")
+    used = artifact_at(config.proxy.use, "proxy", "proxy.use")
     there, here = used.manifest().section["members"], identity(config, assume)["members"]
     if len(there) != len(here):
         raise UserError(

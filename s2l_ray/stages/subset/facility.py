@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import ray
 
-from s2l_ray.contract.work import Work, part_dict, part_from
+from s2l_ray.contract.work import Work
 from s2l_ray.core.selection.facility import Candidates, candidates, merge
 from s2l_ray.core.selection.merge_tree import blocks, run_tree
 from s2l_ray.core.storage.info import TrajectoriesInfo
+from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.schemas import vectors
 from s2l_ray.edge.parts import PartContext, part_context
 from s2l_ray.edge.placement import TASK_CPUS
@@ -67,7 +68,7 @@ def find(work: Work, budget: int) -> Choice:
     info = work.info("trajectories", TrajectoriesInfo)
     shared = ray.put((part_context(work), info.steps))
     places = [
-        (part_dict(part), start, stop)
+        (part.for_reading, start, stop)
         for part in trajectories.parts
         for start, stop in blocks(sum(part.stats["sources"].values()))
     ]
@@ -82,7 +83,7 @@ def find(work: Work, budget: int) -> Choice:
     with reraise_user_errors():
         ranges = ray.get([_range.options(**ANYWHERE).remote(piece) for piece in pieces])
     ids = ChosenIds(pieces, ranges)
-    counts = dict(bounded(_count, [(shared, part_dict(part), ids) for part in trajectories.parts]))
+    counts = dict(bounded(_count, [(shared, p.for_reading, ids) for p in trajectories.parts]))
     return Choice(
         sizes=np.array([info.scored]),
         quotas=np.array([budget]),
@@ -98,7 +99,7 @@ def _chosen(ids: ChosenIds, rows: Rows) -> np.ndarray:
 @ray.remote
 def _candidates(
     shared: tuple[PartContext, list[list[int]]],
-    raw: dict[str, Any],
+    part: Part,
     start: int,
     stop: int,
     count: int,
@@ -106,7 +107,7 @@ def _candidates(
     """The greedy choice in one block: rows `start` to `stop` of the scored rows of a part."""
     context, steps = shared
     artifact = context.inputs["trajectories"]
-    table = artifact.read_part(part_from(raw), ["example_id", "losses"])
+    table = artifact.read_part(part, ["example_id", "losses"])
     valid, losses = vectors(table["losses"], artifact.uri)
     ids = table["example_id"].to_numpy()[valid]
     trained = [column for column, (_, step) in enumerate(steps) if step > 0]
@@ -127,9 +128,9 @@ def _range(piece: Candidates) -> tuple[int, int]:
 
 @ray.remote
 def _count(
-    shared: tuple[PartContext, list[list[int]]], raw: dict[str, Any], chosen: ChosenIds
+    shared: tuple[PartContext, list[list[int]]], part: Part, chosen: ChosenIds
 ) -> tuple[int, int]:
     """The number of a part, and how many of its rows are chosen."""
     context, _ = shared
-    table = context.inputs["trajectories"].read_part(part_from(raw), ["example_id"])
-    return raw["index"], int(chosen.among(table["example_id"].to_numpy()).sum())
+    table = context.inputs["trajectories"].read_part(part, ["example_id"])
+    return part.index, int(chosen.among(table["example_id"].to_numpy()).sum())

@@ -19,13 +19,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from s2l_ray.contract.work import Work, part_from
+from s2l_ray.contract.work import Work
 from s2l_ray.core.data import exports
 from s2l_ray.core.data.original import original_rows
 from s2l_ray.core.data.parts import ID_BITS
 from s2l_ray.core.storage.info import ExamplesInfo
 from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.parquet import parquet_bytes, schema_from_text
+from s2l_ray.core.storage.records import from_json
 from s2l_ray.core.storage.schemas import EXAMPLES_FIXED
 from s2l_ray.edge.parts import PartContext, one_by_one, parts_by_tasks
 from s2l_ray.stages.subset.rows import Choice, Descriptors, RowReader, descriptors
@@ -117,9 +118,8 @@ def _chosen_rows(
     chosen = choice.chosen(rows)
     keep = rows.eligible.copy()
     keep[keep] = chosen
-    table = (
-        context.inputs["examples"].read_part(part_from(parts["examples"])).filter(pa.array(keep))
-    )
+    part = from_json(Part, parts["examples"])
+    table = context.inputs["examples"].read_part(part).filter(pa.array(keep))
     original = original_rows(table, schema).combine_chunks()
     table = table.select(EXAMPLES_FIXED.names).append_column("original", original.to_struct_array())
     clusters = (

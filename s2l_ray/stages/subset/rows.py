@@ -8,16 +8,18 @@ import numpy as np
 import pyarrow as pa
 
 from s2l_ray.config import Rule, Subset, expressions
-from s2l_ray.contract.work import Work, part_dict, part_from
+from s2l_ray.contract.work import Work
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.selection.keys import Points, ordered_bits
 from s2l_ray.core.selection.rules import Groups, groups_of, needs, rule_of
 from s2l_ray.core.storage.info import ClustersInfo, TrajectoriesInfo
+from s2l_ray.core.storage.manifest import Part
+from s2l_ray.core.storage.records import from_json, to_json
 from s2l_ray.core.storage.schemas import vectors
 from s2l_ray.edge.parts import PartContext
 from s2l_ray.errors import UserError
 
-# What a task needs to read one part of several artifacts: stage -> `part_dict`.
+# What a task needs to read one part of several artifacts: stage -> `Part` as JSON.
 Descriptors = dict[str, dict[str, Any]]
 
 
@@ -26,7 +28,7 @@ def descriptors(work: Work, stages: Iterable[str]) -> list[Descriptors]:
     stages = list(stages)
     several = zip(*(work.manifests[stage].parts for stage in stages), strict=True)
     return [
-        {stage: part_dict(part) for stage, part in zip(stages, parts, strict=True)}
+        {stage: to_json(part.for_reading) for stage, part in zip(stages, parts, strict=True)}
         for parts in several
     ]
 
@@ -90,7 +92,7 @@ class RowReader:
         columns: dict[str, Any] = {}
         eligible = np.ones(0, bool)
         for stage, names in self.columns.items():
-            table = context.inputs[stage].read_part(part_from(parts[stage]), names)
+            table = context.inputs[stage].read_part(from_json(Part, parts[stage]), names)
             if stage == "trajectories":
                 marks = table["reason"].is_null()
             else:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from s2l_ray.contract.work import Outcome, Work, part_dict, part_from
+from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.data.incremental import scored_parts
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.model.cost import scoring_flops
@@ -28,6 +28,7 @@ from s2l_ray.core.model.scoring import (
 from s2l_ray.core.storage.info import ProxyInfo, ProxyMember, TrajectoriesInfo
 from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.parquet import parquet_bytes
+from s2l_ray.core.storage.records import from_json, to_json
 from s2l_ray.core.storage.schemas import trajectories_schema, vector_column
 from s2l_ray.core.text.encoding import Encoded, Encoder
 from s2l_ray.edge.parts import PartContext, adopt_parts, parts_by_actors
@@ -47,7 +48,7 @@ def make(work: Work) -> Outcome:
     examples, proxy = work.manifests["examples"], work.manifests["proxy"]
     members = work.info("proxy", ProxyInfo).members
     files = files_of(proxy)
-    jobs = {part.index: {"part": part_dict(part)} for part in examples.parts}
+    jobs = {part.index: {"part": to_json(part.for_reading)} for part in examples.parts}
 
     def load(context: PartContext) -> Callable[[dict[str, Any]], Part]:
         return Scorer(context, members, files).make_part
@@ -120,7 +121,7 @@ class Scorer:
 
     def make_part(self, job: dict[str, Any]) -> Part:
         """Score one part; rows that cannot be scored keep their place, with nulls and a reason."""
-        part = part_from(job["part"])
+        part = from_json(Part, job["part"])
         rows = self.context.inputs["examples"].read_part(part, COLUMNS)
         ids = rows["example_id"].to_numpy()
         reasons = np.full(len(ids), NOT_SAMPLED, object)

@@ -21,7 +21,7 @@ from s2l_ray.core.data.incremental import (
     scored_parts,
 )
 from s2l_ray.core.data.parts import PartRange, RawFile
-from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.artifact import Artifact, artifact_at
 from s2l_ray.core.storage.info import ExamplesInfo, NumberedFile
 from s2l_ray.core.storage.manifest import Manifest, Part
 from s2l_ray.core.storage.store import Store
@@ -184,12 +184,12 @@ def test_an_extended_data_set_keeps_the_parts_of_the_files_it_keeps() -> None:
 )
 def test_a_uri_of_no_such_artifact_is_refused(uri: str) -> None:
     with pytest.raises(UserError, match=r"proxy.use: expected the URI of a proxy artifact"):
-        Artifact.at(uri, "proxy", "proxy.use")
+        artifact_at(uri, "proxy", "proxy.use")
 
 
 def test_an_artifact_is_opened_by_its_uri(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"proxy.use: there is no manifest.json"):
-        Artifact.at(f"{tmp_path}/proxy/f", "proxy", "proxy.use")
+        artifact_at(f"{tmp_path}/proxy/f", "proxy", "proxy.use")
     made = Artifact(Store(str(tmp_path)), "proxy", "f")
     commit(made)
-    assert Artifact.at(f"{made.uri}/", "proxy", "proxy.use").uri == made.uri
+    assert artifact_at(f"{made.uri}/", "proxy", "proxy.use").uri == made.uri

@@ -1,7 +1,6 @@
 """k-means against FAISS, scikit-learn and exact arithmetic."""
 
 import itertools
-import json
 import random
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -29,6 +28,7 @@ from s2l_ray.core.kmeans.start import hash_limit, plus_plus
 from s2l_ray.core.kmeans.state import FitResult, FitState
 from s2l_ray.core.kmeans.sums import PartialSums, Totals, fixed_point_exponent
 from s2l_ray.core.query import Ask, Query, ask_here
+from s2l_ray.core.storage.records import from_bytes, to_bytes
 from s2l_ray.errors import UserError
 
 Part = tuple[np.ndarray, np.ndarray]
@@ -151,13 +151,11 @@ def bounds_of(shard: Shard) -> list[HamerlyBounds | None]:
 def test_resuming_from_any_round_gives_the_same_bits(
     parts: list[Part], undisturbed: FitResult
 ) -> None:
-    saved: list[str] = []
-    KMeans(**OPTIONS).fit(
-        spread(parts, 2), on_round=lambda state: saved.append(json.dumps(state.to_dict()))
-    )
+    saved: list[bytes] = []
+    KMeans(**OPTIONS).fit(spread(parts, 2), on_round=lambda state: saved.append(to_bytes(state)))
     assert len(saved) == 4
     for text in saved:
-        state = FitState.from_dict(json.loads(text))
+        state = from_bytes(FitState, text)
         assert bits(KMeans(**OPTIONS).fit(spread(parts, 3), resume=state)) == bits(undisturbed)
 
 

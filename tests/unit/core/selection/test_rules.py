@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from s2l_ray.config import FACILITY_LOCATION, RULES, Config, Rule, Subset, load
-from s2l_ray.contract.work import Work, part_from
+from s2l_ray.contract.work import Work
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.query import Query
 from s2l_ray.core.selection.draw import draw
@@ -18,6 +18,8 @@ from s2l_ray.core.selection.keys import GroupSizes, Keys
 from s2l_ray.core.selection.quotas import quotas
 from s2l_ray.core.selection.rules import by_cluster, groups_of, needs, uses_at
 from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import Part
+from s2l_ray.core.storage.records import from_json
 from s2l_ray.core.storage.store import Store
 from s2l_ray.edge.parts import PartContext
 from s2l_ray.errors import UserError
@@ -111,7 +113,8 @@ def chosen_ids(work: Work) -> tuple[list[int], list[float]]:
     drawn = draw(ask, sizes, wanted, reader.rule.take, sample=64, gathered=64)
     ids, scores = [], []
     for own, part in zip(rows, parts, strict=True):
-        table = context.inputs["examples"].read_part(part_from(part["examples"]), ["example_id"])
+        mine = from_json(Part, part["examples"])
+        table = context.inputs["examples"].read_part(mine, ["example_id"])
         taken = drawn.chosen(own.points)
         ids += table["example_id"].to_numpy()[own.eligible][taken].tolist()
         scores += [] if own.scores is None else own.scores[taken].tolist()
