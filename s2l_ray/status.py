@@ -2,6 +2,7 @@
 
     python -m s2l_ray.status --storage s2l_ray_storage            list what is stored
     python -m s2l_ray.status --storage s2l_ray_storage --prune    delete what no run names
+    python -m s2l_ray.status --storage s2l_ray_storage --verify   read all files, and compare them
 
 A run names the artifacts of its record, runs/NAME/run.json, which is written when it finishes and
 replaced when the name is used again. What these were made from stays too. Prune only while no run
@@ -11,13 +12,17 @@ is working in the storage: what it has made so far is not named yet.
 import argparse
 import functools
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
 from s2l_ray import api
-from s2l_ray.core.storage.store import Store
+from s2l_ray.core.storage.artifact import Artifact
+from s2l_ray.core.storage.manifest import FileEntry
+from s2l_ray.core.storage.store import IO_THREADS, Store
+from s2l_ray.errors import UserError
 from s2l_ray.pipeline import NAMES
 from s2l_ray.run import exit_status, leave, set_up_logging
 
@@ -72,8 +77,15 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="unfinished artifacts can go too; the same job would go on from them",
     )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every file of every committed artifact and compare it with the manifest",
+    )
     args = parser.parse_args(arguments)
     set_up_logging()
+    if args.verify:
+        return exit_status(functools.partial(_verify, args.storage))
     return exit_status(functools.partial(_status, args.storage, args.prune, args.unfinished))
 
 
@@ -92,6 +104,43 @@ def _status(uri: str, prune: bool, unfinished: bool) -> None:
         _delete(storage.store, entry)
         print(f"deleted {entry.path}: {entry.bytes:,} bytes")
     print(f"deleted: {_total(going)}")
+
+
+def _verify(uri: str) -> None:
+    """Read all that is committed.
+
+    Raises:
+        UserError: naming every file and manifest that is not as it was written.
+    """
+    store = api.open(uri).store
+    artifacts = [Artifact(store, stage, name) for stage in NAMES for name in store.folders(stage)]
+    files: list[tuple[Artifact, FileEntry]] = []
+    wrong: list[str] = []
+    for artifact in artifacts:
+        try:
+            manifest = artifact.committed()
+        except UserError as error:
+            wrong.append(str(error))
+        else:
+            files += [(artifact, entry) for entry in manifest.data_files] if manifest else []
+    with ThreadPoolExecutor(IO_THREADS) as pool:
+        wrong += filter(None, pool.map(_damage, files))
+    what = f"{len(files):,} files, {sum(entry.bytes for _, entry in files):,} bytes"
+    if wrong:
+        raise UserError(
+            f"verifying {store.uri} ({what}): {len(wrong)} not as they were written.\n  - "
+            + "\n  - ".join(wrong)
+        )
+    print(f"verified {what}: all are as they were written")
+
+
+def _damage(file: tuple[Artifact, FileEntry]) -> str | None:
+    artifact, entry = file
+    try:
+        artifact.read_file(entry)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def contents(storage: api.Storage) -> list[Entry]:

@@ -20,9 +20,9 @@ PLAIN: dict[type[Info], dict[str, Any]] = {
         "sources": {}, "rejects": {}, "files": [], "next_file_number": 0, "new_files": [],
         "dropped_files": [], "schema": "",
     },
-    info.ProxyMember: {**TRAINING, "steps": [0], "folders": [""]},
+    info.ProxyMember: {**TRAINING, "steps": [0], "folders": ["step-0"]},
     info.ProxyInfo: {"members": [], "flops": None},
-    info.TargetInfo: {**TRAINING, "model": ""},
+    info.TargetInfo: {**TRAINING, "model": "model"},
     info.TrajectoriesInfo: {
         "steps": [], "statistics": [], "scored": 0, "sources": {}, "left_out": {}, "tokens": 0,
         "learned_tokens": 0, "flops": None,

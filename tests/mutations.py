@@ -637,6 +637,27 @@ DATA = (
 
 STORAGE = (
     Mutation(
+        "no_path_leads_out_of_a_storage",
+        "core/storage/store.py",
+        "if path and not is_plain_path(path):",
+        "if False:",
+        ("core/storage/test_hostile.py",),
+    ),
+    Mutation(
+        "manifests_name_files_inside_their_folder",
+        "core/storage/records.py",
+        "if not is_plain_path(text):",
+        "if False:",
+        ("core/storage/test_hostile.py",),
+    ),
+    Mutation(
+        "a_manifest_is_checked_by_its_checksum",
+        "core/storage/manifest.py",
+        "if hashlib.sha256(text).hexdigest().encode() != digest:",
+        "if False:",
+        ("core/storage/test_hostile.py",),
+    ),
+    Mutation(
         "hash_of_a_file_is_checked",
         "core/storage/manifest.py",
         "if digest != entry.sha256:",

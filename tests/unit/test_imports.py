@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "run": (*COMMAND, "demo"),
     "sweep": (*COMMAND, "run"),
     "check": (*COMMAND, "run"),
-    "status": ("api", "core", "pipeline", "run"),
+    "status": ("api", "core", "pipeline", "run", "errors"),
     "command": ("run",),
 }
 # Where Ray may be imported, and where when the module itself is loaded.

@@ -114,3 +114,25 @@ def test_an_interrupted_deletion_leaves_no_manifest(
 def test_an_empty_storage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--storage", str(tmp_path / "none"), "--prune"]) == 0
     assert "nothing is stored" in capsys.readouterr().out
+
+
+def test_all_files_are_verified_against_their_manifests(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = store.list("")
+    assert status(store, "--verify") == 0
+    assert "verified 8 files" in capsys.readouterr().out
+    data = next(
+        name for name in before if name.startswith("trajectories/a1") and "part-00001" in name
+    )
+    store.write(data, bytes([store.read(data)[0] ^ 1]) + store.read(data)[1:])
+    gone = next(name for name in before if name.startswith("subset/c1") and "part" in name)
+    store.delete(gone)
+    record = f"subset/b1{'0' * 22}/manifest.json"
+    store.write(record, store.read(record).replace(b'"rows": 1', b'"rows": 2'))
+    assert status(store, "--verify") == 1
+    said = capsys.readouterr().err
+    assert "3 not as they were written" in said
+    assert f"{data}: expected SHA-256" in said
+    assert f"{gone}: the manifest lists it, but it is missing" in said
+    assert f"{record}: not a manifest of this version (its content changed" in said

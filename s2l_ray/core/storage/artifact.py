@@ -9,6 +9,7 @@ finds the finished parts of a run that died.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -62,7 +63,7 @@ class Artifact:
             data = self.read("manifest.json")
         except FileNotFoundError:
             return None
-        return Manifest.from_bytes(data, self.uri_of("manifest.json"))
+        return _of(self, Manifest.from_bytes(data, self.uri_of("manifest.json")))
 
     def manifest(self) -> Manifest:
         """The manifest of an artifact that must be there."""
@@ -140,7 +141,7 @@ class Artifact:
         Its files are read, checked and written here.
         """
         files = {
-            role: (entry.name[entry.name.rindex(".") :], other.read_file(entry))
+            role: (PurePosixPath(entry.name).suffix, other.read_file(entry))
             for role, entry in part.files.items()
         }
         return self.write_part(index, part.rows, files, part.node, part.run, part.stats)
@@ -170,6 +171,17 @@ class Artifact:
         self.write("manifest.json", manifest.to_bytes())
         for scratch in ("receipts", "state", "rounds"):
             self.delete(scratch)
+
+
+def _of(artifact: Artifact, manifest: Manifest) -> Manifest:
+    """The manifest, if it was written for this artifact."""
+    if (manifest.stage, manifest.fingerprint) != (artifact.stage, artifact.fingerprint):
+        raise UserError(
+            f"reading {artifact.uri}: expected the manifest of {artifact.stage} "
+            f"{artifact.fingerprint}, got that of {manifest.stage} {manifest.fingerprint}. The "
+            "folder was renamed, or holds another's files: remove it and run again."
+        )
+    return manifest
 
 
 def artifact_at(uri: str, stage: str, field: str) -> Artifact:

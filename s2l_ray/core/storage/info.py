@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from s2l_ray.core.storage.manifest import Manifest
-from s2l_ray.core.storage.records import from_json, to_json
+from s2l_ray.core.storage.records import PlainPath, from_json, to_json
 from s2l_ray.errors import UserError
 
 
@@ -108,7 +108,7 @@ class ProxyMember(TrainingInfo):
     """
 
     steps: list[int]
-    folders: list[str]
+    folders: list[PlainPath]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class ProxyInfo(Info):
 class TargetInfo(TrainingInfo):
     """Of `target`: its training, and the folder of the model inside the artifact."""
 
-    model: str
+    model: PlainPath
 
 
 @dataclass(frozen=True, kw_only=True)

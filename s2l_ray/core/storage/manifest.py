@@ -5,10 +5,11 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from s2l_ray.core.storage.records import from_bytes, to_bytes
+from s2l_ray.core.storage.records import PlainPath, from_bytes, to_bytes
 from s2l_ray.errors import UserError
 
 FORMAT = 1
+CHECKSUM = b', "sha256": "%s"}'
 
 
 def fingerprint(value: Any) -> str:
@@ -23,7 +24,7 @@ def fingerprint(value: Any) -> str:
 class FileEntry:
     """One data file of an artifact: its name inside the folder, its size in bytes, its SHA-256."""
 
-    name: str
+    name: PlainPath
     bytes: int
     sha256: str
 
@@ -49,7 +50,7 @@ class Part:
 
     index: int
     rows: int
-    files: dict[str, FileEntry]
+    files: dict[PlainPath, FileEntry]
     node: str = ""
     run: str = ""
     stats: dict[str, Any] = field(default_factory=dict)
@@ -102,12 +103,19 @@ class Manifest:
         return sum(part.run == run for part in self.parts)
 
     def to_bytes(self) -> bytes:
-        return to_bytes(self)
+        """As JSON; its last field is the SHA-256 of the JSON without it."""
+        text = to_bytes(self)
+        return text[:-1] + CHECKSUM % hashlib.sha256(text).hexdigest().encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, what: str) -> "Manifest":
+        """The manifest that `to_bytes` wrote, or an earlier version without a checksum.
+
+        Raises:
+            UserError: it was changed or cut, or another version of the format wrote it.
+        """
         try:
-            manifest = from_bytes(cls, data)
+            manifest = from_bytes(cls, _without_checksum(data))
         except ValueError as error:
             raise UserError(
                 f"reading {what}: not a manifest of this version ({error}). Remove the folder it "
@@ -119,3 +127,15 @@ class Manifest:
                 "version that wrote it, or another storage."
             )
         return manifest
+
+
+def _without_checksum(data: bytes) -> bytes:
+    """The JSON of a manifest's other fields. A damaged field of this name stays, and is unknown."""
+    length = len(CHECKSUM % (b"0" * 64))
+    text, end = data[:-length] + b"}", data[-length:]
+    digest = end[-66:-2]
+    if end != CHECKSUM % digest:
+        return data
+    if hashlib.sha256(text).hexdigest().encode() != digest:
+        raise ValueError("its content changed: its checksum is another")
+    return text

@@ -11,7 +11,15 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+)
+
+from s2l_ray.core.storage.store import is_plain_path
 
 T = TypeVar("T")
 # As nested lists; every float32 is exact in Python's float.
@@ -21,6 +29,16 @@ Float32Array = Annotated[
     PlainSerializer(lambda array: array.tolist()),
 ]
 MOST_ERRORS = 3
+
+
+def _plain_path(text: str) -> str:
+    if not is_plain_path(text):
+        raise ValueError("expected plain names with slashes between them")
+    return text
+
+
+# Where something lies inside an artifact's folder: no such path leads out of it.
+PlainPath = Annotated[str, AfterValidator(_plain_path)]
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 

@@ -47,8 +47,17 @@ def join_uri(uri: str, path: str) -> str:
     return f"{place.rstrip('/')}/{path}{question}{query}"
 
 
+def is_plain_path(path: str) -> bool:
+    """Whether a path leads to a place below a folder: plain names with slashes between them."""
+    return path.isprintable() and not {"", ".", ".."} & set(path.split("/"))
+
+
 class Store:
-    """Whole files under one root, read and written in one call. Pickles as its URI."""
+    """Whole files under one root, read and written in one call. Pickles as its URI.
+
+    No path leads out of the root, wherever it was read: all methods raise UserError for one that
+    has `..` or an empty name in it.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
@@ -73,6 +82,12 @@ class Store:
             )
 
     def _full(self, path: str) -> str:
+        if path and not is_plain_path(path):
+            raise UserError(
+                f"opening a file of the storage {self.uri}: expected a path of plain names below "
+                f"it, got {path!r}. Whoever wrote what names it is not to be trusted: do not use "
+                "that artifact."
+            )
         return f"{self.root.rstrip('/')}/{path}" if path else self.root
 
     def read(self, path: str) -> bytes:
@@ -102,6 +117,7 @@ class Store:
 
     def uri_of(self, path: str) -> str:
         """The URI of a path below the root, for people and libraries that open URIs themselves."""
+        self._full(path)
         return join_uri(self.uri, path)
 
     def exists(self, path: str) -> bool:
