@@ -134,6 +134,20 @@ SELECTION = (
         ("core/test_hashing.py",),
     ),
     Mutation(
+        "hash_depends_on_the_purpose",
+        "core/hashing.py",
+        "_finalise(key ^ np.uint64(_salt(purpose)))",
+        "_finalise(key)",
+        ("core/test_hashing.py",),
+    ),
+    Mutation(
+        "rules_draw_by_themselves",
+        "core/selection/rules.py",
+        "if section.paired:",
+        "if True:",
+        ("core/selection/test_rules.py",),
+    ),
+    Mutation(
         "facility_lazy_ties_by_hash",
         "core/selection/facility.py",
         "current = (-self._gain(row), hash_, row)",
@@ -331,8 +345,8 @@ MODEL = (
     Mutation(
         "parts_are_shuffled_anew_each_epoch",
         "core/model/order.py",
-        "keyed_hash(_mix(stream.seed, epoch), numbers)",
-        "keyed_hash(stream.seed, numbers)",
+        "keyed_hash(TRAINING_ORDER, _mix(stream.seed, epoch), numbers)",
+        "keyed_hash(TRAINING_ORDER, stream.seed, numbers)",
         ("core/model/test_order.py",),
     ),
     Mutation(

@@ -117,6 +117,11 @@ class Subset(Section):
         description="groups of at most so many rows are only used when all others are exhausted",
     )
     seed: int = Field(0, ge=0, description="seed of the draw inside groups")
+    paired: bool = Field(
+        False,
+        description="draw alike under all rules that have this and an equal seed, so that their "
+        "subsets differ only where the rules do; otherwise every rule has draws of its own",
+    )
     rows_per_file: int = Field(
         16_384, ge=1, le=MAX_ROWS_PER_PART, description="rows of one output file"
     )

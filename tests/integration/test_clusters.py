@@ -18,7 +18,7 @@ import ray
 
 from s2l_ray.config import Clusters, Config, ShardWorkers
 from s2l_ray.contract.work import Outcome, Work
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import KMEANS_SAMPLE, keyed_hash
 from s2l_ray.core.kmeans.features import feature_steps, features
 from s2l_ray.core.kmeans.lloyd import KMeans
 from s2l_ray.core.kmeans.process_rows import InView
@@ -211,7 +211,7 @@ def test_a_source_is_clustered_as_if_it_were_alone(data: Data, within: Manifest)
     for source in ("a upper", "b/copy", "few", "new"):
         mine = (data.sources == source) & data.scored
         ids, rows = data.ids[mine], features(data.losses[mine], STEPS, section)
-        sample = np.argsort(keyed_hash(3, ids))[: K * 20]
+        sample = np.argsort(keyed_hash(KMEANS_SAMPLE, 3, ids))[: K * 20]
         sample.sort()
         settings = KMeans(k=K, seed=3, max_rounds=8, tolerance=0.0, allow_fewer_clusters=True)
         alone = settings.fit(ask_here(Shard([(ids[sample], rows[sample])])))

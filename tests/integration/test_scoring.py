@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import SCORED, keyed_hash
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN
 from s2l_ray.stages.trajectories.make import NOT_SAMPLED
@@ -171,7 +171,7 @@ def test_rows_too_long_are_null_counted_and_told(finished: Finished) -> None:
 def test_a_sample_is_drawn_by_hash_and_the_rest_is_told(variants: dict[str, Artifact]) -> None:
     plain, sample = whole(variants["plain"]), whole(variants["sample"])
     assert sample["example_id"].equals(plain["example_id"])
-    drawn = keyed_hash(5, plain["example_id"].to_numpy()) < 0.4 * 2.0**64
+    drawn = keyed_hash(SCORED, 5, plain["example_id"].to_numpy()) < 0.4 * 2.0**64
     assert 0.3 < drawn.mean() < 0.5
     kept, left_out = losses(sample)[drawn], sample.filter(pa.array(~drawn))
     np.testing.assert_allclose(kept, losses(plain)[drawn], atol=1e-5, rtol=0)

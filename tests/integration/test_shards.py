@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from s2l_ray.config import Config
+from s2l_ray.config import RULES, Config
 from s2l_ray.contract.stage import Request
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.data.find import find_files
@@ -393,7 +393,9 @@ def rows_of(manifest: Manifest, config: Config) -> pa.Table:
     return pa.concat_tables([artifact.read_part(part) for part in manifest.parts])
 
 
-def expected_ids(groups: np.ndarray, ids: np.ndarray, budget: int, seed: int) -> list[int]:
+def expected_ids(
+    groups: np.ndarray, ids: np.ndarray, budget: int, draw: str, seed: int
+) -> list[int]:
     """The paper's rule in a loop: smallest group first, an equal share of what is left, by keyed
     hash inside a group.
     """
@@ -402,7 +404,7 @@ def expected_ids(groups: np.ndarray, ids: np.ndarray, budget: int, seed: int) ->
     for done, name in enumerate(names):
         members = ids[groups == name]
         share = (budget - len(chosen)) // (len(names) - done)
-        chosen += members[np.argsort(keyed_hash(seed, members))][:share].tolist()
+        chosen += members[np.argsort(keyed_hash(draw, seed, members))][:share].tolist()
     return sorted(chosen)
 
 
@@ -437,7 +439,11 @@ def test_the_budget_is_spent_exactly_on_the_rows_of_the_rule(
         "source_balanced": np.unique(trajectories["source"].to_pylist(), return_inverse=True)[1],
     }[rule]
     expected = expected_ids(
-        np.where(scored, groups, -1), trajectories["example_id"].to_numpy(), table.num_rows, 4
+        np.where(scored, groups, -1),
+        trajectories["example_id"].to_numpy(),
+        table.num_rows,
+        f"subset by {RULES[rule].group}; hash; smallest",
+        4,
     )
     assert table["example_id"].to_pylist() == expected
     assert [part.rows for part in manifest.parts[:-1]] == [77] * (len(manifest.parts) - 1)

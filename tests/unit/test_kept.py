@@ -32,6 +32,17 @@ KEPT = {
     ("exact", "target", 2): "2b4dd867fa6f65652fbb6f36fd3b2746ad4d279e595cb3d48a1f82a1ff46eedb",
     ("exact", "evaluation", 2): "42cd4418522307d192af3ba1688760d0b93b3501c622d2282354d6c522b008cb",
     ("trained", "proxy", 2): "2a09f2ab9623ce0dc8df05b46e69f11a1fd8f88e980100b1698bacf1c7982c30",
+    ("exact", "proxy", 3): "c33837fd0925caf4606ede9257890bc793467e5ec2afbb66401e099392ec3465",
+    (
+        "exact",
+        "trajectories",
+        3,
+    ): "333a775a2db99a9c218ce3d7fcd2086d14c4519ebb30f27e874350630ca5fac3",
+    ("exact", "clusters", 3): "cf9b51fecc7654ccb4c1411c43a6efe4cba58327f6c5d0e31178a5ca1c35ceb6",
+    ("exact", "subset", 3): "bd45801e16398c578219125bd5e917c0cbda9a73d0e818c25dff27281b568dd9",
+    ("exact", "target", 3): "4d82ac544122c53b0d86d6efde424eb92a926b4764268df0ef73e811310536c7",
+    ("exact", "evaluation", 3): "9c4da35ad6d95f72494fa7c17e2a423e393347047268a9478208c91379adb5e9",
+    ("trained", "proxy", 3): "5ad86799c8a67fe018a5976321e765168e0a6b6cbff1881030c82b40dc931476",
 }
 JOBS = {"exact": (kept_job.exact_job, "evaluation"), "trained": (kept_job.trained_job, "proxy")}
 VERSIONS = {stage.name: stage.version for stage in STAGES}

@@ -18,7 +18,7 @@ from s2l_ray.core.data import exports
 from s2l_ray.core.data.find import find_files
 from s2l_ray.core.data.parts import part_ranges
 from s2l_ray.core.data.read import index_file, read_part
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import SUBSET, keyed_hash
 from s2l_ray.core.kmeans.features import features
 from s2l_ray.core.kmeans.lloyd import KMeans
 from s2l_ray.core.kmeans.process_rows import HeldRows
@@ -49,6 +49,11 @@ KEPT = {
     ("clusters", 2): "2fed1c98b2d6ab7c82248c4fb1248df4588af1a497933273327207e8219e77aa",
     ("subset", 1): "018440c0f9e9afbd87f852b7deff88548ba6b45afe664df25b323c3dd4a63e28",
     ("subset", 2): "217ca58f5c5ccc65efad0ef8b586094445acab3cfd8e1a9e2b19fc1a6d5635e4",
+    ("proxy", 3): "a898ca79f08d5796a4820ed3edd2a047a1ba149ce8f65392496ae8ccdcb5c675",
+    ("target", 3): "a898ca79f08d5796a4820ed3edd2a047a1ba149ce8f65392496ae8ccdcb5c675",
+    ("trajectories", 3): "a95c19278b4cf10bc3245a4789f4884e8c86afb3ae44a0f8d9719354c2ccad2a",
+    ("clusters", 3): "074776e2271a1d5409b322f3e9f394ed52886c13b51eb4c3fc6aab0d67c2ee6c",
+    ("subset", 3): "a3d024c22a2b50d31c88e68bde83c2fd4a92aca69e0d9b6e48b310b0ecc6d37e",
 }
 
 
@@ -107,7 +112,7 @@ def subset(folder: Path) -> Any:
     scores = np.arange(500) % 11 - 5.0
     drawn = []
     for score, take in ((np.zeros(500), "smallest"), (scores, "smallest"), (scores, "middle")):
-        points = Points(groups, ordered_bits(score), keyed_hash(11, ids))
+        points = Points(groups, ordered_bits(score), keyed_hash(SUBSET, 11, ids))
         keys = Keys.of(points, np.zeros(500, np.int32), 7)
         sizes = GroupSizes().of(keys)
         found = draw(lambda query, keys=keys: query.of(keys), sizes, quotas(sizes, 123), take)

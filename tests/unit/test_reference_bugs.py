@@ -13,7 +13,7 @@ import torch
 from s2l_ray import config, pipeline
 from s2l_ray.config import Model, Training
 from s2l_ray.contract.work import Outcome
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import SUBSET, keyed_hash
 from s2l_ray.core.model import order
 from s2l_ray.core.model.checkpoint import checkpoint_folder
 from s2l_ray.core.model.loading import build, load_config, load_encoder
@@ -66,7 +66,7 @@ def test_bug_8_the_draw_inside_clusters_is_not_seeded() -> None:
     def drawn(seed: int) -> list[int]:
         ids = np.arange(5000, dtype=np.int64)
         groups = ids % 7
-        points = Points(groups, np.zeros(len(ids), np.uint64), keyed_hash(seed, ids))
+        points = Points(groups, np.zeros(len(ids), np.uint64), keyed_hash(SUBSET, seed, ids))
         keys = Keys.of(points, np.zeros(len(ids), np.int32), 7)
         sizes = GroupSizes().of(keys)
         found = draw(lambda query: query.of(keys), sizes, quotas(sizes, 500))

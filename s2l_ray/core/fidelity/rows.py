@@ -10,7 +10,7 @@ import pyarrow as pa
 from s2l_ray.config import Examples
 from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.data.read import read_part
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import CHECKED, keyed_hash
 from s2l_ray.core.model.scoring import reason_of
 from s2l_ray.core.text.encoding import Encoded, Encoder
 
@@ -32,13 +32,15 @@ def draw(parts: Sequence[PartRange], section: Examples, count: int, seed: int) -
     Raises:
         UserError: a bad row, with examples.on_bad_row: stop.
     """
-    order = np.argsort(keyed_hash(seed, np.array([part.index for part in parts])))[:PARTS_READ]
+    order = np.argsort(keyed_hash(CHECKED, seed, np.array([part.index for part in parts])))[
+        :PARTS_READ
+    ]
     read = [
         read_part(parts[number], section.columns, section.on_bad_row) for number in sorted(order)
     ]
     columns = ["example_id", "source", "messages", "tools"]
     table = pa.concat_tables([part.table.select(columns) for part in read])
-    chosen = np.argsort(keyed_hash(seed, table["example_id"].to_numpy()))[:count]
+    chosen = np.argsort(keyed_hash(CHECKED, seed, table["example_id"].to_numpy()))[:count]
     rejects = Counter(reject["reason"] for part in read for reject in part.rejects)
     return Drawn(table.take(np.sort(chosen)), dict(rejects))
 

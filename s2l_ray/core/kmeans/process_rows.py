@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import KMEANS_SAMPLE, keyed_hash
 from s2l_ray.core.kmeans.shard import Labelled, Shard
 from s2l_ray.core.query import Ask, Query
 
@@ -144,7 +144,7 @@ class StreamedRows:
     def _sampled(self, view: View, limit: int) -> Shard:
         if self._sample is None or self._sample[0] != view:
             chosen = (
-                (keyed_hash(view.seed, ids) <= np.uint64(limit), ids, rows)
+                (keyed_hash(KMEANS_SAMPLE, view.seed, ids) <= np.uint64(limit), ids, rows)
                 for _, ids, rows in self._of_source(view.source)
             )
             self._sample = view, Shard((ids[keep], rows[keep]) for keep, ids, rows in chosen)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import KMEANS_SAMPLE, KMEANS_START, keyed_hash
 from s2l_ray.core.kmeans.assign import squared_distances
 from s2l_ray.core.kmeans.centroid_index import CHUNK_ROWS
 from s2l_ray.core.kmeans.shard import Shard, Summary
@@ -45,7 +45,7 @@ class SmallestHashes:
         """See `Query`."""
         best = TopK.none(np.uint64, shard.summary.num_columns)
         for ids, rows in shard.blocks():
-            hashes = keyed_hash(self.seed, ids)
+            hashes = keyed_hash(KMEANS_START, self.seed, ids)
             if len(best.keys) >= self.count:
                 keep = hashes <= best.keys.max()
                 hashes, ids, rows = hashes[keep], ids[keep], rows[keep]
@@ -67,7 +67,9 @@ class HashCounts:
         """See `Query`."""
         counts = np.zeros(1 << _LEADING_BITS, dtype=np.int64)
         for ids, _ in shard.blocks():
-            counts += np.bincount(_leading(keyed_hash(self.seed, ids)), minlength=len(counts))
+            counts += np.bincount(
+                _leading(keyed_hash(KMEANS_SAMPLE, self.seed, ids)), minlength=len(counts)
+            )
         return counts
 
     def merge(self, answers: Iterable[np.ndarray]) -> np.ndarray:
@@ -84,7 +86,7 @@ class HashesWith:
 
     def of(self, shard: Shard) -> np.ndarray:
         """See `Query`."""
-        hashes = (keyed_hash(self.seed, ids) for ids, _ in shard.blocks())
+        hashes = (keyed_hash(KMEANS_SAMPLE, self.seed, ids) for ids, _ in shard.blocks())
         found = [own[_leading(own) == self.leading] for own in hashes]
         return np.concatenate([np.empty(0, np.uint64), *found])
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import KMEANS_SAMPLE, keyed_hash
 from s2l_ray.core.kmeans.assign import assign, squared_distances
 from s2l_ray.core.kmeans.block import Block, blocks_of
 from s2l_ray.core.kmeans.centroid_index import CentroidIndex
@@ -114,7 +114,8 @@ class Shard:
     def sampled(self, seed: int, limit: int) -> "Shard":
         """The same rows, but only those whose keyed hash is at most `limit`."""
         chosen = (
-            (keyed_hash(seed, block.ids) <= np.uint64(limit), block) for block in self._blocks
+            (keyed_hash(KMEANS_SAMPLE, seed, block.ids) <= np.uint64(limit), block)
+            for block in self._blocks
         )
         return Shard((block.ids[keep], block.rows[keep]) for keep, block in chosen)
 

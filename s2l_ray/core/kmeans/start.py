@@ -5,7 +5,7 @@ Shapes: n rows, T columns.
 
 import numpy as np
 
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import KMEANS_PLUS_PLUS, keyed_hash
 from s2l_ray.core.kmeans.assign import squared_distances
 from s2l_ray.core.kmeans.queries import HashCounts, HashesWith
 from s2l_ray.core.kmeans.shard import Shard
@@ -28,8 +28,7 @@ def plus_plus(rows: np.ndarray, k: int, seed: int) -> np.ndarray:
         rows: float32 [n, T] to draw from, in any order that does not depend on the shards.
     """
     points, same = rows.astype(np.float64), np.zeros(len(rows), dtype=np.int64)
-    # No example has a negative id, so these draws are independent of the hashes of the rows.
-    uniforms = (keyed_hash(seed, -1 - np.arange(k)) >> np.uint64(11)) * 2.0**-53
+    uniforms = (keyed_hash(KMEANS_PLUS_PLUS, seed, np.arange(k)) >> np.uint64(11)) * 2.0**-53
     chosen = [int(uniforms[0] * len(rows))]
     closest = squared_distances(points, points[chosen], same)
     while len(chosen) < k and closest.any():

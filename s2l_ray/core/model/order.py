@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import TRAINING_ORDER, keyed_hash
 from s2l_ray.errors import UserError
 
 
@@ -64,7 +64,7 @@ def windows(stream: Stream, first_step: int = 0) -> Iterator[Window]:
     epoch = start // rows_in_epoch
     first = epoch * rows_in_epoch
     while first < stream.positions:
-        order = np.argsort(keyed_hash(_mix(stream.seed, epoch), numbers)).tolist()
+        order = np.argsort(keyed_hash(TRAINING_ORDER, _mix(stream.seed, epoch), numbers)).tolist()
         for number, begin in enumerate(range(0, len(order), stream.window)):
             parts = tuple(order[begin : begin + stream.window])
             rows = sum(stream.part_rows[part] for part in parts)

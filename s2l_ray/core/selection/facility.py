@@ -27,7 +27,7 @@ triangle inequality: the sum of distances of all rows to the final choice is at 
 candidates plus the weighted sum of the candidates' distances to the final choice. Measured, the
 result is within a few percent of greedy on all rows (tests/unit/core/selection/test_facility.py).
 
-Ties are decided by keyed_hash(seed, id), and rows are put in id order first, so the choice depends
+Ties are decided by a keyed hash of ids, and rows are put in id order first, so the choice depends
 neither on the order in which rows arrive nor on the process that computes it.
 
 Shapes: n rows (or candidates) at hand, F features, m chosen.
@@ -40,7 +40,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import COVERING, keyed_hash
 
 # Most distances that are kept at once, 8 bytes each: all of a block of 4,096 rows.
 KEPT_DISTANCES = 1 << 24
@@ -131,7 +131,7 @@ class _Greedy:
         ]
         self.weights = weights.astype(np.float64)
         self.ids, self.seed = ids, seed
-        self.hashes = keyed_hash(seed, ids).tolist()
+        self.hashes = keyed_hash(COVERING, seed, ids).tolist()
         self.nearest = np.full(len(rows), np.inf)
         self.owner = np.zeros(len(rows), np.int64)
         self.closer: list[tuple[np.ndarray, np.ndarray]] | None = None
@@ -180,7 +180,7 @@ class _Greedy:
     def _sample(self, chosen: list[int], count: int) -> list[int]:
         """Rows that are not chosen, drawn by their ids, others for every choice."""
         size = max(MIN_SAMPLE, math.ceil(len(self.ids) / count * math.log(1 / EPSILON)))
-        draws = keyed_hash((self.seed << 32) + 1 + len(chosen), self.ids)
+        draws = keyed_hash(f"{COVERING}, choice {len(chosen)}", self.seed, self.ids)
         draws[chosen] = np.uint64(2**64 - 1)
         drawn = np.argpartition(draws, min(size, len(draws) - 1))[:size]
         taken = set(chosen)

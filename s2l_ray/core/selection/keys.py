@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import SEARCH, keyed_hash
 from s2l_ray.core.query import Query
 
 # As score and as hash: no key lies below LOWEST, and all lie below HIGHEST, which is no score's
@@ -166,7 +166,7 @@ class KeysBetween(Query[Keys, Points]):
     def of(self, shard: Keys) -> Points:
         rows, intervals = shard.rows_between(self.low, self.high)
         if self.share < 1:
-            hashes = keyed_hash(self.seed, shard.hashes[rows].view(np.int64))
+            hashes = keyed_hash(SEARCH, self.seed, shard.hashes[rows].view(np.int64))
             drawn = hashes < np.uint64(self.share * 2.0**64)
             rows, intervals = rows[drawn], intervals[drawn]
         return Points(intervals, *shard.at(rows))

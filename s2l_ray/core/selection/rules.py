@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from s2l_ray.config import FACILITY_LOCATION, RULES, Rule, Subset, expressions, group_kind
+from s2l_ray.core.hashing import SUBSET
 
 
 def rule_of(section: Subset) -> Rule:
@@ -37,6 +38,18 @@ def by_cluster(section: Subset) -> bool:
 def uses_at(section: Subset) -> bool:
     """Whether `subset.at` matters to the rule."""
     return expressions.parse(rule_of(section).score).uses_at
+
+
+def purpose(section: Subset) -> str:
+    """What salts the hash that orders rows of equal score.
+
+    It is the rule itself, however it is named, so that the subsets of two rules meet only by
+    chance; with `subset.paired` it is the same for all rules.
+    """
+    if section.paired:
+        return SUBSET
+    rule = rule_of(section)
+    return f"{SUBSET} by {rule.group}; {rule.score}; {rule.take}"
 
 
 @dataclass(frozen=True)

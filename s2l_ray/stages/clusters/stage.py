@@ -49,7 +49,7 @@ def cost(config: Config, facts: Facts) -> Cost:
 
 CLUSTERS = Stage(
     name="clusters",
-    version=2,
+    version=3,
     make="s2l_ray.stages.clusters.make",
     identity=identity,
     inputs=inputs,

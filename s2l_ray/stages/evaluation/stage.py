@@ -28,7 +28,7 @@ def request(config: Config) -> Request:
 
 EVALUATION = Stage(
     name="evaluation",
-    version=2,
+    version=3,
     make="s2l_ray.stages.evaluation.make",
     identity=identity,
     inputs=lambda config: {"target": "target"},

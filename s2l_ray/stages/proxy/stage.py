@@ -74,7 +74,7 @@ def cost(config: Config, facts: Facts) -> Cost:
 
 PROXY = Stage(
     name="proxy",
-    version=2,
+    version=3,
     make="s2l_ray.stages.proxy.make",
     identity=identity,
     inputs=lambda config: {"examples": "examples"},

@@ -11,7 +11,7 @@ from s2l_ray.config import Rule, Subset, expressions
 from s2l_ray.contract.work import Work
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.selection.keys import Points, ordered_bits
-from s2l_ray.core.selection.rules import Groups, groups_of, needs, rule_of
+from s2l_ray.core.selection.rules import Groups, groups_of, needs, purpose, rule_of
 from s2l_ray.core.storage.info import ClustersInfo, TrajectoriesInfo
 from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.records import from_json, to_json
@@ -110,7 +110,7 @@ class RowReader:
         if self.rule.score != expressions.HASH:
             scores = _scores(self, columns, ids)
             bits = ordered_bits(scores)
-        points = Points(groups, bits, keyed_hash(self.section.seed, ids))
+        points = Points(groups, bits, keyed_hash(purpose(self.section), self.section.seed, ids))
         return Rows(eligible, ids, points, clusters, scores)
 
 

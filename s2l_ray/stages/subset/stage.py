@@ -27,7 +27,7 @@ def check(config: Config, facts: Facts) -> None:
 
 SUBSET = Stage(
     name="subset",
-    version=2,
+    version=3,
     make="s2l_ray.stages.subset.make",
     identity=identity,
     inputs=inputs,

@@ -23,7 +23,7 @@ def cost(config: Config, facts: Facts) -> Cost:
 
 TARGET = Stage(
     name="target",
-    version=2,
+    version=3,
     make="s2l_ray.stages.target.make",
     identity=identity,
     inputs=lambda config: {"subset": "subset"},

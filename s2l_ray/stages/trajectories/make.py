@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.data.incremental import scored_parts
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import SCORED, keyed_hash
 from s2l_ray.core.model.cost import scoring_flops
 from s2l_ray.core.model.loading import load_encoder
 from s2l_ray.core.model.scoring import (
@@ -127,7 +127,7 @@ class Scorer:
         reasons = np.full(len(ids), NOT_SAMPLED, object)
         sampled_N = np.ones(len(ids), bool)
         if self.section.sample < 1:
-            sampled_N = keyed_hash(self.section.seed, ids) < np.uint64(
+            sampled_N = keyed_hash(SCORED, self.section.seed, ids) < np.uint64(
                 self.section.sample * 2.0**64
             )
         encoded = [

@@ -38,7 +38,7 @@ def cost(config: Config, facts: Facts) -> Cost:
 
 TRAJECTORIES = Stage(
     name="trajectories",
-    version=2,
+    version=3,
     make="s2l_ray.stages.trajectories.make",
     identity=identity,
     inputs=lambda config: {"examples": "examples", "proxy": "proxy"},

@@ -12,7 +12,7 @@ from s2l_ray.core.data.find import find_files
 from s2l_ray.core.data.parts import part_ranges
 from s2l_ray.core.data.read import index_file
 from s2l_ray.core.fidelity import rows
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import CHECKED, keyed_hash
 from tests import tiny
 
 
@@ -27,7 +27,7 @@ def test_rows_are_drawn_by_the_hash_of_their_ids(tmp_path: Path) -> None:
     ranges = parts(tmp_path, 3, 4)
     drawn = rows.draw(ranges, Examples(files=[]), 7, seed=5).table
     everyone = np.concatenate([(number << 40) + np.arange(10) for number in range(3)])
-    expected = sorted(everyone[np.argsort(keyed_hash(5, everyone))[:7]].tolist())
+    expected = sorted(everyone[np.argsort(keyed_hash(CHECKED, 5, everyone))[:7]].tolist())
     assert drawn["example_id"].to_pylist() == expected
     assert drawn.column_names == ["example_id", "source", "messages", "tools"]
     assert rows.draw(ranges, Examples(files=[]), 100, seed=5).table.num_rows == 30

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans as ScikitLearnKMeans
 
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import KMEANS_SAMPLE, KMEANS_START, keyed_hash
 from s2l_ray.core.kmeans import block as block_module
 from s2l_ray.core.kmeans import queries, sums
 from s2l_ray.core.kmeans import shard as shard_module
@@ -237,7 +237,7 @@ def test_the_objective_falls_every_round_and_the_tolerance_stops() -> None:
 def test_the_start_is_k_means_plus_plus_on_the_rows_with_the_smallest_hashes() -> None:
     shard = Shard(cut(PLAIN, [500, 7, 2000]))
     sample = SmallestHashes(11, 300).of(shard)
-    hashes = keyed_hash(11, np.arange(4000) + (3 << 40))
+    hashes = keyed_hash(KMEANS_START, 11, np.arange(4000) + (3 << 40))
     np.testing.assert_array_equal(sample.rows, PLAIN[np.argsort(hashes)[:300]])
     begun = run(PLAIN, 8, seed=11, start_rows=300, max_rounds=0).centroids
     drawn = plus_plus(sample.rows, 8, 11)
@@ -365,7 +365,7 @@ def test_the_hash_limit_is_that_of_a_full_sort(
 ) -> None:
     monkeypatch.setattr(queries, "_LEADING_BITS", leading)
     ids = np.concatenate([ids for ids, _ in parts])
-    hashes = np.sort(keyed_hash(6, ids))
+    hashes = np.sort(keyed_hash(KMEANS_SAMPLE, 6, ids))
     for count in (1, 2, 1000, len(ids)):
         limit = hash_limit(spread(parts, 3), 6, count)
         assert limit == int(hashes[count - 1])
@@ -378,7 +378,7 @@ def test_the_hash_limit_is_that_of_a_full_sort(
 
 def test_centroids_from_a_sample_have_the_sizes_of_all_rows(parts: list[Part]) -> None:
     limit = hash_limit(spread(parts, 3), 4, 900)
-    chosen = [keyed_hash(4, ids) <= np.uint64(limit) for ids, _ in parts]
+    chosen = [keyed_hash(KMEANS_SAMPLE, 4, ids) <= np.uint64(limit) for ids, _ in parts]
     small = [(ids[keep], rows[keep]) for (ids, rows), keep in zip(parts, chosen, strict=True)]
     whole = KMeans(**OPTIONS).fit(spread(small, 2), everyone=spread(parts, 3))
     alone = KMeans(**OPTIONS).fit(spread(small, 5))

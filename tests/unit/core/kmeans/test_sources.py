@@ -73,9 +73,9 @@ def test_a_source_is_fitted_as_if_it_were_alone(
 
 
 def _hash(ids: np.ndarray) -> np.ndarray:
-    from s2l_ray.core.hashing import keyed_hash
+    from s2l_ray.core.hashing import KMEANS_SAMPLE, keyed_hash
 
-    return keyed_hash(2, ids)
+    return keyed_hash(KMEANS_SAMPLE, 2, ids)
 
 
 @pytest.mark.parametrize("points", [None, 8])

@@ -15,24 +15,24 @@ from s2l_ray.errors import UserError
 
 Row = tuple[int, int]  # part, row of the part
 KEPT = [
+    0,
+    12,
     13,
+    2,
+    11,
+    1,
     10,
     20,
-    12,
     21,
     11,
-    0,
-    2,
-    1,
-    13,
-    10,
-    12,
-    11,
-    0,
-    2,
-    1,
     20,
+    10,
     21,
+    12,
+    13,
+    2,
+    0,
+    1,
 ]  # part * 10 + row, as first written
 
 

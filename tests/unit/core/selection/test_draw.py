@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import SUBSET, keyed_hash
 from s2l_ray.core.query import Query
 from s2l_ray.core.selection.draw import Ask, Draw, draw
 from s2l_ray.core.selection.keys import GroupSizes, Keys, Points, ordered_bits
@@ -111,7 +111,7 @@ def realistic(kind: str, rows: int = 200_000, num_groups: int = 50) -> tuple[Poi
         "in order": np.arange(rows) / 7,
     }[kind]
     sizes = np.bincount(groups[groups >= 0], minlength=num_groups)
-    return Points(groups, ordered_bits(scores), keyed_hash(5, np.arange(rows))), quotas(
+    return Points(groups, ordered_bits(scores), keyed_hash(SUBSET, 5, np.arange(rows))), quotas(
         sizes, rows // 10
     )
 

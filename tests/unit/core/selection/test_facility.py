@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import COVERING, keyed_hash
 from s2l_ray.core.selection import facility, merge_tree
 from s2l_ray.core.selection.facility import Candidates, candidates, facility_location, merge
 from s2l_ray.core.selection.merge_tree import blocks, run_tree
@@ -71,7 +71,7 @@ def test_the_choice_is_that_of_plain_greedy(kind: str, seed: int) -> None:
     }[kind]
     weights = draw.integers(1, 9, 60) if seed % 2 else np.ones(60, np.int64)
     for count in (1, 2, 9, 30, 60):
-        expected = plain_greedy(rows, weights, count, keyed_hash(seed, IDS[:60]))
+        expected = plain_greedy(rows, weights, count, keyed_hash(COVERING, seed, IDS[:60]))
         kept = merge([Candidates(IDS[:60], rows, weights)], count, seed)
         assert kept.ids.tolist() == sorted(IDS[expected].tolist()), count
 
@@ -130,7 +130,7 @@ def test_ties_are_decided_by_the_seed(monkeypatch: pytest.MonkeyPatch, distances
     rows = np.zeros((50, 3), np.float32)
     for seed in (0, 1, 2):
         chosen = facility_location(IDS[:50], rows, 7, seed)
-        expected = np.argsort(keyed_hash(seed, IDS[:50]))[:7]
+        expected = np.argsort(keyed_hash(COVERING, seed, IDS[:50]))[:7]
         assert np.flatnonzero(chosen).tolist() == sorted(expected.tolist())
 
 
@@ -166,7 +166,7 @@ def cramped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_room_for_all_distances_the_choice_is_nearly_as_good(cramped: None) -> None:
     rows = curves(1500, steps=3)
-    exact = plain_greedy(rows, np.ones(1500), 120, keyed_hash(0, IDS[:1500]))
+    exact = plain_greedy(rows, np.ones(1500), 120, keyed_hash(COVERING, 0, IDS[:1500]))
     greedy = facility._Greedy(rows, np.ones(1500, np.int64), IDS[:1500], 0)
     assert greedy.closer is None
     chosen = greedy.run(120)
@@ -189,7 +189,7 @@ def test_lists_that_would_not_fit_are_given_up(
     assert chosen.all()
     some = facility_location(IDS[:300], rows, 50, 0)
     assert some.sum() == 50
-    exact = plain_greedy(rows, np.ones(300), 50, keyed_hash(0, IDS[:300]))
+    exact = plain_greedy(rows, np.ones(300), 50, keyed_hash(COVERING, 0, IDS[:300]))
     assert total(rows, some) < 1.1 * total(rows, np.array(exact))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from s2l_ray.core.hashing import keyed_hash
+from s2l_ray.core.hashing import SUBSET, keyed_hash
 from s2l_ray.core.query import Query
 from s2l_ray.core.selection.keys import (
     HIGHEST,
@@ -25,7 +25,7 @@ def rows(scores: np.ndarray) -> Points:
     rng = np.random.default_rng(0)
     groups = rng.choice(50, size=len(scores), p=rng.dirichlet(np.full(50, 0.3)))
     groups[::97] = -1
-    return Points(groups, ordered_bits(scores), keyed_hash(5, np.arange(len(scores))))
+    return Points(groups, ordered_bits(scores), keyed_hash(SUBSET, 5, np.arange(len(scores))))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Every named rule, from stored parts to chosen rows, against a few lines of plain numpy."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -146,10 +147,10 @@ class Stored:
 
 
 def take_first(
-    groups: np.ndarray, scores: np.ndarray, ids: np.ndarray, middle: bool = False
+    draw: str, groups: np.ndarray, scores: np.ndarray, ids: np.ndarray, middle: bool = False
 ) -> set[int]:
     """Water-filling by hand over sorted groups, then a plain sort in each."""
-    ties = keyed_hash(SEED, ids)
+    ties = keyed_hash(f"subset by {draw}", SEED, ids)
     members = {
         group: sorted(
             np.flatnonzero(groups == group).tolist(), key=lambda row: (scores[row], int(ties[row]))
@@ -201,7 +202,9 @@ def test_a_rule_chooses_what_numpy_chooses(storage: str, name: str) -> None:
     scores = BY_HAND[name](rows)
     ids, found = chosen_ids(work_for(storage, name))
     assert len(ids) == BUDGET
-    assert ids == sorted(take_first(groups, scores, rows.ids, name == "middle_perplexity"))
+    rule = RULES[name]
+    draw = f"{rule.group}; {rule.score}; {rule.take}"
+    assert ids == sorted(take_first(draw, groups, scores, rows.ids, rule.take == "middle"))
     expected = (
         scores[np.isin(rows.ids, ids)] if name not in ("s2l", "random", "source_balanced") else []
     )
@@ -247,7 +250,40 @@ def test_at_says_which_step_one_shot_rules_look_at(storage: str, at: Any, column
     rows = Stored(storage)
     ids, _ = chosen_ids(work_for(storage, "el2n", at=at))
     scores = -rows.el2n[:, :, column].mean(axis=1)
-    assert ids == sorted(take_first(np.zeros(len(rows.ids)), scores, rows.ids))
+    assert ids == sorted(
+        take_first("all; -at(el2n); smallest", np.zeros(len(rows.ids)), scores, rows.ids)
+    )
+
+
+def test_subsets_of_two_rules_meet_by_chance_and_paired_ones_wherever_they_can(
+    storage: str,
+) -> None:
+    rows = Stored(storage)
+    everyone = np.ones(len(rows.ids))
+    names = {"random": everyone, "s2l": rows.cluster, "source_balanced": rows.source}
+
+    def shared(paired: bool) -> dict[str, int]:
+        chosen = {
+            name: set(chosen_ids(work_for(storage, name, paired=paired))[0]) for name in names
+        }
+        # The same rule under another name draws the same rows.
+        own = {"group": "all", "score": "hash"}
+        assert set(chosen_ids(work_for(storage, own, paired=paired))[0]) == chosen["random"]
+        return {
+            f"{a}, {b}": len(chosen[a] & chosen[b]) for a, b in itertools.combinations(names, 2)
+        }
+
+    def share(groups: np.ndarray) -> np.ndarray:
+        """The probability with which each row is chosen."""
+        _, numbers, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        return (quotas(sizes, BUDGET) / sizes)[numbers]
+
+    apart, together = shared(False), shared(True)
+    for a, b in itertools.combinations(names, 2):
+        chances = share(names[a]) * share(names[b])
+        deviation = np.sqrt((chances * (1 - chances)).sum())
+        assert abs(apart[f"{a}, {b}"] - chances.sum()) < 3 * deviation
+        assert together[f"{a}, {b}"] > chances.sum() + 6 * deviation
 
 
 def test_a_step_that_is_not_stored_is_refused_with_those_that_are(storage: str) -> None:
@@ -259,7 +295,9 @@ def test_a_rule_of_ones_own_is_one_line(storage: str) -> None:
     job = load(None, ["--subset.rule={group: cluster, score: -num_tokens}"], BASE)
     rows = Stored(storage)
     ids, _ = chosen_ids(work_for(storage, job.first.subset.rule.model_dump()))  # type: ignore[union-attr]
-    assert ids == sorted(take_first(rows.cluster, -rows.num_tokens, rows.ids))
+    assert ids == sorted(
+        take_first("cluster; -num_tokens; smallest", rows.cluster, -rows.num_tokens, rows.ids)
+    )
 
 
 @pytest.mark.parametrize(
@@ -302,7 +340,9 @@ def test_infinities_are_first_and_last(storage: str) -> None:
     by_hand = np.where(
         rows.num_tokens < 100, -np.inf, np.where(rows.num_tokens > 200, np.inf, rows.distance)
     )
-    assert ids == sorted(take_first(np.zeros(len(rows.ids)), by_hand, rows.ids))
+    assert ids == sorted(
+        take_first(f"all; {text}; smallest", np.zeros(len(rows.ids)), by_hand, rows.ids)
+    )
     assert np.isneginf(scores).any()
 
 
