@@ -22,7 +22,7 @@ import ray
 from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from s2l_ray.core.model.allocation import give_back_freed_memory
+from s2l_ray.core.memory import give_back_freed_memory
 from s2l_ray.core.storage.store import Store
 
 log = logging.getLogger("s2l_ray")

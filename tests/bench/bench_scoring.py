@@ -49,7 +49,7 @@ from torch import nn
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from s2l_ray.core.model.allocation import keep_freed_memory  # noqa: E402
+from s2l_ray.core.memory import keep_freed_memory  # noqa: E402
 from s2l_ray.core.model.loading import build  # noqa: E402
 from s2l_ray.core.model.scoring import score  # noqa: E402
 from s2l_ray.core.text.batching import dense_batches, pad  # noqa: E402

@@ -19,7 +19,7 @@ from s2l_ray.core.kmeans.assign import assign, squared_distances
 from s2l_ray.core.kmeans.block import Block, blocks_of
 from s2l_ray.core.kmeans.centroid_index import CentroidIndex
 from s2l_ray.core.kmeans.sums import PartialSums, Totals
-from s2l_ray.core.model.allocation import give_back_freed_memory
+from s2l_ray.core.memory import give_back_freed_memory
 from s2l_ray.errors import UserError
 
 # Share of rows with another label above which freed memory is given back after a round.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from s2l_ray.config import ModelWorkers, Training
-from s2l_ray.core.model.allocation import keep_freed_memory
+from s2l_ray.core.memory import keep_freed_memory
 from s2l_ray.core.model.cost import ANSWER_LOSS
 from s2l_ray.core.model.loading import build, load_config, load_weights, read_weights, tensor_reader
 from s2l_ray.core.model.statistics import example_statistics

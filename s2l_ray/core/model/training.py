@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from s2l_ray.core.model.allocation import keep_freed_memory
+from s2l_ray.core.memory import keep_freed_memory
 from s2l_ray.core.model.checkpoint import checkpoint_files, save_checkpoint
 from s2l_ray.core.model.engine import BuildModel, LoadWeight, make_engine
 from s2l_ray.core.model.losses import token_losses

@@ -387,7 +387,7 @@ def test_features_are_named_and_what_moved_is_told() -> None:
         changed=678,
         new_sources=["<new>"],
     )
-    data = full_data(40)
+    data = full_data(2)
     changed = clustering(40, 4, ("a",), feature="z-scored loss", moved=moved)
     page = Page(render(replace(data, clusterings=[changed])))
     assert "mean z-scored loss" in page.words
@@ -407,7 +407,7 @@ def test_new_and_dropped_files_of_an_extended_data_set_are_named() -> None:
     words = Page(render(data)).words
     assert "extends: 2 files, new/b.jsonl, " in words
     assert "gone or changed: 1 file, old.csv" in words
-    assert "extends" not in Page(render(full_data())).words
+    assert "extends" not in Page(render(replace(full_data(2), clusterings=()))).words
 
 
 def test_arrays_of_other_shapes_are_refused() -> None:

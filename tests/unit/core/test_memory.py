@@ -8,7 +8,7 @@ import pytest
 
 COUNT = """
 import ctypes, resource, sys
-from s2l_ray.core.model.allocation import keep_freed_memory
+from s2l_ray.core.memory import keep_freed_memory
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 c.free.argtypes = [ctypes.c_void_p]
