@@ -11,6 +11,7 @@ more than --tolerance, 1 when it does, 2 when that could not be found out.
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections import Counter
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # torch is loaded once there is something to compute
     from s2l_ray.core.fidelity.shifts import Grouping, Shift
     from s2l_ray.core.text.encoding import Encoded, Encoder
 
+log = logging.getLogger("s2l_ray")
 SHOWN = 1_000  # characters shown of each masked or learned stretch of the sample row
 # In nats. In fp32 only the order of sums differs: some 1e-6 to 1e-5. bf16 keeps 8 bits of weights
 # and activations: on 500 short answers a small trained model showed up to 0.034, half of the rows
@@ -43,7 +45,7 @@ TOLERANCES = {"bf16": 0.05, "fp32": 1e-3}
 def main(arguments: list[str] | None = None) -> int:
     """Parse, score, print. Returns the exit status."""
     args, overrides = parser().parse_known_args(arguments)
-    set_up_logging()
+    set_up_logging(args)
     try:
         job = load_job(args.config, overrides)
         name, first = next(iter(job.variants.items()))
@@ -52,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         return check(first, made_plan.of(name), args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        log.debug("raised here:", exc_info=True)
         return 2
 
 

@@ -102,7 +102,7 @@ _bars = _Bars()
 def track(label: str, total: int, unit: str, done: int = 0) -> Iterator[Tracker]:
     """Follow `total` units of work, `done` of which an earlier run finished."""
     tracker = Tracker(label, total, unit, done)
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
         yield tracker
         return
     screen, task = _bars.add(label, total, unit, done)

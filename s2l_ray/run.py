@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -24,17 +24,18 @@ from rich.table import Table
 from s2l_ray import config, pipeline
 from s2l_ray.core.storage.info import EvaluationInfo, HeldOut, info_of
 from s2l_ray.core.storage.store import Store, join_uri
-from s2l_ray.errors import UserError
+from s2l_ray.errors import UsageError, UserError
 
 log = logging.getLogger("s2l_ray")
 # What shells say of a command that Ctrl-C ended.
 INTERRUPTED = 130
+MOSTLY_SET = ("run.storage", "examples.files", "proxy.model.hub", "clusters.k", "subset.budget")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, plan, run, print. Exit status 0 only when every requested artifact is committed."""
     args, overrides = parser(__doc__ or "").parse_known_args(arguments)
-    set_up_logging()
+    set_up_logging(args)
     return exit_status(functools.partial(_run, args, overrides))
 
 
@@ -65,7 +66,11 @@ def leave(status: int) -> NoReturn:
 
 
 def exit_status(command: Callable[[], None]) -> int:
-    """Exit status of a command: 0; 1 after an error, which it prints; 130 after Ctrl-C."""
+    """Exit status of a command.
+
+    0; after an error, which it prints, 2 where the command line was wrong and else 1; 130 after
+    Ctrl-C.
+    """
     try:
         command()
     except KeyboardInterrupt:
@@ -73,7 +78,8 @@ def exit_status(command: Callable[[], None]) -> int:
         return INTERRUPTED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        log.debug("raised here:", exc_info=True)
+        return 2 if isinstance(error, UsageError) else 1
     except OSError as error:
         # A full disk, a storage that went away: nothing half-written counts.
         print(
@@ -107,14 +113,34 @@ def job_parser(text: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=text,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="fields of the config, with their defaults (--section.field=value overrides; "
-        f"variants.NAME.section.field for one variant):\n\n{config.describe()}",
         allow_abbrev=False,
+        add_help=False,
+    )
+    made.add_argument(
+        "-h", "--help", nargs="?", choices=["all"], action=_Help, help="all: every field of a job"
     )
     made.add_argument(
         "--config", metavar="FILE", help="the job, a YAML file; without one the built-in demo runs"
     )
+    made.add_argument("--quiet", action="store_true", help="no progress, only warnings and results")
+    made.add_argument("--verbose", action="store_true", help="also where an error was raised")
     return made
+
+
+class _Help(argparse.Action):
+    """Prints how the command is used, with the fields that most jobs set or with all fields."""
+
+    def __call__(self, made: argparse.ArgumentParser, *rest: Any) -> NoReturn:
+        every = rest[1] == "all"
+        which = "every field of a job" if every else "fields of a job that most jobs set"
+        made.epilog = (
+            f"{which} (--section.field=value on the command line; variants.NAME.section.field for "
+            f"one variant):\n\n{config.describe(None if every else MOSTLY_SET)}"
+        )
+        if not every:
+            made.epilog += "\n\n--help all lists every field, with its default and its choices."
+        made.print_help()
+        made.exit()
 
 
 def load_job(path: str | None, overrides: list[str]) -> config.Job:
@@ -141,15 +167,20 @@ def load_job(path: str | None, overrides: list[str]) -> config.Job:
     return at(store.uri_of("demo"))
 
 
-def set_up_logging() -> None:
-    """One line an event, on stderr. Ray's own usage report is left off."""
+def set_up_logging(args: argparse.Namespace | None = None) -> None:
+    """One line an event, on stderr. Ray's own usage report is left off.
+
+    Args:
+        args: of `job_parser`, whose --quiet and --verbose count.
+    """
     logging.basicConfig(
         level=logging.WARNING,
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
-    log.setLevel(logging.INFO)
+    quiet, verbose = args is not None and args.quiet, args is not None and args.verbose
+    log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 

@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="a field and the values to try",
     )
     args, overrides = line.parse_known_args(arguments)
-    set_up_logging()
+    set_up_logging(args)
     return exit_status(functools.partial(_sweep, args, overrides))
 
 

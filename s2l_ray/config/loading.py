@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from s2l_ray.config.job import Config, Job
 from s2l_ray.config.messages import explain
 from s2l_ray.config.section import merge, short
-from s2l_ray.errors import UserError
+from s2l_ray.errors import UsageError, UserError
 
 
 class _Yaml(yaml.SafeLoader):
@@ -105,20 +105,20 @@ def _parse_overrides(
     for text in overrides:
         key, equals, value = text.removeprefix("--").partition("=")
         if not equals or "." not in key:
-            raise UserError(
+            raise UsageError(
                 f"reading the command line: expected --section.field=value, got {text!r}. See "
                 "--help."
             )
         try:
             parsed = yaml.load(value, _Yaml)
         except yaml.YAMLError:
-            raise UserError(
+            raise UsageError(
                 f"reading the command line: the value of {text!r} is not YAML. Put it in quotes."
             ) from None
         if key.startswith("variants."):
             _, name, *rest = key.split(".", 2)
             if name not in variants or not rest:
-                raise UserError(
+                raise UsageError(
                     "reading the command line: expected variants.NAME.section.field with NAME one "
                     f"of {sorted(variants)}, got {key!r}."
                 )

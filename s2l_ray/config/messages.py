@@ -1,7 +1,8 @@
 """What is said of the config: what is wrong with it, and for --help every field."""
 
 import difflib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -53,24 +54,39 @@ def _section_of(info: FieldInfo) -> type[BaseModel] | None:
     return None
 
 
-def describe() -> str:
-    """Every field with its default and meaning, for --help."""
-    lines: list[str] = []
-    _describe(Config, "", lines)
-    return "\n".join(lines)
+def describe(names: Sequence[str] | None = None) -> str:
+    """Fields with their defaults, choices and meanings, for --help.
+
+    Args:
+        names: of the fields or sections, as `clusters.k`; None: every field.
+    """
+    entries = _describe(Config, "")
+    return "\n".join(text for name, text in entries.items() if names is None or name in names)
 
 
-def _describe(section: type[BaseModel], prefix: str, lines: list[str]) -> None:
+def _describe(section: type[BaseModel], prefix: str) -> dict[str, str]:
+    entries = {}
     for name, info in section.model_fields.items():
-        inner = _section_of(info)
-        if inner is None or isinstance(info.default, str):  # a rule is a name or a section
+        inner, full = _section_of(info), f"{prefix}{name}"
+        # A rule is a name or a section.
+        if inner is None or isinstance(info.default, str):
             default = (
                 info.get_default(call_default_factory=True)
                 if not info.is_required()
                 else "required"
             )
-            lines.append(f"  {prefix}{name} = {short(default)}\n      {info.description}")
+            choices = ", ".join(map(str, _choices(info)))
+            entries[full] = (
+                f"  {full} = {short(default)}{f'  (one of: {choices})' if choices else ''}\n"
+                f"      {info.description}"
+            )
         elif info.description:
-            lines.append(f"  {prefix}{name}: {info.description}")
+            entries[full] = f"  {full}: {info.description}"
         if inner is not None:
-            _describe(inner, f"{prefix}{name}.", lines)
+            entries |= _describe(inner, f"{full}.")
+    return entries
+
+
+def _choices(info: FieldInfo) -> tuple[Any, ...]:
+    """The values of a field that has a few to choose from."""
+    return get_args(info.annotation) if get_origin(info.annotation) is Literal else ()

@@ -15,7 +15,7 @@ from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import FORMAT, fingerprint
 from s2l_ray.core.storage.store import Store
-from s2l_ray.errors import UserError
+from s2l_ray.errors import UsageError
 from s2l_ray.stages import STAGES
 
 NAMES = tuple(stage.name for stage in STAGES)
@@ -78,7 +78,7 @@ def plan(job: Job, until: str = NAMES[-1], assume: bool = False) -> Plan:
         UserError: files that are missing, a budget larger than the data, more clusters than rows.
     """
     if until not in NAMES:
-        raise UserError(
+        raise UsageError(
             f"reading the command line: --until expects one of {', '.join(NAMES)}, got {until!r}."
         )
     store = Store(job.first.run.storage)

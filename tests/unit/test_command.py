@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,38 @@ def test_every_command_is_a_module_with_its_own_help(
         command.main([name, "--help"])
     assert ended.value.code == 0
     assert f"python -m s2l_ray.{name} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["run", "sweep", "check"])
+def test_help_is_short_and_help_all_has_every_field(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+    for words in ([], ["all"]):
+        with pytest.raises(SystemExit) as ended:
+            command.main([name, "--help", *words])
+        assert ended.value.code == 0
+        texts.append(capsys.readouterr().out)
+    short, full = texts
+    assert "clusters.k = 100" in short
+    assert "--help all" in short
+    assert "adam_beta2" not in short
+    assert len(short.splitlines()) < 60
+    assert "proxy.adam_beta2 = 0.999" in full
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--until", "cluster"], ["clusters.k"], ["--clusters.k={"], ["--help", "every"]]
+)
+def test_a_wrong_command_line_ends_with_2(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = command.main(["run", f"--run.storage={tmp_path}", "--dry-run", *arguments])
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    assert "error: " in capsys.readouterr().err
 
 
 def test_an_unknown_command_is_refused_with_those_there_are(

@@ -407,8 +407,14 @@ def test_help_explains_every_field_with_its_default() -> None:
         assert len(places) == 1, name
         assert lines[places[0] + 1].strip() == description
     assert "  clusters.k = 100\n" in text
+    assert "  proxy.prompt = 'alpaca'  (one of: alpaca, plain, chat)\n" in text
     assert "  proxy.checkpoints = 12\n" in text
     assert "  examples.files = []\n" in text
+
+
+def test_help_of_some_fields_is_theirs_alone() -> None:
+    text = config.describe(["clusters.k", "run.storage"])
+    assert [line.split()[0] for line in text.splitlines()[::2]] == ["run.storage", "clusters.k"]
 
 
 @pytest.mark.parametrize(
