@@ -1,6 +1,6 @@
 """Sections about the data: `run`, `examples`, `evaluation` and `report`."""
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -87,6 +87,10 @@ class Examples(Section):
     columns: Columns = Field(
         default_factory=Columns, description="columns by meaning, when their names do not tell"
     )
+    ignore: list[str] = Field(
+        default_factory=list,
+        description="columns of the raw files that are left out, also of the subset",
+    )
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop", description="stop the run at a bad row, or list and count it"
     )
@@ -126,6 +130,10 @@ class Examples(Section):
             raise ValueError("dataset_config is only used with dataset")
         return self
 
+    @model_validator(mode="after")
+    def _not_both_read_and_ignored(self) -> "Examples":
+        return _check_ignored(self, self.columns, self.ignore)
+
 
 class Evaluation(Section):
     files: list[str] = Field(
@@ -134,6 +142,9 @@ class Evaluation(Section):
     root: str | None = Field(None, description="folder that file names are relative to")
     columns: Columns = Field(
         default_factory=Columns, description="columns by meaning, when their names do not tell"
+    )
+    ignore: list[str] = Field(
+        default_factory=list, description="columns of the held-out files that are left out"
     )
     rows_per_part: int = Field(1_024, ge=1, le=MAX_ROWS_PER_PART, description="rows of a part")
     tokens_per_batch: int = Field(8_192, ge=1, description="padded tokens of one forward pass")
@@ -145,6 +156,21 @@ class Evaluation(Section):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _not_both_read_and_ignored(self) -> "Evaluation":
+        return _check_ignored(self, self.columns, self.ignore)
+
+
+SomeSection = TypeVar("SomeSection", bound=Section)
+
+
+def _check_ignored(section: SomeSection, columns: Columns, ignore: list[str]) -> SomeSection:
+    named = columns.model_dump(exclude={"role", "content", "roles"}).values()
+    both = [name for name in named if name in ignore]
+    if both:
+        raise ValueError(f"expected each column in columns or in ignore; {both} are in both")
+    return section
 
 
 class Report(Section):

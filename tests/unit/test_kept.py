@@ -32,17 +32,18 @@ KEPT = {
     ("exact", "target", 2): "2b4dd867fa6f65652fbb6f36fd3b2746ad4d279e595cb3d48a1f82a1ff46eedb",
     ("exact", "evaluation", 2): "42cd4418522307d192af3ba1688760d0b93b3501c622d2282354d6c522b008cb",
     ("trained", "proxy", 2): "2a09f2ab9623ce0dc8df05b46e69f11a1fd8f88e980100b1698bacf1c7982c30",
-    ("exact", "proxy", 3): "c33837fd0925caf4606ede9257890bc793467e5ec2afbb66401e099392ec3465",
+    ("exact", "proxy", 3): "4ae2b2c6ac09c83da071a0ceace54d00a945903a9f6f9a4c60129fac6e80013b",
     (
         "exact",
         "trajectories",
         3,
-    ): "333a775a2db99a9c218ce3d7fcd2086d14c4519ebb30f27e874350630ca5fac3",
-    ("exact", "clusters", 3): "cf9b51fecc7654ccb4c1411c43a6efe4cba58327f6c5d0e31178a5ca1c35ceb6",
-    ("exact", "subset", 3): "bd45801e16398c578219125bd5e917c0cbda9a73d0e818c25dff27281b568dd9",
-    ("exact", "target", 3): "4d82ac544122c53b0d86d6efde424eb92a926b4764268df0ef73e811310536c7",
-    ("exact", "evaluation", 3): "9c4da35ad6d95f72494fa7c17e2a423e393347047268a9478208c91379adb5e9",
-    ("trained", "proxy", 3): "5ad86799c8a67fe018a5976321e765168e0a6b6cbff1881030c82b40dc931476",
+    ): "dac86d70d4c02f265b1e441ed4cc2851dd4f1d990e254a6a6d00ab93d525355e",
+    ("exact", "clusters", 3): "ebaa0790c4d988db26ecf0c1576cac64f1e018c69ce32468f6264aa0670f1155",
+    ("exact", "subset", 3): "45365c48644c44956c38a51b3b6425ac65c29c89e5edc6c10bd2f40757cce12f",
+    ("exact", "target", 3): "dadca526a1b5902441bca8f013e30d30825d91c04152daf4d91f963fe4179a71",
+    ("exact", "evaluation", 3): "b9c3549301e010d3433003b210bc491da8df2ee8a1235f534d0bdacbb083fb4e",
+    ("trained", "proxy", 3): "a04550f181e8ca6d162d5e0c4991da97e1dde5b458de9ecb04ad806a3dc9822e",
+    ("exact", "examples", 3): "7b33a469a7adc72825ff3eab5edf44f097368aef93e0d4d462f90001b8043b98",
 }
 JOBS = {"exact": (kept_job.exact_job, "evaluation"), "trained": (kept_job.trained_job, "proxy")}
 VERSIONS = {stage.name: stage.version for stage in STAGES}

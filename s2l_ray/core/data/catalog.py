@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
+
 from s2l_ray.config import Columns, Evaluation, Examples
 from s2l_ray.core.data.columns import column_names
 from s2l_ray.core.data.find import find_files
@@ -63,7 +65,7 @@ class RawFiles:
             self.indexes.update(
                 {file.uri: index for file, index in zip(files, indexes, strict=True)}
             )
-            check_columns(files, indexes, section.columns)
+            check_columns(files, indexes, section.columns, section.ignore)
             self._ranges[key] = part_ranges(files, indexes)
         return self._ranges[key]
 
@@ -108,18 +110,24 @@ class RawFiles:
             return index
 
 
-def check_columns(files: Sequence[RawFile], indexes: Sequence[FileIndex], columns: Columns) -> None:
+def check_columns(
+    files: Sequence[RawFile], indexes: Sequence[FileIndex], columns: Columns, ignore: Sequence[str]
+) -> None:
     """Check the columns of those files that have a schema, before any work: their meaning, and
-    whether they fit each other.
+    whether they fit each other. Columns to ignore are left out.
 
     Raises:
         UserError: a file whose columns fit no schema, or two files whose columns do not fit.
     """
     known = [
-        (file.uri, schema_from_text(index.schema, file.uri))
+        (file.uri, _without(schema_from_text(index.schema, file.uri), ignore))
         for file, index in zip(files, indexes, strict=True)
         if index.schema
     ]
     for uri, schema in known:
         column_names(schema.names, columns, uri)
     unify(known)
+
+
+def _without(schema: pa.Schema, ignore: Sequence[str]) -> pa.Schema:
+    return pa.schema([field for field in schema if field.name not in ignore])

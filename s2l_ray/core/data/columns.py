@@ -46,7 +46,7 @@ def column_names(present: list[str], columns: Columns, uri: str) -> dict[str, st
         if name in present:
             raise UserError(
                 f"reading {uri}: a column is named {name!r}, which the subset adds itself. Rename "
-                "the column."
+                "the column, or leave it out with examples.ignore."
             )
     if len(set(present)) < len(present):
         raise UserError(f"reading {uri}: two columns have the same name in {present}. Rename one.")

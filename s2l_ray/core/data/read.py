@@ -52,19 +52,25 @@ def index_file(file: RawFile, rows_per_part: int) -> FileIndex:
     return index
 
 
-def read_part(part: PartRange, columns: Columns, on_bad_row: str = "stop") -> PartRows:
+def read_part(
+    part: PartRange, columns: Columns, on_bad_row: str = "stop", ignore: Sequence[str] = ()
+) -> PartRows:
     """Read, check and name the rows of one part; see `read_parts`."""
-    return next(read_parts([part], columns, on_bad_row))
+    return next(read_parts([part], columns, on_bad_row, ignore))
 
 
 def read_parts(
-    parts: Sequence[PartRange], columns: Columns, on_bad_row: str = "stop"
+    parts: Sequence[PartRange],
+    columns: Columns,
+    on_bad_row: str = "stop",
+    ignore: Sequence[str] = (),
 ) -> Iterator[PartRows]:
     """Read, check and name the rows of parts of one file, in their order. Memory: one part.
 
     Args:
         columns: names given by the user; columns are found by their names where left out.
         on_bad_row: "stop" raises at the first bad row, "reject" lists bad rows.
+        ignore: columns that are left out.
 
     Raises:
         UserError: naming file, row, field and remedy.
@@ -88,7 +94,7 @@ def read_parts(
         rows = formats.read(source, first.kind, [part.span for part in parts], first.head, bad)
         for part in parts:
             try:
-                read = next(rows)
+                read = next(rows).without(ignore)
             except (pa.ArrowException, OSError) as error:
                 raise _damaged(file, error) from None
             yield PartRows(examples_of(read, part, columns, bad), rejects[:])

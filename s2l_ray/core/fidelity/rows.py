@@ -36,7 +36,8 @@ def draw(parts: Sequence[PartRange], section: Examples, count: int, seed: int) -
         :PARTS_READ
     ]
     read = [
-        read_part(parts[number], section.columns, section.on_bad_row) for number in sorted(order)
+        read_part(parts[number], section.columns, section.on_bad_row, section.ignore)
+        for number in sorted(order)
     ]
     columns = ["example_id", "source", "messages", "tools"]
     table = pa.concat_tables([part.table.select(columns) for part in read])

@@ -72,7 +72,7 @@ class _Evaluator:
 
     def make_part(self, job: dict[str, Any]) -> Part:
         part = from_json(PartRange, job)
-        rows = read_part(part, self.section.columns).table
+        rows = read_part(part, self.section.columns, ignore=self.section.ignore).table
         examples = self.encoder.examples(rows)
         unlearned = [example for example in examples if not example.learned.any()]
         if unlearned:

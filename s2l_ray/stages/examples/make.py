@@ -79,7 +79,9 @@ def _make_parts(context: PartContext, jobs: list[dict[str, Any]]) -> Iterator[Pa
     parts = [from_json(PartRange, job) for job in jobs]
     section = context.config.examples
     for part, read in zip(
-        parts, read_parts(parts, section.columns, section.on_bad_row), strict=True
+        parts,
+        read_parts(parts, section.columns, section.on_bad_row, section.ignore),
+        strict=True,
     ):
         yield _write(context, part, read)
 

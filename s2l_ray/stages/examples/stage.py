@@ -50,7 +50,7 @@ def check(config: Config, facts: Facts) -> None:
 
 EXAMPLES = Stage(
     name="examples",
-    version=2,
+    version=3,
     make="s2l_ray.stages.examples.make",
     identity=identity,
     inputs=inputs,

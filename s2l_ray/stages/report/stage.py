@@ -12,7 +12,7 @@ def identity(config: Config, assume: bool) -> dict[str, Any]:
 
 REPORT = Stage(
     name="report",
-    version=2,
+    version=3,
     make="s2l_ray.stages.report.make",
     identity=identity,
     inputs=lambda config: {},

@@ -73,6 +73,7 @@ def test_the_same_job_has_the_same_names(named: Tiny) -> None:
         ("--examples.rows_per_part=63", []),
         ("--examples.on_bad_row=reject", []),
         ("--examples.columns.source=source", []),
+        ("--examples.ignore=[note]", []),
         ("--proxy.seed=1", EXAMPLES),
         ("--proxy.learning_rate=1e-3", EXAMPLES),
         ("--proxy.checkpoints=4", EXAMPLES),

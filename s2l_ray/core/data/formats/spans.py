@@ -1,6 +1,6 @@
 """What a reader of a format takes and gives: spans of rows, the index of a file, and rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
@@ -54,6 +54,11 @@ class Rows:
 
     numbers: np.ndarray
     columns: dict[str, Column]
+
+    def without(self, names: Collection[str]) -> "Rows":
+        """The rows less these columns, where they have them."""
+        kept = {name: column for name, column in self.columns.items() if name not in names}
+        return Rows(self.numbers, kept)
 
 
 def even_spans(rows: int, every: int) -> list[Span]:

@@ -39,6 +39,7 @@ def lines(path: Path, *rows: Any, end: bytes = b"\n") -> Path:
 
 
 def parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path, **options)
     return path
 
