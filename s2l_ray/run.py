@@ -202,6 +202,7 @@ def print_results(plan: pipeline.Plan, done: list[pipeline.Done]) -> None:
         if "subset" in nodes and nodes["subset"].variants[0] == variant:
             names = ", ".join(nodes["subset"].variants)
             print(f"subset ({names}): {nodes['subset'].artifact.uri}")
+    print(f"every artifact by name: {plan.store.uri_of(f'runs/{job.first.run.name}')}")
     if any(result.node.stage.of_job for result in done):
         print(f"report: {plan.store.uri_of(f'runs/{job.first.run.name}/report.html')}")
 

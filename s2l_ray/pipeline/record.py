@@ -1,4 +1,4 @@
-"""What a run leaves beside its artifacts: <storage>/runs/<name>/run.json, and files of the job."""
+"""What a run leaves in <storage>/runs/<name>: run.json, files of the job, links to artifacts."""
 
 import importlib
 import importlib.metadata
@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 
 
 def write_record(plan: Plan, manifests: dict[str, Manifest]) -> None:
-    """Write the run record, and beside it the files of what was made of the whole job.
+    """Write the run record, and beside it the files of what was made of the whole job, and links.
 
     Args:
         manifests: by label of the plan's nodes.
@@ -52,6 +52,22 @@ def write_record(plan: Plan, manifests: dict[str, Manifest]) -> None:
         if node.stage.of_job:
             for entry in manifests[node.label].files:
                 plan.store.write(f"{folder}/{entry.name}", node.artifact.read_file(entry))
+    plan.store.link(folder, _links(plan))
+
+
+def _links(plan: Plan) -> dict[str, str]:
+    """Path of each artifact of this storage by a name that people can guess.
+
+    It is the stage's, with the variant's where not all variants have the artifact in common.
+    """
+    links = {}
+    for node in plan.nodes:
+        if node.artifact.store.uri != plan.store.uri:
+            continue
+        everyone = len(node.variants) == len(plan.job.variants)
+        names = [""] if everyone else [f"-{variant}" for variant in node.variants]
+        links |= {f"{node.stage.name}{name}": node.artifact.path for name in names}
+    return links
 
 
 def _entry(node: Node, manifest: Manifest) -> dict[str, Any]:

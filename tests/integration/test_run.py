@@ -60,6 +60,8 @@ def test_run_record_names_artifacts_that_are_there(finished: Finished) -> None:
     for stage, entry in record["artifacts"].items():
         assert entry["uri"].endswith(f"/{stage}/{entry['fingerprint']}")
         assert finished.manifest(stage).rows == entry["rows"]
+        link = finished.folder / "storage" / "runs" / "tiny" / stage
+        assert link.resolve() == Path(entry["uri"])
     rows = {
         stage: record["artifacts"][stage]["rows"]
         for stage in ("examples", "trajectories", "clusters")

@@ -1,5 +1,6 @@
 """Whole files on any filesystem pyarrow knows, each read and written in one call."""
 
+import errno
 import functools
 import os
 import uuid
@@ -114,6 +115,31 @@ class Store:
             if os.path.exists(temporary):
                 os.unlink(temporary)
             raise
+
+    def link(self, folder: str, targets: dict[str, str]) -> None:
+        """Have exactly these symbolic links in a folder; without effect where there are none.
+
+        Object stores have none, and some network filesystems.
+
+        Args:
+            targets: name of the link -> path below the root that it leads to.
+        """
+        if not isinstance(self.fs, pafs.LocalFileSystem):
+            return
+        place = self._full(folder)
+        os.makedirs(place, exist_ok=True)
+        for entry in os.scandir(place):
+            if entry.is_symlink() and entry.name not in targets:
+                os.unlink(entry.path)
+        for name, target in targets.items():
+            temporary = f"{place}/.{uuid.uuid4().hex}.tmp"
+            try:
+                os.symlink(os.path.relpath(self._full(target), place), temporary)
+            except OSError as error:
+                if error.errno in (errno.EPERM, errno.ENOTSUP):
+                    return
+                raise
+            os.replace(temporary, self._full(f"{folder}/{name}"))
 
     def uri_of(self, path: str) -> str:
         """The URI of a path below the root, for people and libraries that open URIs themselves."""

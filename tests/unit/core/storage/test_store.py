@@ -90,6 +90,25 @@ def test_files_are_written_read_listed_and_deleted(store: Store) -> None:
         store.read("a/c/d.bin")
 
 
+def test_links_of_a_folder_are_those_that_were_asked_for(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "storage"))
+    for name in ("subset/a/data", "subset/b/data", "runs/demo/run.json"):
+        store.write(name, name.encode())
+    store.link("runs/demo", {"subset": "subset/a", "gone": "subset/b"})
+    store.link("runs/demo", {"subset": "subset/b", "target": "target/not yet"})
+    folder = tmp_path / "storage" / "runs" / "demo"
+    assert sorted(path.name for path in folder.iterdir()) == ["run.json", "subset", "target"]
+    (tmp_path / "storage").rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / "runs" / "demo"
+    assert (moved / "subset" / "data").read_bytes() == b"subset/b/data"
+
+
+def test_an_object_store_has_no_links(s3_bucket: str) -> None:
+    store = Store(join_uri(s3_bucket, "links"))
+    store.link("runs/demo", {"subset": "subset/a"})
+    assert store.list("runs") == {}
+
+
 def test_a_store_travels_as_its_uri(store: Store) -> None:
     store.write("x", b"1")
     copy = pickle.loads(pickle.dumps(store))
