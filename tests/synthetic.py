@@ -152,6 +152,7 @@ def example_table(ids: pa.Array, source: pa.Array) -> pa.Table:
             ),
             nothing,
             nothing,
+            pa.array([False, False] * count),
         ],
         fields=list(MESSAGES.value_type),
     )

@@ -11,8 +11,11 @@ from s2l_ray.core.data.json_text import BadValue, json_list, to_json_text, witho
 from s2l_ray.core.data.turns import ASSISTANT, ROLE_NAMES, ROLES, USER, Turns
 from s2l_ray.errors import UserError
 
-# Role, text, and the JSON text of what else the turn has.
-Turn = tuple[int, str, str | None]
+# Role, text, the JSON text of what else the turn has, and whether it is not to be learned.
+Turn = tuple[int, str, str | None, bool]
+# Keys by which data sets say of a turn whether it is learned: OpenAI, axolotl, ms-swift, torchtune.
+LEARNED_KEYS = ("weight", "train", "training", "loss", "loss_weight")
+MASKED_KEY = "masked"
 
 
 class ChatReader:
@@ -29,8 +32,11 @@ class ChatReader:
             **{name: ROLES.index(role) for name, role in given.roles.items()},
         }
 
-    def turns(self, part: PartColumns, meaning: str) -> Turns:
+    def turns(self, part: PartColumns, meaning: str, masked: bool = False) -> Turns:
         """The turns of a column of lists, or of lists written as JSON text.
+
+        Args:
+            masked: none of them is to be learned, whatever they say themselves.
 
         Raises:
             UserError: a column that holds neither.
@@ -51,13 +57,14 @@ class ChatReader:
                 continue
             rows += [row] * len(turns)
             flat += turns
-        role, content, extra = zip(*flat, strict=True) if flat else ((), (), ())
+        role, content, extra, marked = zip(*flat, strict=True) if flat else ((), (), (), ())
         return Turns(
             np.array(rows, np.int64),
             np.array(role, np.int8),
             pa.array(content, pa.string()),
             pa.nulls(len(flat), pa.string()),
             pa.array(extra, pa.string()),
+            (np.array(marked, bool) | masked) & (np.array(role, np.int8) == ASSISTANT),
         )
 
     def conversation(self, value: Any) -> list[Turn]:
@@ -99,7 +106,24 @@ class ChatReader:
             and (not text or text.isspace())
         ):
             raise BadValue(f"expected text, got an empty {ROLES[role]} turn", f", turn {number}")
-        return role, text, to_json_text(extra) if extra else None
+        return role, text, to_json_text(extra) if extra else None, _masked(extra, number)
+
+
+def _masked(extra: dict[str, Any], number: int) -> bool:
+    """Whether a turn says of itself that it is not to be learned.
+
+    Raises:
+        BadValue: it says neither yes nor no, such as a weight between 0 and 1.
+    """
+    said = {key: extra[key] for key in (*LEARNED_KEYS, MASKED_KEY) if key in extra}
+    for key, value in said.items():
+        if value not in (0, 1):
+            raise BadValue(
+                f"expected 0 or 1, false or true, under the key {key!r}, which says whether a turn "
+                "is learned",
+                f", got {value!r} in turn {number}",
+            )
+    return any(value == (key == MASKED_KEY) for key, value in said.items())
 
 
 def _present(turn: dict[str, Any], key: str, other: str) -> str:

@@ -4,6 +4,8 @@ A conversation is a list of turns (schemas.MESSAGES): system first if at all, th
 assistant in turn, tool turns after an assistant's.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,7 +43,10 @@ def _messages(part: PartColumns, given: Columns) -> pa.Array:
     meanings = ["messages"] if part.has("messages") else ["instruction", "output"]
     if part.has("messages") or all(map(part.has_lists, meanings)):
         reader = ChatReader(given)
-        turns += [reader.turns(part, meaning) for meaning in meanings]
+        # What comes before an answer is not learned, be it a turn of the assistant.
+        turns += [
+            reader.turns(part, meaning, masked=meaning == "instruction") for meaning in meanings
+        ]
         every = joined(turns)
         check_order(every, lambda row, *said: part.report(row, meanings[0], *said))
         return to_lists(every, part.count)
@@ -63,7 +68,7 @@ def _pairs(part: PartColumns) -> list[Turns]:
     if part.has("input"):
         text = part.text("input", False)
         given = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
-        user = Turns(rows, user.role, user.content, given, user.extra)
+        user = replace(user, input=given)
     return [user, turns_of_role(rows, ASSISTANT, part.text("output", True))]
 
 

@@ -36,7 +36,8 @@ def chat_lines(table: pa.Table) -> bytes:
     """Rows of example_id, source, messages, tools as trainers read them.
 
     One object a line. `messages` is a list of {role, content} and whatever else the turn had
-    (tool_calls, name, ...); a separate input stands below the instruction. `tools`, where a row has
+    (tool_calls, name, ...), with `train: false` where it is not to be learned; a separate input
+    stands below the instruction. `tools`, where a row has
     any, is the JSON text of their list: as objects, the tools of one row would get the fields of
     all other rows when a library makes one schema of them. A row without tools has no such key,
     because some templates take an empty list for tools.
@@ -52,7 +53,8 @@ def chat_lines(table: pa.Table) -> bytes:
 def _turn(turn: dict[str, Any]) -> dict[str, Any]:
     text = turn["content"] + ("\n" + turn["input"] if turn["input"] else "")
     said = {"role": turn["role"], "content": text}
-    return said if turn["extra"] is None else said | json.loads(turn["extra"]) | said
+    said |= {} if turn["extra"] is None else json.loads(turn["extra"]) | said
+    return said | ({"train": False} if turn.get("masked") else {})
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
@@ -80,26 +82,29 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ChatFile:
-    """A file of conversations, how many of its rows name tools, and how many turns call one."""
+    """A file of conversations: how many of its rows name tools, how many turns call one, and how
+    many answers are not to be learned."""
 
     name: str
     tools: int
     tool_calls: int
+    masked: int = 0
 
 
 def stanzas(files: Sequence[ChatFile]) -> dict[str, bytes]:
     """Config that trainers take as it is, by file name."""
     # The `datasets` library takes the columns of the first file for those of all: files with
     # columns that others lack come first.
-    ordered = sorted(files, key=lambda file: (not file.tool_calls, not file.tools))
-    plain = not any(file.tools or file.tool_calls for file in files)
+    ordered = sorted(files, key=lambda f: (not f.tool_calls, not f.tools, not f.masked))
+    plain = not any(file.tools or file.tool_calls or file.masked for file in files)
+    masked = sum(file.masked for file in files)
     data_files = [f"{CHAT_FOLDER}/*.jsonl"] if plain else [file.name for file in ordered]
     return {
         "dataset_info.json": _llama_factory(
             any(file.tools for file in files), any(file.tool_calls for file in files)
         ),
-        "axolotl.yaml": _axolotl(data_files),
-        "trl.yaml": _trl(data_files),
+        "axolotl.yaml": _axolotl(data_files, masked > 0),
+        "trl.yaml": _trl(data_files, masked),
     }
 
 
@@ -130,7 +135,7 @@ def _llama_factory(tools: bool, tool_calls: bool) -> bytes:
     return (json.dumps({"s2l_ray": entry}, indent=2) + "\n").encode()
 
 
-def _axolotl(data_files: list[str]) -> bytes:
+def _axolotl(data_files: list[str], masked: bool) -> bytes:
     said = (
         "# Copy this into an axolotl config. Run in the folder this file lies in, or write that "
         "folder before all paths.\n"
@@ -145,10 +150,11 @@ def _axolotl(data_files: list[str]) -> bytes:
         "roles_to_train": ["assistant"],
         "train_on_eos": "turn",
     }
+    stanza |= {"message_field_training": "train"} if masked else {}
     return (said + yaml.safe_dump({"datasets": [stanza]}, sort_keys=False)).encode()
 
 
-def _trl(data_files: list[str]) -> bytes:
+def _trl(data_files: list[str], masked: int) -> bytes:
     said = (
         "# trl sft --config trl.yaml --model_name_or_path MODEL --output_dir FOLDER\n"
         "# Run in the folder this file lies in, or write that folder before all paths. To learn "
@@ -156,5 +162,10 @@ def _trl(data_files: list[str]) -> bytes:
         "# scored, add assistant_only_loss: true (the chat template needs generation marks; TRL "
         "brings them for many models).\n"
     )
+    if masked:
+        said += (
+            f"# TRL knows no mark of a single turn: it learns {masked:,} answers that have "
+            "train: false, which were not scored.\n"
+        )
     stanza = {"path": "json", "data_files": data_files, "split": "train"}
     return (said + yaml.safe_dump({"datasets": [stanza]}, sort_keys=False)).encode()

@@ -44,6 +44,7 @@ class Turns:
         row: int64 [M], position in the part, ascending.
         role: int8 [M], index into ROLES.
         content, input, extra: string [M], as in schemas.MESSAGES.
+        masked: bool [M], which turns the data mark as not to be learned.
     """
 
     row: np.ndarray
@@ -51,12 +52,14 @@ class Turns:
     content: pa.Array
     input: pa.Array
     extra: pa.Array
+    masked: np.ndarray
 
 
 def turns_of_role(row: np.ndarray, role: int, content: pa.Array) -> Turns:
     """One turn for each of these rows, all of one role."""
     nothing = pa.nulls(len(row), pa.string())
-    return Turns(row, np.full(len(row), role, np.int8), content, nothing, nothing)
+    masked = np.zeros(len(row), bool)
+    return Turns(row, np.full(len(row), role, np.int8), content, nothing, nothing, masked)
 
 
 def joined(several: list[Turns]) -> Turns:
@@ -72,6 +75,7 @@ def joined(several: list[Turns]) -> Turns:
             pa.concat_arrays([getattr(turns, name) for turns in several]).take(take)
             for name in ("content", "input", "extra")
         ),
+        np.concatenate([turns.masked for turns in several])[order],
     )
 
 
@@ -81,7 +85,8 @@ def to_lists(turns: Turns, count: int) -> pa.ListArray:
     roles = pa.array(ROLES, pa.string()).take(pa.array(turns.role))
     inner = MESSAGES.value_type
     struct = pa.StructArray.from_arrays(
-        [roles, turns.content, turns.input, turns.extra], fields=list(inner)
+        [roles, turns.content, turns.input, turns.extra, pa.array(turns.masked)],
+        fields=list(inner),
     )
     return pa.ListArray.from_arrays(pa.array(offsets), struct, type=MESSAGES)
 

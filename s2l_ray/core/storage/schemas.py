@@ -9,7 +9,8 @@ from s2l_ray.errors import UserError
 
 # A conversation: turns by system, user, assistant or tool. `content` is never null; it is "" where
 # a turn only calls tools. `input` is a user turn's separate input text (Alpaca's field), or null.
-# `extra` is null, or JSON of whatever else a chat template may want of the turn.
+# `extra` is null, or JSON of whatever else a chat template may want of the turn. `masked` is true
+# where the data say that an assistant turn is not to be learned.
 MESSAGES = pa.list_(
     pa.struct(
         [
@@ -17,6 +18,7 @@ MESSAGES = pa.list_(
             ("content", pa.string()),
             ("input", pa.string()),
             ("extra", pa.string()),
+            ("masked", pa.bool_()),
         ]
     )
 )

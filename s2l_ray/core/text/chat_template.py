@@ -6,6 +6,7 @@ answer's range is accepted only if both texts are prefixes of the whole conversa
 """
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from s2l_ray.core.text.turns import (
     Refused,
     Turn,
     last_answer,
+    learned_answers,
     tool_calls,
     with_input,
     without_thought,
@@ -112,9 +114,7 @@ class ChatRenderer:
 
     def example(self, turns: Sequence[Turn], tools: str | None) -> list[Piece]:
         """One piece, as the template writes its end tokens itself."""
-        last = last_answer(turns)
-        answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
-        learned = [last] if self.learn == "last" else answers
+        learned = learned_answers(turns, self.learn)
         conversation = self._conversation(turns, tools)
         marks: list[tuple[int, int]] | None = None
         if GENERATION.search(conversation.template):
@@ -122,12 +122,17 @@ class ChatRenderer:
         else:
             text = conversation.text(len(turns))
         _refuse_omissions(conversation, text)
-        if self.learn == "everything":
-            spans = [(0, len(text))]
+        masked = [number for number, turn in enumerate(turns) if turn.masked]
+        wanted = masked if self.learn == "everything" else learned
+        if not wanted:
+            spans = []
         elif marks is not None:
-            spans = self._by_marks(conversation, text, marks, learned)
+            spans = self._by_marks(conversation, text, marks, wanted)
         else:
-            spans = [self._by_prefixes(conversation, text, number) for number in learned]
+            spans = [self._by_prefixes(conversation, text, number) for number in wanted]
+        if self.learn == "everything":
+            borders = [0, *itertools.chain.from_iterable(spans), len(text)]
+            spans = list(zip(borders[::2], borders[1::2], strict=True))
         return [Piece(text, [(first, end) for first, end in spans if first < end])]
 
     def prompt(self, turns: Sequence[Turn], tools: str | None) -> list[Piece]:
@@ -161,17 +166,19 @@ class ChatRenderer:
         marks: list[tuple[int, int]],
         learned: list[int],
     ) -> list[tuple[int, int]]:
-        """All generation marks, or with learn: last those that the last answer adds."""
-        if self.learn == "last":
-            before, earlier = conversation.marked(learned[0]) if learned[0] else ("", [])
-            reached = earlier[-1][1] if earlier else 0
-            if marks[: len(earlier)] != earlier or text[:reached] != before[:reached]:
-                raise Refused(
-                    "the chat template renders an earlier answer differently once the conversation "
-                    "goes on, so the last one's generation marks cannot be told. "
-                    f"{MARKS} that does not, or set learn: all"
+        """The generation marks of the learned answers."""
+        answers = [n for n, turn in enumerate(conversation.turns) if turn.role == "assistant"]
+        if learned != answers:
+            following = dict(itertools.pairwise(answers))
+            spans = []
+            for number in learned:
+                first = self._marks_before(conversation, text, marks, number)
+                after = following.get(number)
+                end = (
+                    None if after is None else self._marks_before(conversation, text, marks, after)
                 )
-            marks = marks[len(earlier) :]
+                spans += marks[first:end]
+            marks = spans
         said = "".join(text[first:end] for first, end in marks)
         if not all(_shows(said, conversation.turns[number]) for number in learned):
             raise Refused(
@@ -179,6 +186,20 @@ class ChatRenderer:
                 f"{MARKS} that do"
             )
         return marks
+
+    def _marks_before(
+        self, conversation: _Conversation, text: str, marks: list[tuple[int, int]], number: int
+    ) -> int:
+        """How many of the generation marks belong to turns before this one."""
+        before, earlier = conversation.marked(number) if number else ("", [])
+        reached = earlier[-1][1] if earlier else 0
+        if marks[: len(earlier)] != earlier or text[:reached] != before[:reached]:
+            raise Refused(
+                "the chat template renders an earlier answer differently once the conversation "
+                "goes on, so an answer's own generation marks cannot be told. "
+                f"{MARKS} that does not, or set learn: all"
+            )
+        return len(earlier)
 
     def _by_prefixes(self, conversation: _Conversation, text: str, number: int) -> tuple[int, int]:
         """The range of an answer: from the end of its generation prompt to the end of its turn."""

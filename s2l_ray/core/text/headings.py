@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from s2l_ray.core.text.rendering import Piece
-from s2l_ray.core.text.turns import Turn, answer_text, last_answer
+from s2l_ray.core.text.turns import Turn, answer_text, last_answer, learned_answers
 
 HEADINGS = ("instruction", "input", "system", "tool", "tools")
 
@@ -65,7 +65,7 @@ class HeadingRenderer:
 
     def example(self, turns: Sequence[Turn], tools: str | None) -> list[Piece]:
         """One piece an answer, with all text before it; turns after the last answer are masked."""
-        last = last_answer(turns)
+        answers = learned_answers(turns, self.learn)
         everything = self.learn == "everything"
         pieces = []
         for number, masked in self._masked(turns, tools):
@@ -73,9 +73,9 @@ class HeadingRenderer:
                 pieces.append(Piece(masked, [(0, len(masked))] if everything else []))
                 continue
             text = masked + answer_text(turns[number])
-            learned = self.learn != "last" or number == last
-            span = (0 if everything else len(masked), len(text))
-            pieces.append(Piece(text, [span] if learned else [], learned))
+            learned = number in answers
+            first, end = 0 if everything else len(masked), len(text) if learned else len(masked)
+            pieces.append(Piece(text, [(first, end)] if first < end else [], learned))
         return pieces
 
     def prompt(self, turns: Sequence[Turn], tools: str | None) -> list[Piece]:

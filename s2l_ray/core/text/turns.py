@@ -17,12 +17,14 @@ class Turn(NamedTuple):
         role: who speaks; the turns of the role assistant are answers.
         input: a further text beside an instruction, where the data has one.
         extra: JSON text of an object with all other fields of the turn, tool calls among them.
+        masked: an assistant turn that is not to be learned.
     """
 
     role: str
     content: str
     input: str | None = None
     extra: str | None = None
+    masked: bool | None = False
 
 
 class Refused(ValueError):
@@ -54,6 +56,26 @@ def last_answer(turns: Sequence[Turn]) -> int:
         if turns[number].role == "assistant":
             return number
     raise Refused("the conversation has no assistant turn")
+
+
+def learned_answers(turns: Sequence[Turn], learn: str) -> list[int]:
+    """Places of the assistant turns that are learned.
+
+    Args:
+        learn: last takes the last answer alone, everything else all of them.
+
+    Raises:
+        Refused: there is no answer, or the data mark all of these as not to be learned.
+    """
+    last = last_answer(turns)
+    answers = [
+        number
+        for number, turn in enumerate(turns)
+        if turn.role == "assistant" and not turn.masked and (learn != "last" or number == last)
+    ]
+    if not answers:
+        raise Refused("the conversation marks its answers as not to be learned")
+    return answers
 
 
 def with_input(turn: Turn) -> str:

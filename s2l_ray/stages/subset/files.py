@@ -92,12 +92,14 @@ def _make_part(
         "chat": (".jsonl", exports.chat_lines(messages)),
         "index": (".parquet", parquet_bytes(_index(table, names))),
     }
-    extra = messages["messages"].combine_chunks().flatten().field("extra")
+    turns = messages["messages"].combine_chunks().flatten()
     stats = {
         "sources": dict(Counter(table["source"].to_pylist())),
         "clusters": dict(Counter(map(str, table["cluster"].drop_null().to_pylist()))),
         "tools": len(table) - table["tools"].null_count,
-        "tool_calls": pc.sum(pc.match_substring(extra, '"tool_calls":')).as_py() or 0,
+        "tool_calls": pc.sum(pc.match_substring(turns.field("extra"), '"tool_calls":')).as_py()
+        or 0,
+        "masked": pc.sum(turns.field("masked")).as_py() or 0,
     }
     return context.write(job["index"], table.num_rows, files, stats)
 

@@ -31,7 +31,10 @@ def make(work: Work) -> Outcome:
     parts = files.write(work, reader, choice)
     stanzas = exports.stanzas(
         [
-            exports.ChatFile(part.files["chat"].name, part.stats["tools"], part.stats["tool_calls"])
+            exports.ChatFile(
+                part.files["chat"].name,
+                *(part.stats[name] for name in ("tools", "tool_calls", "masked")),
+            )
             for part in parts
         ]
     )

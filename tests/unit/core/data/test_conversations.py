@@ -345,3 +345,53 @@ def test_a_column_that_holds_no_lists_is_refused(tmp_path: Path, column: list[An
         match=r"field 'messages': expected lists of turns, got .*examples.columns.messages",
     ):
         read(tmp_path / "x.parquet", [{"messages": value} for value in column], "reject")
+
+
+# ---- turns that are not to be learned
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("key", "no", "yes"),
+    [
+        ("weight", 0, 1),
+        ("weight", 0.0, 1.0),
+        ("train", False, True),
+        ("training", False, True),
+        ("loss", False, True),
+        ("loss_weight", 0.0, None),
+        ("masked", True, False),
+    ],
+)
+def test_answers_that_say_so_are_not_learned(
+    tmp_path: Path, kind: str, key: str, no: Any, yes: Any
+) -> None:
+    turns = [
+        user("a", **{key: no}),
+        assistant("b", **{key: no}),
+        user("c"),
+        assistant("d", **{key: yes}),
+        user("e"),
+        assistant("f"),
+    ]
+    made = read(tmp_path / f"x.{kind}", [{"messages": turns}])
+    masked = [turn["masked"] for turn in made.table["messages"][0].as_py()]
+    assert masked == [False, True, False, False, False, False]
+
+
+def test_a_mark_between_yes_and_no_is_named(tmp_path: Path) -> None:
+    for value in (0.5, "no", [0]):
+        with pytest.raises(UserError, match=r"expected 0 or 1, .* 'weight', which .*turn 2"):
+            read(tmp_path / "x.jsonl", [{"messages": [user("a"), assistant("b", weight=value)]}])
+
+
+def test_answers_in_a_prompt_are_not_learned(tmp_path: Path) -> None:
+    prompt = said(("user", "a"), ("assistant", "b"), ("user", "c"))
+    row = {"prompt": prompt, "completion": said(("assistant", "d"))}
+    made = read(tmp_path / "x.jsonl", [row])
+    assert [(t["content"], t["masked"]) for t in made.table["messages"][0].as_py()] == [
+        ("a", False),
+        ("b", True),
+        ("c", False),
+        ("d", False),
+    ]

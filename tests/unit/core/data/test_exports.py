@@ -125,3 +125,17 @@ def test_files_with_tools_come_first_because_the_first_decides_the_columns(
     assert loaded["example_id"][:] == [2, 2, 2, 1, 1, 1, 1]
     assert loaded[0]["messages"][1]["tool_calls"] == [CALL]
     assert loaded[4]["messages"] == plain["messages"]
+
+
+def test_trainers_are_told_which_answers_are_not_to_be_learned() -> None:
+    turn = {"role": "assistant", "content": "a", "extra": None, "input": None, "masked": True}
+    row = {"example_id": 0, "source": "s", "messages": [turn], "tools": None}
+    (written_row,) = lines(chat_lines(pa.Table.from_pylist([row], EXAMPLES_FIXED)))
+    assert written_row["messages"] == [{"role": "assistant", "content": "a", "train": False}]
+    files = stanzas([ChatFile("a.jsonl", 0, 0), ChatFile("b.jsonl", 0, 0, 2)])
+    _, axolotl, trl = written(files)
+    assert axolotl["message_field_training"] == "train"
+    assert trl["data_files"] == ["b.jsonl", "a.jsonl"]
+    assert b"it learns 2 answers that have train: false" in files["trl.yaml"]
+    _, without, _ = written(stanzas([ChatFile("a.jsonl", 0, 0)]))
+    assert "message_field_training" not in without

@@ -154,12 +154,14 @@ def test_rows_of_text_are_the_same_in_every_format(
             "content": row["instruction"],
             "input": row["input"] or None,
             "extra": None,
+            "masked": False,
         }
         assert assistant == {
             "role": "assistant",
             "content": row["output"],
             "input": None,
             "extra": None,
+            "masked": False,
         }
 
 

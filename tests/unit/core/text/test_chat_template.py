@@ -380,6 +380,23 @@ MARKED = (
 )
 
 
+@pytest.mark.parametrize("template", ["llama3", "llama3_training"])
+@needs_trl
+def test_an_answer_that_is_marked_is_not_learned(template: str) -> None:
+    def learned(place: int, learn: str) -> Any:
+        turns = [t._replace(masked=n == place) for n, t in enumerate(CASES["multi"][0])]
+        return learned_texts(shipped(template), turns, learn=learn)
+
+    first, last = learned(3, "all"), learned(1, "all")
+    assert [*first, *last] == learned_texts(shipped(template), *CASES["multi"])
+    assert learned(1, "last") == last
+    assert learned(3, "last") == "the conversation marks its answers as not to be learned"
+    before, after = learned(1, "everything")
+    assert "Hi?" in before
+    assert "Hello." not in before + after
+    assert after.endswith(last[0])
+
+
 def test_marks_that_do_not_hold_an_answer_are_refused() -> None:
     assert learned_texts(MARKED.replace("BODY", "{{ m.content }}<|e|>"), *CASES["single"]) == [
         "Hello.<|e|>"
@@ -405,7 +422,7 @@ def test_marks_around_nothing_learn_no_token_that_runs_over_them() -> None:
 def test_the_last_answers_marks_cannot_be_told_where_earlier_ones_move() -> None:
     moving = MARKED.replace("BODY", "{{ m.content }}{{ messages | length }}")
     assert learned_texts(moving, *CASES["multi"]) == ["Hello.4", "Fine.4"]
-    assert "the last one's generation marks cannot be told" in learned_texts(
+    assert "an answer's own generation marks cannot be told" in learned_texts(
         moving, *CASES["multi"], learn="last"
     )
 

@@ -287,6 +287,30 @@ def test_conversations_span_by_span(style: str, learn: str) -> None:
     assert bytes(ids[len(prompt) : len(prompt) + 4]) == b"Five"
 
 
+@pytest.mark.parametrize("learn", ["all", "last", "everything"])
+@pytest.mark.parametrize("style", ["plain", "alpaca"])
+def test_an_answer_that_is_marked_is_not_learned_and_changes_no_token(
+    style: str, learn: str
+) -> None:
+    encoder = Encoder(byte_tokenizer(), style, 10_000, learn)
+    marked = [{**turn, "masked": turn["content"] == "Three"} for turn in TALK]
+    (made,), (plain,) = (encoder.examples(conversations(talk)) for talk in (marked, TALK))
+    assert made.input_ids.tolist() == plain.input_ids.tolist()
+    answer = f"Three\n{CALLS_TEXT}".encode()
+    first = bytes(min(token, 255) for token in plain.input_ids.tolist()).index(answer)
+    expected = plain.learned.copy()
+    expected[first : first + len(answer) + 1] = False
+    assert made.learned.tolist() == expected.tolist()
+    assert (made.learned.sum() < plain.learned.sum()) == (learn != "last")
+
+
+@pytest.mark.parametrize("learn", ["all", "last", "everything"])
+def test_a_row_whose_answers_are_all_marked_says_so(learn: str) -> None:
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "masked": True}]
+    (made,) = Encoder(byte_tokenizer(), "plain", 100, learn).examples(conversations(talk))
+    assert made.reason == "the conversation marks its answers as not to be learned"
+
+
 @pytest.mark.parametrize("style", ["plain", "alpaca"])
 def test_further_turns_are_told_apart_as_the_first_is(style: str) -> None:
     """The first question has the text of the first row; later ones have no opening."""
