@@ -11,6 +11,7 @@ import s2l_ray
 
 COMMANDS = {
     "run": "reuse or make every artifact of a job",
+    "init": "look at data and write a first job for it",
     "sweep": "choose values of fields by Ray Tune",
     "check": "whether losses are faithful on rows of yours",
     "status": "what is stored, which runs name it, and what can go",

@@ -8,7 +8,7 @@ sections enter the names of the artifacts.
 from s2l_ray.config.clustering import Clusters
 from s2l_ray.config.data import Columns, Evaluation, Examples, Report, Run
 from s2l_ray.config.job import Config, Job
-from s2l_ray.config.loading import load
+from s2l_ray.config.loading import load, with_overrides
 from s2l_ray.config.messages import describe
 from s2l_ray.config.rules import FACILITY_LOCATION, GROUPS, RULES, Rule, Subset, group_kind
 from s2l_ray.config.scaling import ModelWorkers, Scaling, ShardWorkers, TrainingWorkers
@@ -44,4 +44,5 @@ __all__ = [
     "group_kind",
     "load",
     "merge",
+    "with_overrides",
 ]

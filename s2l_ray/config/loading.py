@@ -83,6 +83,14 @@ def load(path: str | None, overrides: list[str], base: dict[str, Any] | None = N
     return Job(resolved)
 
 
+def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A job's tree with `section.field=value` of a command line merged into it, unchecked."""
+    common, _ = _parse_overrides(overrides, {})
+    for dotted, value in common:
+        tree = merge(tree, _nest(dotted, value))
+    return tree
+
+
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
         raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Yaml)  # a SafeLoader

@@ -60,7 +60,7 @@ def _links(plan: Plan) -> dict[str, str]:
 
     It is the stage's, with the variant's where not all variants have the artifact in common.
     """
-    links = {}
+    links: dict[str, str] = {}
     for node in plan.nodes:
         if node.artifact.store.uri != plan.store.uri:
             continue

@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "run": (*COMMAND, "demo"),
     "sweep": (*COMMAND, "run"),
     "check": (*COMMAND, "run"),
+    "init": (*COMMAND, "run"),
     "status": ("api", "core", "pipeline", "run", "errors"),
     "command": ("run",),
 }
