@@ -67,15 +67,15 @@ def joined(several: list[Turns]) -> Turns:
     if len(several) == 1:
         return several[0]
     order = np.argsort(np.concatenate([turns.row for turns in several]), kind="stable")
-    take = pa.array(order)
+    texts = {
+        name: pa.concat_arrays([getattr(turns, name) for turns in several]).take(pa.array(order))
+        for name in ("content", "input", "extra")
+    }
     return Turns(
-        np.concatenate([turns.row for turns in several])[order],
-        np.concatenate([turns.role for turns in several])[order],
-        *(
-            pa.concat_arrays([getattr(turns, name) for turns in several]).take(take)
-            for name in ("content", "input", "extra")
-        ),
-        np.concatenate([turns.masked for turns in several])[order],
+        row=np.concatenate([turns.row for turns in several])[order],
+        role=np.concatenate([turns.role for turns in several])[order],
+        masked=np.concatenate([turns.masked for turns in several])[order],
+        **texts,
     )
 
 
