@@ -23,7 +23,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from s2l_ray import config, pipeline
+from s2l_ray import api, config, pipeline
 from s2l_ray.errors import UserError
 from s2l_ray.progress import track
 from s2l_ray.run import job_parser, load_job, set_up_logging
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         job = load_job(args.config, overrides)
         name, first = next(iter(job.variants.items()))
         # Only a committed artifact of the plan is looked at; nothing of it is made.
-        made_plan = pipeline.plan(config.Job({name: first}), "clusters")
+        made_plan = api.plan(config.Job({name: first}), "clusters")
         return check(first, made_plan.of(name), args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.compute as pc
 import yaml
 
-from s2l_ray import config, pipeline
+from s2l_ray import api, config
 from s2l_ray.core.data.catalog import RawFiles
 from s2l_ray.core.data.columns import column_names
 from s2l_ray.core.data.read import read_part
@@ -84,10 +84,9 @@ def _init(args: argparse.Namespace, overrides: list[str]) -> None:
     given = config.with_overrides({"examples": {"files": args.data}}, overrides)
     # Any model and length will do to look at the rows.
     some = config.merge({"proxy": {"model": {"hub": "none/none"}, "epochs": 1}}, given)
-    data = look(config.load(None, [], some).first)
+    data = look(api.load(some).first)
     job = config.merge(proposed(data, args.model, os.cpu_count() or 1, num_gpus()), given)
-    checked = config.load(None, [], job)
-    plan = pipeline.plan(checked, "subset", assume=args.model is not None)
+    plan = api.plan(api.load(job), "subset", assume=args.model is not None)
     path.write_text(text_of(job, data), encoding="utf-8")
     print_plan(plan)
     print(f"wrote {path}: look at it, then\n  python -m s2l_ray.run --config {path} --until subset")

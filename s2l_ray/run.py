@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from s2l_ray import config, pipeline
+from s2l_ray import api, config, pipeline
 from s2l_ray.core.storage.info import EvaluationInfo, HeldOut, info_of
 from s2l_ray.core.storage.store import Store, join_uri
 from s2l_ray.errors import UsageError, UserError
@@ -41,13 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     job = load_job(args.config, overrides)
-    plan = pipeline.plan(job, args.until, assume=args.dry_run)
+    plan = api.plan(job, args.until, assume=args.dry_run)
     if args.dry_run:
         from s2l_ray.pipeline.estimate import print_plan
 
         print_plan(plan)
     else:
-        print_results(plan, pipeline.run(plan))
+        print_results(plan, api.make(plan))
 
 
 def leave(status: int) -> NoReturn:
@@ -146,7 +146,7 @@ class _Help(argparse.Action):
 def load_job(path: str | None, overrides: list[str]) -> config.Job:
     """The job of a YAML file, or the built-in demo, whose data are written into its storage."""
     if path is not None:
-        return config.load(path, overrides)
+        return api.load(path, *overrides)
     from s2l_ray import demo
 
     def at(folder: str) -> config.Job:
@@ -154,7 +154,7 @@ def load_job(path: str | None, overrides: list[str]) -> config.Job:
             "examples": {"files": [join_uri(folder, "train.jsonl")]},
             "evaluation": {"files": [join_uri(folder, "heldout.jsonl")]},
         }
-        return config.load(None, overrides, config.merge(demo.CONFIG, files))
+        return api.load(config.merge(demo.CONFIG, files), *overrides)
 
     store = Store(at("demo").first.run.storage)
     for name, rows in (

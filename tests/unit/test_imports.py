@@ -44,10 +44,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pipeline": ("config", "core", "contract", "edge", "stages", "errors", "progress"),
     "api": ("config", "core", "pipeline", "errors"),
     "demo": ("config", "core", "errors"),
-    "run": (*COMMAND, "demo"),
+    "run": (*COMMAND, "api", "demo"),
     "sweep": (*COMMAND, "run"),
-    "check": (*COMMAND, "run"),
-    "init": (*COMMAND, "run"),
+    "check": (*COMMAND, "api", "run"),
+    "init": (*COMMAND, "api", "run"),
     "status": ("api", "core", "pipeline", "run", "errors"),
     "command": ("run",),
 }
