@@ -36,7 +36,7 @@ from s2l_ray.core.storage.info import (
 from s2l_ray.core.storage.manifest import Manifest, Part
 from s2l_ray.core.storage.schemas import vectors
 from s2l_ray.core.storage.store import IO_THREADS, Store
-from s2l_ray.errors import UserError
+from s2l_ray.errors import UserError, without_credentials
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -270,7 +270,7 @@ class Storage:
         self.store.check()
 
     def __repr__(self) -> str:
-        return f"<storage {self.uri}>"
+        return without_credentials(f"<storage {self.uri}>")
 
     @property
     def uri(self) -> str:

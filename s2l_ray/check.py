@@ -11,22 +11,22 @@ more than --tolerance, 1 when it does, 2 when that could not be found out.
 """
 
 import argparse
-import logging
+import functools
 import os
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console, Group
+from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from s2l_ray import api, config, pipeline
+from s2l_ray.display import Console, printable, say
 from s2l_ray.errors import UserError
 from s2l_ray.progress import track
-from s2l_ray.run import job_parser, load_job, set_up_logging
+from s2l_ray.run import exit_status, job_parser, leave, load_job, set_up_logging
 
 if TYPE_CHECKING:  # torch is loaded once there is something to compute
     from s2l_ray.core.fidelity.losses import Checkpoint, Setting
@@ -34,7 +34,6 @@ if TYPE_CHECKING:  # torch is loaded once there is something to compute
     from s2l_ray.core.fidelity.shifts import Grouping, Shift
     from s2l_ray.core.text.encoding import Encoded, Encoder
 
-log = logging.getLogger("s2l_ray")
 SHOWN = 1_000  # characters shown of each masked or learned stretch of the sample row
 # In nats. In fp32 only the order of sums differs: some 1e-6 to 1e-5. bf16 keeps 8 bits of weights
 # and activations: on 500 short answers a small trained model showed up to 0.034, half of the rows
@@ -46,16 +45,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, score, print. Returns the exit status."""
     args, overrides = parser().parse_known_args(arguments)
     set_up_logging(args)
-    try:
-        job = load_job(args.config, overrides)
-        name, first = next(iter(job.variants.items()))
-        # Only a committed artifact of the plan is looked at; nothing of it is made.
-        made_plan = api.plan(config.Job({name: first}), "clusters")
-        return check(first, made_plan.of(name), args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        log.debug("raised here:", exc_info=True)
-        return 2
+    return exit_status(functools.partial(_check, args, overrides), failed=2)
+
+
+def _check(args: argparse.Namespace, overrides: list[str]) -> int:
+    job = load_job(args.config, overrides)
+    name, first = next(iter(job.variants.items()))
+    # Only a committed artifact of the plan is looked at; nothing of it is made.
+    made_plan = api.plan(config.Job({name: first}), "clusters")
+    return check(first, made_plan.of(name), args)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,7 +92,7 @@ def check(first: config.Config, nodes: dict[str, pipeline.Node], args: argparse.
     from s2l_ray.core.model.scoring import device_of
 
     transformers.logging.set_verbosity_error()
-    console = Console(width=max(118, Console().width))
+    console = Console(wide=True)
     rows = _read_rows(console, first, nodes["examples"], args)
     proxies, proxy = first.proxy.each(), nodes["proxy"].artifact
     checkpoints, complete = losses.checkpoints_of(proxies, proxy, rows, args.checkpoints)
@@ -121,7 +119,7 @@ def check(first: config.Config, nodes: dict[str, pipeline.Node], args: argparse.
     own = losses.job_setting(settings, first.trajectories.dtype)
     labels, ids = [checkpoint.label for checkpoint in checkpoints], rows.ids.tolist()
     console.print(_table(moved, own, labels, ids, nodes["examples"], device))
-    print(_origin(len(ids), checkpoints, nodes["proxy"], grouping))
+    say(_origin(len(ids), checkpoints, nodes["proxy"], grouping))
     return _verdict(moved[own].absolute, own, args.tolerance)
 
 
@@ -163,9 +161,9 @@ def _left_out(rejects: dict[str, int], reasons: list[str | None]) -> Table | str
     table.add_column("rows", justify="right")
     table.add_column("why")
     for reason, count in rejects.items():
-        table.add_row(f"{count:,}", Text(f"{reason} (rejected, in the parts that were read)"))
+        table.add_row(f"{count:,}", f"{reason} (rejected, in the parts that were read)")
     for reason, count in unlearned.items():
-        table.add_row(f"{count:,}", Text(reason))
+        table.add_row(f"{count:,}", reason)
     return table
 
 
@@ -174,7 +172,7 @@ def _sample(encoder: "Encoder", example: "Encoded") -> Panel:
     text = Text()
     borders = [0, *(np.flatnonzero(np.diff(example.learned)) + 1).tolist(), len(example.input_ids)]
     for first, stop in zip(borders, borders[1:], strict=False):
-        piece = _printable(encoder.tokenizer.decode(example.input_ids[first:stop].tolist()))
+        piece = printable(encoder.tokenizer.decode(example.input_ids[first:stop].tolist()))
         if len(piece) > SHOWN:
             half = SHOWN // 2
             piece = f"{piece[:half]}[... {len(piece) - SHOWN:,} characters ...]{piece[-half:]}"
@@ -187,14 +185,6 @@ def _sample(encoder: "Encoder", example: "Encoded") -> Panel:
         text,
         title=f"example_id {example.example_id}: ⟦learned⟧ are {count:,} of "
         f"{len(example.input_ids):,} tokens",
-    )
-
-
-def _printable(text: str) -> str:
-    """The text without characters that would steer the terminal."""
-    return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}"
-        for letter in text
     )
 
 
@@ -231,7 +221,7 @@ def _table(
             f"{moved.absolute:.2g}",
             f"{moved.relative:.2%}",
             str(ids[moved.row]),
-            Text(_place(ids[moved.row], examples)),
+            _place(ids[moved.row], examples),
             labels[moved.column].removeprefix("the proxy at "),
             str(moved.moved),
             style="bold" if setting == own else "",
@@ -267,7 +257,7 @@ def _verdict(largest: float, own: "Setting", given: float | None) -> int:
         f"{largest:.2g} nats"
     )
     if largest <= tolerance:
-        print(f"faithful: {what}, within the tolerance of {tolerance:g}.")
+        say(f"faithful: {what}, within the tolerance of {tolerance:g}.")
         return 0
     remedy = (
         "Set trajectories.dtype: fp32, or accept it with --tolerance if no row changes cluster."
@@ -275,9 +265,9 @@ def _verdict(largest: float, own: "Setting", given: float | None) -> int:
         else "In fp32 losses must not depend on how rows are batched: do not trust this model "
         "family's losses, and report it."
     )
-    print(f"NOT faithful: {what}, more than the tolerance of {tolerance:g}. {remedy}")
+    say(f"NOT faithful: {what}, more than the tolerance of {tolerance:g}. {remedy}")
     return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

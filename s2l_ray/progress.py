@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +19,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from s2l_ray.display import Console
 
 log = logging.getLogger("s2l_ray")
 SECONDS_BETWEEN_LINES = 15.0
@@ -71,13 +72,13 @@ class _Bars:
         with self.lock:
             if self.screen is None:
                 self.screen = Progress(
-                    TextColumn("{task.description}"),
+                    TextColumn("{task.description}", markup=False),
                     BarColumn(),
                     MofNCompleteColumn(),
-                    TextColumn("{task.fields[unit]}"),
+                    TextColumn("{task.fields[unit]}", markup=False),
                     TimeElapsedColumn(),
                     TimeRemainingColumn(),
-                    TextColumn("{task.fields[note]}"),
+                    TextColumn("{task.fields[note]}", markup=False),
                     console=Console(stderr=True),
                     transient=True,
                 )

@@ -14,21 +14,23 @@ import functools
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from rich.console import Console
 from rich.table import Table
 
 from s2l_ray import api, config, pipeline
 from s2l_ray.core.storage.info import EvaluationInfo, HeldOut, info_of
 from s2l_ray.core.storage.store import Store, join_uri
+from s2l_ray.display import Console, ShownRecords, say
 from s2l_ray.errors import UsageError, UserError
 
 log = logging.getLogger("s2l_ray")
-# What shells say of a command that Ctrl-C ended.
-INTERRUPTED = 130
+# What shells say of a command that Ctrl-C or SIGTERM ended.
+INTERRUPTED, TERMINATED = 130, 143
 MOSTLY_SET = ("run.storage", "examples.files", "proxy.model.hub", "clusters.k", "subset.budget")
 
 
@@ -54,41 +56,64 @@ def leave(status: int) -> NoReturn:
     """End the process.
 
     After Ctrl-C other threads are still in calls to Ray, and now and then they crash when Ray is
-    taken down under them. So it is not: Ray itself ends what belongs to a driver that is gone.
+    taken down under them, or start another one. So it is not taken down: Ray itself ends what
+    belongs to a driver that is gone.
     """
-    if status == INTERRUPTED:
-        # Whoever read the output may have gone too.
-        with contextlib.suppress(OSError):
+    if status in (INTERRUPTED, TERMINATED):
+        # Whoever read the output may have gone too, and a signal may have come amid a line.
+        with contextlib.suppress(OSError, RuntimeError):
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
 
 
-def exit_status(command: Callable[[], None]) -> int:
-    """Exit status of a command.
+def exit_status(command: Callable[[], int | None], failed: int = 1) -> int:
+    """Exit status of a command: what it returns, or else 0.
 
-    0; after an error, which it prints, 2 where the command line was wrong and else 1; 130 after
-    Ctrl-C.
+    After an error, which it prints, 2 where the command line was wrong and else `failed`; 130 after
+    Ctrl-C. SIGTERM ends the process with 143.
     """
     try:
-        command()
+        with _ended_by_sigterm():
+            return command() or 0
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        say("interrupted; the same command goes on from here", sys.stderr)
         return INTERRUPTED
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         log.debug("raised here:", exc_info=True)
-        return 2 if isinstance(error, UsageError) else 1
+        return 2 if isinstance(error, UsageError) else failed
     except OSError as error:
         # A full disk, a storage that went away: nothing half-written counts.
-        print(
+        say(
             f"error: {type(error).__name__}: {error}. See to the disk or the storage, and run the "
             "same command again: what is finished is kept.",
-            file=sys.stderr,
+            sys.stderr,
         )
-        return 1
-    return 0
+    return failed
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """`ray job stop` and Kubernetes send it.
+
+    The process ends where it stands: an exception could be lost on its way through a library.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    # Not by print, which the signal may have interrupted.
+    os.write(2, b"terminated; the same command goes on from here\n")
+    leave(TERMINATED)
 
 
 def parser(text: str) -> argparse.ArgumentParser:
@@ -181,6 +206,8 @@ def set_up_logging(args: argparse.Namespace | None = None) -> None:
     )
     quiet, verbose = args is not None and args.quiet, args is not None and args.verbose
     log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    if not any(isinstance(known, ShownRecords) for known in log.filters):
+        log.addFilter(ShownRecords())
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
@@ -201,10 +228,10 @@ def print_results(plan: pipeline.Plan, done: list[pipeline.Done]) -> None:
         # Variants that share a subset are named together, by the first of them.
         if "subset" in nodes and nodes["subset"].variants[0] == variant:
             names = ", ".join(nodes["subset"].variants)
-            print(f"subset ({names}): {nodes['subset'].artifact.uri}")
-    print(f"every artifact by name: {plan.store.uri_of(f'runs/{job.first.run.name}')}")
+            say(f"subset ({names}): {nodes['subset'].artifact.uri}")
+    say(f"every artifact by name: {plan.store.uri_of(f'runs/{job.first.run.name}')}")
     if any(result.node.stage.of_job for result in done):
-        print(f"report: {plan.store.uri_of(f'runs/{job.first.run.name}/report.html')}")
+        say(f"report: {plan.store.uri_of(f'runs/{job.first.run.name}/report.html')}")
 
 
 def _stages(job: config.Job, done: list[pipeline.Done]) -> Table:

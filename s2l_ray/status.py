@@ -15,20 +15,19 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 
 from s2l_ray import api
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import FileEntry
 from s2l_ray.core.storage.store import IO_THREADS, Store
+from s2l_ray.display import Console, say
 from s2l_ray.errors import UserError
 from s2l_ray.pipeline import NAMES
 from s2l_ray.run import exit_status, leave, set_up_logging
 
 # Folders of files that are needed only while a run works.
 LEFTOVERS = ("tokens", "scratch")
-WIDTH = 118
 
 
 @dataclass(frozen=True)
@@ -93,17 +92,17 @@ def _status(uri: str, prune: bool, unfinished: bool) -> None:
     storage = api.open(uri)
     entries = contents(storage)
     if not entries:
-        print(f"nothing is stored in {storage.uri}")
+        say(f"nothing is stored in {storage.uri}")
         return
-    Console(width=max(WIDTH, Console().width)).print(_table(storage.uri, entries, unfinished))
+    Console(wide=True).print(_table(storage.uri, entries, unfinished))
     going = [entry for entry in entries if entry.goes(unfinished)]
     if not prune:
-        print(f"can go (--prune deletes it): {_total(going)}")
+        say(f"can go (--prune deletes it): {_total(going)}")
         return
     for entry in going:
         _delete(storage.store, entry)
-        print(f"deleted {entry.path}: {entry.bytes:,} bytes")
-    print(f"deleted: {_total(going)}")
+        say(f"deleted {entry.path}: {entry.bytes:,} bytes")
+    say(f"deleted: {_total(going)}")
 
 
 def _verify(uri: str) -> None:
@@ -131,7 +130,7 @@ def _verify(uri: str) -> None:
             f"verifying {store.uri} ({what}): {len(wrong)} not as they were written.\n  - "
             + "\n  - ".join(wrong)
         )
-    print(f"verified {what}: all are as they were written")
+    say(f"verified {what}: all are as they were written")
 
 
 def _damage(file: tuple[Artifact, FileEntry]) -> str | None:

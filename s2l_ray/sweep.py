@@ -17,12 +17,12 @@ import time
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from s2l_ray import config, pipeline
 from s2l_ray.core.selection.rules import by_cluster
 from s2l_ray.core.storage.info import ClustersInfo, EvaluationInfo, info_of
+from s2l_ray.display import Console
 from s2l_ray.errors import UserError
 from s2l_ray.run import exit_status, leave, load_job, parser, set_up_logging
 
@@ -54,7 +54,7 @@ def _sweep(args: argparse.Namespace, overrides: list[str]) -> None:
         print_plan(pipeline.plan(_job_of(base, _points(grid)), until, assume=True))
         return
     rows = run(base, grid, until)
-    Console(width=max(118, Console().width)).print(_table(grid, rows))
+    Console(wide=True).print(_table(grid, rows))
 
 
 def _base(job: config.Job) -> config.Config:
@@ -95,7 +95,8 @@ def _job_of(base: config.Config, points: list[dict[str, Any]]) -> config.Job:
     """The base with the values of each trial as a variant."""
     tree = base.model_dump(exclude_unset=True)
     named = {
-        ",".join(f"{field}={value}" for field, value in point.items()): point for point in points
+        ",".join(f"{field}={value}" for field, value in point.items()).replace("/", "|"): point
+        for point in points
     }
     return config.load(None, [], {**tree, "variants": named})
 

@@ -46,15 +46,7 @@ def load(path: str | None, overrides: list[str], base: dict[str, Any] | None = N
     """
     where = path or "the job"
     raw = merge({}, base or {}) if path is None else _read_yaml(path)
-    variants = raw.pop("variants", None) or {"s2l": {}}
-    if not isinstance(variants, dict) or not all(
-        isinstance(v, dict | None) for v in variants.values()
-    ):
-        raise UserError(
-            f"reading {where}: expected variants to map each name to overrides (section.field: "
-            f"value), got {short(variants)}."
-        )
-    variants = {str(name): changes for name, changes in variants.items()}
+    variants = _variants(raw.pop("variants", None) or {"s2l": {}}, where)
     common, by_variant = _parse_overrides(overrides, variants)
     resolved: dict[str, Config] = {}
     problems: list[str] = []
@@ -89,6 +81,23 @@ def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]
     for dotted, value in common:
         tree = merge(tree, _nest(dotted, value))
     return tree
+
+
+def _variants(given: Any, where: str) -> dict[str, dict[Any, Any] | None]:
+    """The overrides of each variant, by names that folders can have too."""
+    if not isinstance(given, dict) or not all(isinstance(v, dict | None) for v in given.values()):
+        raise UserError(
+            f"reading {where}: expected variants to map each name to overrides (section.field: "
+            f"value), got {short(given)}."
+        )
+    variants = {str(name): changes for name, changes in given.items()}
+    for name in variants:
+        if not name.isprintable() or "/" in name or name in ("", ".", ".."):
+            raise UserError(
+                f"reading {where}: expected names of variants that can be names of folders, "
+                f"without / and control characters, got {name!r}. Rename it."
+            )
+    return variants
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

@@ -1,8 +1,12 @@
 """Joining a Ray cluster or starting one, and whether all its nodes see the storage."""
 
+import contextlib
 import logging
 import os
+import signal
+import threading
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -23,7 +27,8 @@ NAMESPACE = "s2l_ray"
 def connect(scaling: Scaling) -> None:
     """Join the Ray cluster this process belongs to, or start one on this machine. Says which."""
     if not ray.is_initialized():
-        _join(scaling)
+        with _signals_left_alone():
+            _join(scaling)
     elif ray.get_runtime_context().namespace != NAMESPACE:
         log.warning(
             "Ray was joined under another namespace than %s: other jobs do not see which artifacts "
@@ -37,6 +42,26 @@ def connect(scaling: Scaling) -> None:
     for name in ("ray.data", "ray.train", "ray.tune"):
         # What fails comes here as an exception.
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def _signals_left_alone() -> Iterator[None]:
+    """Keep Ray from handling SIGTERM in this process, which is for the command to do.
+
+    Ray would leave by an exception and shut down, while other threads go on and start it again.
+    """
+    from ray._private import utils
+
+    own = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = own
+        handler = signal.getsignal(signal.SIGTERM)
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            # Once more, before what Ray's own code in C++ has put there: it prints its stack.
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _join(scaling: Scaling) -> None:

@@ -2,17 +2,16 @@
 
 import os
 
-from rich.console import Console
 from rich.table import Table
 
 from s2l_ray.config import Job
 from s2l_ray.contract.stage import Cost, Request
+from s2l_ray.display import Console, say
 from s2l_ray.pipeline.planning import Node, Plan
 
 COLUMNS = (
     "stage", "variants", "plan", "rows", "tokens", "FLOPs", "memory a worker", "workers",
 )  # fmt: skip
-WIDTH = 118
 
 
 def cost(node: Node, plan: Plan) -> Cost:
@@ -37,8 +36,8 @@ def print_plan(plan: Plan) -> None:
             *_cells(cost(node, plan)),
             str(node.request.count or ""),
         )
-    Console(width=max(WIDTH, Console().width)).print(table)
-    print(machines(plan.job, requests))
+    Console(wide=True).print(table)
+    say(machines(plan.job, requests))
 
 
 def _cells(estimate: Cost) -> list[str]:

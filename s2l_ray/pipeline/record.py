@@ -7,6 +7,7 @@ from typing import Any
 
 from s2l_ray.core.storage.info import flops_of
 from s2l_ray.core.storage.manifest import Manifest
+from s2l_ray.errors import without_credentials
 from s2l_ray.pipeline.planning import Node, Plan
 
 PACKAGES = (
@@ -47,7 +48,8 @@ def write_record(plan: Plan, manifests: dict[str, Manifest]) -> None:
         "variants": variants,
         "versions": versions(),
     }
-    plan.store.write(f"{folder}/run.json", json.dumps(record, indent=1).encode())
+    text = without_credentials(json.dumps(record, indent=1))
+    plan.store.write(f"{folder}/run.json", text.encode())
     for node in plan.nodes:
         if node.stage.of_job:
             for entry in manifests[node.label].files:

@@ -1,5 +1,5 @@
-"""Ctrl-C, while trainings go on side by side: the process ends soon, says so, and the same command
-goes on from there.
+"""SIGTERM at start-up, and Ctrl-C while trainings go on side by side: the process ends soon, says
+so, and the same command goes on from there.
 """
 
 import signal
@@ -32,6 +32,16 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_interrupted_run_ends_and_goes_on(job: Path, runs: Runs) -> None:
+    driver = runs.start(job, "--until", "proxy")
+    while "examples" not in Path(f"{job}.err").read_text():
+        assert driver.poll() is None, Path(f"{job}.err").read_text()
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(60) == 143
+    said = Path(f"{job}.err").read_text()
+    assert said.endswith("terminated; the same command goes on from here\n")
+    assert "SIGTERM received" not in said
+    assert said.count("started Ray") == 1
     driver = runs.start(job, "--until", "proxy")
     storage, until = job.parent / "storage", time.monotonic() + 240
     while (

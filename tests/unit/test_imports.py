@@ -20,13 +20,16 @@ PACKAGE = Path(s2l_ray.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"ray", "torch", "deepspeed", "transformers"}
 STAGE = ("config", "core", "contract", "edge", "progress", "errors")
-COMMAND = ("config", "core", "contract", "edge", "pipeline", "stages", "progress", "errors")
+COMMAND = (
+    "config", "core", "contract", "edge", "pipeline", "stages", "progress", "display", "errors",
+)  # fmt: skip
 # Folder or module -> what of this package it may import besides itself: a name stands for all that
 # lies below it. The longest entry that fits a module counts.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "": ("api",),
     "errors": (),
-    "progress": (),
+    "display": ("errors",),
+    "progress": ("display",),
     "config": ("errors",),
     "core": ("core", "config", "errors", "progress"),
     "core.report.drawing": (),
@@ -41,14 +44,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     },
     "stages.proxy": (*STAGE, "stages.training"),
     "stages.target": (*STAGE, "stages.training"),
-    "pipeline": ("config", "core", "contract", "edge", "stages", "errors", "progress"),
+    "pipeline": ("config", "core", "contract", "edge", "stages", "errors", "progress", "display"),
     "api": ("config", "core", "pipeline", "errors"),
     "demo": ("config", "core", "errors"),
     "run": (*COMMAND, "api", "demo"),
     "sweep": (*COMMAND, "run"),
     "check": (*COMMAND, "api", "run"),
     "init": (*COMMAND, "api", "run"),
-    "status": ("api", "core", "pipeline", "run", "errors"),
+    "status": ("api", "core", "pipeline", "run", "display", "errors"),
     "command": ("run",),
 }
 # Where Ray may be imported, and where when the module itself is loaded.

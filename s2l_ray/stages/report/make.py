@@ -34,6 +34,7 @@ from s2l_ray.core.storage.info import (
 )
 from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.core.text.turns import prompt_and_answer
+from s2l_ray.errors import without_credentials
 
 
 def make(work: Work) -> Outcome:
@@ -76,7 +77,7 @@ def _subset(work: Work, variant: str, manifest: Manifest, sources: list[str]) ->
         variant=variant,
         rule=info.rule,
         num_examples=manifest.rows,
-        uri=work.inputs[f"{variant}/subset"].uri,
+        uri=without_credentials(work.inputs[f"{variant}/subset"].uri),
         source_sizes=[after.get(source, 0) for source in sources],
     )
 

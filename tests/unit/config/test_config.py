@@ -289,6 +289,13 @@ def test_variants_share_run_and_scaling(change: dict[str, Any]) -> None:
         config.load(None, [], base(variants={"a": {}, "b": change}))
 
 
+@pytest.mark.parametrize("name", ["rule/random", "/", "", "..", "a\x1b[31m", "a\nb"])
+def test_variants_have_names_that_folders_can_have(name: str) -> None:
+    with pytest.raises(UserError, match="names of variants that can be names of folders"):
+        config.load(None, [], base(variants={name: {}}))
+    assert list(config.load(None, [], base(variants={"[link=a]": {}})).variants) == ["[link=a]"]
+
+
 @pytest.mark.parametrize("variants", [["a"], {"a": "subset.rule"}, {"a": [1]}, "a"])
 def test_variants_that_are_no_mapping_are_refused(variants: object) -> None:
     with pytest.raises(UserError, match="expected variants to map each name to overrides"):
