@@ -28,6 +28,7 @@ from s2l_ray.core.data.columns import column_names
 from s2l_ray.core.data.read import read_part
 from s2l_ray.core.storage.parquet import schema_from_text
 from s2l_ray.core.storage.store import Store
+from s2l_ray.display import say
 from s2l_ray.errors import UsageError
 from s2l_ray.pipeline.estimate import print_plan
 from s2l_ray.run import exit_status, leave, set_up_logging
@@ -89,7 +90,7 @@ def _init(args: argparse.Namespace, overrides: list[str]) -> None:
     plan = api.plan(api.load(job), "subset", assume=args.model is not None)
     path.write_text(text_of(job, data), encoding="utf-8")
     print_plan(plan)
-    print(f"wrote {path}: look at it, then\n  python -m s2l_ray.run --config {path} --until subset")
+    say(f"wrote {path}: look at it, then\n  python -m s2l_ray.run --config {path} --until subset")
 
 
 def look(first: config.Config) -> Data:
