@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import jsonschema
 import pytest
 import ray
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from s2l_ray.config import Config
@@ -217,6 +220,24 @@ def test_kuberay_workers_start_from_zero_and_the_cluster_ends_with_the_job() -> 
     assert ray.__version__.split(".")[:2] == cluster["rayVersion"].split(".")[:2]
     assert yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
     assert shlex.split(spec["entrypoint"])[:3] == ["python", "-m", "s2l_ray.run"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_python_and_the_ray_of_the_file_are_those_of_the_package(name: str) -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    text = (ROOT / "clusters" / f"{name}.yaml").read_text()
+    pythons = re.findall(r"python ?(3\.\d+)", text)
+    pythons += [f"3.{minor}" for minor in re.findall(r"-py3(\d+)-", text)]
+    assert pythons
+    assert all(SpecifierSet(project["requires-python"]).contains(each) for each in pythons)
+    (ray_of_project,) = (
+        requirement.specifier
+        for requirement in map(Requirement, project["dependencies"])
+        if requirement.name == "ray"
+    )
+    rays = re.findall(r"rayproject/ray:([\d.]+\d)|rayVersion: \"([\d.]+)\"", text)
+    assert all(ray_of_project.contains(each) for pair in rays for each in pair if each)
 
 
 @pytest.mark.parametrize("name", ALL)
