@@ -585,6 +585,41 @@ KMEANS = (
 
 DATA = (
     Mutation(
+        "other_rows_keys_are_exported",
+        "core/data/original.py",
+        "    if pa.types.is_string(table.schema.field(NAME).type):",
+        "    if False:",
+        ("core/data/test_original.py",),
+    ),
+    Mutation(
+        "integers_become_floats",
+        "core/data/original.py",
+        "MAX_EXACT = 1 << 53",
+        "MAX_EXACT = 1 << 63",
+        ("core/data/test_original.py",),
+    ),
+    Mutation(
+        "infinite_numbers_are_kept_as_floats",
+        "core/data/original.py",
+        "return finite and all(",
+        "return all(",
+        ("core/data/test_original.py",),
+    ),
+    Mutation(
+        "deep_values_have_a_type",
+        "core/data/original.py",
+        "MAX_LEVELS = 32",
+        "MAX_LEVELS = 320",
+        ("core/data/test_original.py",),
+    ),
+    Mutation(
+        "a_key_may_stand_twice",
+        "core/data/formats/json_objects.py",
+        "if len(made) < len(pairs):",
+        "if not pairs:",
+        ("core/data/test_read.py",),
+    ),
+    Mutation(
         "id_holds_file_and_row",
         "core/data/parts.py",
         "ID_BITS = 40",

@@ -145,13 +145,6 @@ def every_row_rejected(case: Case) -> list[str]:
     return ["every row was rejected", "rejects"]
 
 
-def columns_that_cannot_be_unified(case: Case) -> list[str]:
-    case.rows(*[{"instruction": f"copy {n}", "output": "a", "mark": n} for n in range(40)])
-    more = [{"instruction": "copy a", "output": "a", "mark": {"of": "another type"}}]
-    tiny.write_jsonl(case.folder / "raw" / "b.jsonl", more)
-    return ["a.jsonl", "b.jsonl", "mark"]
-
-
 def a_budget_above_what_is_scored(case: Case) -> list[str]:
     case.job["trajectories"] |= {"sample": 0.2}
     case.job["subset"]["budget"] = 300
@@ -204,7 +197,6 @@ KINDS = [
     rows_that_are_all_alike,
     no_row_with_a_learned_token,
     every_row_rejected,
-    columns_that_cannot_be_unified,
     a_budget_above_what_is_scored,
     a_step_that_is_not_stored,
     a_score_that_is_no_number,

@@ -37,13 +37,13 @@ KEPT = {
         "exact",
         "trajectories",
         3,
-    ): "53cf6e3cb3e13976a8e8cbfb91091ca09d260e83d8857f9c7953795d02e5fa5d",
+    ): "26a6e76385debc8182925749adfe68dc4b8b1094892857b9747723085dc4e273",
     ("exact", "clusters", 3): "ebaa0790c4d988db26ecf0c1576cac64f1e018c69ce32468f6264aa0670f1155",
-    ("exact", "subset", 3): "1655a778d076ca904ee36cc98ba85acf12ea056c10015f4ac33a849f00926114",
+    ("exact", "subset", 3): "2fb6377b1e5fc6d6e1f1c09019e1c1c9e8eeee6b581d83fa50c17ba8e41a86bd",
     ("exact", "target", 3): "dadca526a1b5902441bca8f013e30d30825d91c04152daf4d91f963fe4179a71",
     ("exact", "evaluation", 3): "b9c3549301e010d3433003b210bc491da8df2ee8a1235f534d0bdacbb083fb4e",
     ("trained", "proxy", 3): "a04550f181e8ca6d162d5e0c4991da97e1dde5b458de9ecb04ad806a3dc9822e",
-    ("exact", "examples", 3): "9d2fd52bcf84cd861c0682912434b2f0467d6933512632ba4b8d77c9840f6f7d",
+    ("exact", "examples", 3): "37f03b0fd4e0b8e349a981474ec7569ec1c773362f09c42601d96941725bf950",
 }
 JOBS = {"exact": (kept_job.exact_job, "evaluation"), "trained": (kept_job.trained_job, "proxy")}
 VERSIONS = {stage.name: stage.version for stage in STAGES}

@@ -6,8 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
-
 from s2l_ray.config import Columns, Evaluation, Examples
 from s2l_ray.core.data.columns import column_names
 from s2l_ray.core.data.find import find_files
@@ -15,7 +13,6 @@ from s2l_ray.core.data.formats.spans import FileIndex
 from s2l_ray.core.data.hub import store_dataset, stored_dataset
 from s2l_ray.core.data.parts import PartRange, RawFile, part_ranges
 from s2l_ray.core.data.read import index_file
-from s2l_ray.core.storage.columns import unify
 from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.core.storage.parquet import schema_from_text
 from s2l_ray.core.storage.records import from_bytes, to_bytes
@@ -113,21 +110,13 @@ class RawFiles:
 def check_columns(
     files: Sequence[RawFile], indexes: Sequence[FileIndex], columns: Columns, ignore: Sequence[str]
 ) -> None:
-    """Check the columns of those files that have a schema, before any work: their meaning, and
-    whether they fit each other. Columns to ignore are left out.
+    """Check the columns of those files that have a schema, before any work. Columns to ignore are
+    left out.
 
     Raises:
-        UserError: a file whose columns fit no schema, or two files whose columns do not fit.
+        UserError: a file whose columns fit no schema.
     """
-    known = [
-        (file.uri, _without(schema_from_text(index.schema, file.uri), ignore))
-        for file, index in zip(files, indexes, strict=True)
-        if index.schema
-    ]
-    for uri, schema in known:
-        column_names(schema.names, columns, uri)
-    unify(known)
-
-
-def _without(schema: pa.Schema, ignore: Sequence[str]) -> pa.Schema:
-    return pa.schema([field for field in schema if field.name not in ignore])
+    for file, index in zip(files, indexes, strict=True):
+        if index.schema:
+            names = schema_from_text(index.schema, file.uri).names
+            column_names([name for name in names if name not in ignore], columns, file.uri)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from s2l_ray.config import Columns
 from s2l_ray.core.data.formats.spans import Column
+from s2l_ray.core.data.json_text import values_of
 from s2l_ray.errors import UserError
 
 # Reports that the row at a position of the part is bad: the reason, which is counted, and a detail
@@ -129,7 +130,7 @@ class PartColumns:
     def objects(self, meaning: str) -> list[Any]:
         """The values of the column as Python objects."""
         column = self.values(meaning)
-        return column if isinstance(column, list) else column.to_pylist()
+        return column if isinstance(column, list) else values_of(_whole(column))
 
     def report(self, row: int, meaning: str, reason: str, detail: str = "") -> None:
         """Report a bad value."""

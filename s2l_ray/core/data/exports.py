@@ -5,9 +5,7 @@ Paths in those lines are relative to the subset's folder, so they stay right whe
 copied.
 """
 
-import base64
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,21 +13,24 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from s2l_ray.core.storage.columns import is_json
+from s2l_ray.core.data.json_text import members, object_text, texts_of
 
 CHAT_FOLDER = "chat"
 
 
-def json_lines(table: pa.Table) -> bytes:
-    """Every row as one line of JSON.
+def json_lines(added: pa.Table, originals: Iterable[pa.StringScalar]) -> bytes:
+    """Every row as one line of JSON: the columns that are added, then all else that the row had.
 
-    Bytes become base64, dates text, numbers that are not finite null, and JSON text its value.
+    Args:
+        originals: of each row, the JSON object that it was.
     """
-    rows = table.to_pylist()
-    for name in (field.name for field in table.schema if is_json(field)):
-        for row in rows:
-            row[name] = None if row[name] is None else json.loads(row[name])
-    return _lines(rows)
+    columns = [texts_of(column.combine_chunks()) for column in added.columns]
+    lines = []
+    for original, *values in zip(originals, *columns, strict=True):
+        own = dict(zip(added.column_names, values, strict=True))
+        kept = {key: text for key, text in members(original.as_py()).items() if key not in own}
+        lines.append(object_text(own | kept) + "\n")
+    return "".join(lines).encode()
 
 
 def chat_lines(table: pa.Table) -> bytes:
@@ -58,26 +59,8 @@ def _turn(turn: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
-    lines = []
-    for row in rows:
-        try:
-            lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain))
-        # NaN and infinity are not JSON.
-        except ValueError:
-            lines.append(json.dumps(_finite(row), ensure_ascii=False, default=_plain))
-    return "".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass")
-
-
-def _plain(value: Any) -> str:
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    return "".join(lines).encode()
 
 
 @dataclass(frozen=True)

@@ -137,8 +137,11 @@ def extended(
     return renumbered(ranges, file_numbers(listing(ranges), base, on_changed, where).numbers)
 
 
-def kept_parts(base: Manifest, ranges: Iterable[PartRange]) -> dict[int, Part]:
-    """The base's parts that the extended data set has unchanged, by their numbers in it."""
+def kept_parts(base: Manifest, ranges: Iterable[PartRange], version: int) -> dict[int, Part]:
+    """The base's parts that the extended data set has unchanged, by their numbers in it; none where
+    another version of the stage made them."""
+    if base.version != version:
+        return {}
     unchanged = {(file.number, file.name, file.sha256) for file in files_of(base)}
     of_base: dict[str, list[Part]] = {}
     for part in base.parts:

@@ -4,8 +4,6 @@ A row becomes a conversation. All its columns are kept beside it in the struct `
 the row can be written out again as it was.
 """
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 
@@ -13,6 +11,7 @@ from s2l_ray.config import Columns
 from s2l_ray.core.data.columns import PartColumns, column_names, is_text
 from s2l_ray.core.data.conversations import conversations
 from s2l_ray.core.data.formats.spans import BadRow, Column, Rows
+from s2l_ray.core.data.json_text import values_of
 from s2l_ray.core.data.original import original_column
 from s2l_ray.core.data.parts import ID_BITS, PartRange
 from s2l_ray.core.storage.columns import plain_column
@@ -33,8 +32,7 @@ def examples_of(rows: Rows, part: PartRange, given: Columns, bad: BadRow) -> pa.
     def bad_row(position: int, reason: str, detail: str) -> None:
         if good_N[position]:
             good_N[position] = False
-            whole = {name: _value(column, position) for name, column in rows.columns.items()}
-            bad(int(numbers[position]), reason, str(whole), detail)
+            bad(int(numbers[position]), reason, _whole(rows, position), detail)
 
     made: dict[str, pa.Array] = {}
     if rows.columns:
@@ -51,15 +49,19 @@ def examples_of(rows: Rows, part: PartRange, given: Columns, bad: BadRow) -> pa.
         ],
         schema=EXAMPLES_FIXED,
     ).filter(pa.array(good_N))
-    return (
-        table.append_column("original", original_column(rows, good_N, part))
-        if rows.columns
-        else table
-    )
+    return table.append_column(*original_column(rows, good_N)) if rows.columns else table
 
 
-def _value(column: Column, position: int) -> Any:
-    return column[position] if isinstance(column, list) else column[position].as_py()
+def _whole(rows: Rows, position: int) -> str:
+    if rows.texts is not None:
+        return rows.texts[position]
+    values = {
+        name: column[position]
+        if isinstance(column, list)
+        else values_of(column.slice(position, 1).combine_chunks())
+        for name, column in rows.columns.items()
+    }
+    return str(values)
 
 
 def _in_utf8(rows: Rows, uri: str, bad: BadRow) -> Rows:
@@ -78,7 +80,7 @@ def _in_utf8(rows: Rows, uri: str, bad: BadRow) -> Rows:
             text = column.cast(pa.string()).cast(pa.binary())[row].as_py()
             bad(int(rows.numbers[row]), f"field {name!r}: expected UTF-8", repr(text), "")
         columns[name] = plain_column(column.filter(pa.array(keep_N)) if wrong else column)
-    return Rows(rows.numbers[keep_N], columns)
+    return Rows(rows.numbers[keep_N], columns, rows.texts)
 
 
 def _not_utf8(name: str, column: pa.ChunkedArray, uri: str) -> dict[int, str]:

@@ -3,6 +3,7 @@
 A part is a fixed range of rows of one raw file. All artifacts that have rows have the same parts.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -12,10 +13,10 @@ import pyarrow.compute as pc
 
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.data.incremental import file_numbers, kept_parts, listing
-from s2l_ray.core.data.original import original_rows
+from s2l_ray.core.data.original import schema_of
 from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.data.read import PartRows, read_parts
-from s2l_ray.core.storage.columns import unify
+from s2l_ray.core.storage.columns import is_json, unify
 from s2l_ray.core.storage.info import ExamplesInfo, NumberedFile
 from s2l_ray.core.storage.manifest import Manifest, Part
 from s2l_ray.core.storage.parquet import parquet_bytes, schema_from_text, schema_text
@@ -23,6 +24,7 @@ from s2l_ray.core.storage.records import from_json, to_json
 from s2l_ray.edge.parts import PartContext, adopt_parts, parts_by_tasks
 from s2l_ray.errors import UserError
 
+log = logging.getLogger("s2l_ray")
 REJECTS = pa.schema(
     [("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("text", pa.string())]
 )
@@ -32,13 +34,12 @@ def make(work: Work) -> Outcome:
     """Make all parts and agree on one schema for the original columns.
 
     Raises:
-        UserError: a bad row (unless rejected), no good row at all, or files whose columns cannot be
-            unified.
+        UserError: a bad row (unless rejected), or no good row at all.
     """
     jobs = {part.index: to_json(part) for part in work.ranges}
     base = work.manifests.get("base")
     if base is not None:
-        kept = kept_parts(base, work.ranges)
+        kept = kept_parts(base, work.ranges, work.version)
         adopt_parts(work, {index: (work.inputs["base"], part) for index, part in kept.items()})
     tasks = {part.index: part.task for part in work.ranges}
     parts = parts_by_tasks(work, jobs, _make_parts, tasks)
@@ -47,7 +48,16 @@ def make(work: Work) -> Outcome:
             "making examples: every row was rejected. Look at the rejects, or name the columns in "
             "examples.columns."
         )
-    return Outcome(parts, info=_info(parts, work.ranges, base))
+    info = _info(parts, work.ranges, base)
+    as_text = [field.name for field in schema_from_text(info.schema, "examples") if is_json(field)]
+    if as_text:
+        log.info(
+            "%s: columns whose values have no one type are kept as JSON text: %s "
+            "(examples.ignore leaves columns out)",
+            work.label,
+            ", ".join(as_text),
+        )
+    return Outcome(parts, info=info)
 
 
 def _info(parts: list[Part], ranges: list[PartRange], base: Manifest | None) -> ExamplesInfo:
@@ -59,7 +69,7 @@ def _info(parts: list[Part], ranges: list[PartRange], base: Manifest | None) -> 
         reasons.update(part.stats["rejects"])
     files = {part.file_number: part.file for part in ranges}
     lineage = file_numbers(listing(ranges), base, "drop", "")
-    schemas = ((p.stats["file"], schema_from_text(p.stats["schema"], "examples")) for p in parts)
+    schemas = dict.fromkeys(part.stats["schema"] for part in parts)
     return ExamplesInfo(
         sources=dict(sorted(sources.items())),
         rejects=dict(reasons),
@@ -70,7 +80,7 @@ def _info(parts: list[Part], ranges: list[PartRange], base: Manifest | None) -> 
         next_file_number=lineage.next_number,
         new_files=lineage.new if base is not None else [],
         dropped_files=lineage.dropped,
-        schema=schema_text(unify(schemas)),
+        schema=schema_text(unify(schema_from_text(text, "examples") for text in schemas)),
     )
 
 
@@ -92,7 +102,7 @@ def _write(context: PartContext, part: PartRange, read: PartRows) -> Part:
         files["rejects"] = (".parquet", parquet_bytes(pa.Table.from_pylist(read.rejects, REJECTS)))
     stats = {
         "file": part.file.name,
-        "schema": schema_text(original_rows(read.table).schema),
+        "schema": schema_text(schema_of(read.table)),
         "sources": dict(Counter(read.table["source"].to_pylist())),
         "rejects": dict(Counter(reject["reason"] for reject in read.rejects)),
         "characters": _characters(read.table),

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from s2l_ray.contract.work import Work
 from s2l_ray.core.data import exports
-from s2l_ray.core.data.original import original_rows
+from s2l_ray.core.data.original import original_rows, original_texts
 from s2l_ray.core.data.parts import ID_BITS
 from s2l_ray.core.storage.info import ExamplesInfo
 from s2l_ray.core.storage.manifest import Part
@@ -87,7 +87,7 @@ def _make_part(
     messages = table.select(["example_id", "source", "messages", "tools"])
     files = {
         "data": (".parquet", parquet_bytes(data)),
-        "jsonl": (".jsonl", exports.json_lines(data)),
+        "jsonl": (".jsonl", exports.json_lines(data.select(_added(table)), table["text"])),
         "messages": (".parquet", parquet_bytes(messages)),
         "chat": (".jsonl", exports.chat_lines(messages)),
         "index": (".parquet", parquet_bytes(_index(table, names))),
@@ -114,7 +114,7 @@ def _chosen_rows(
     """The chosen rows of a part: columns of examples, cluster, and score where the rule has one.
 
     The struct `original` has the columns of all files; those that the row's own file lacks are
-    null.
+    null. `text` is the JSON text of what the row had.
     """
     rows = reader.read(context, parts)
     chosen = choice.chosen(rows)
@@ -123,7 +123,9 @@ def _chosen_rows(
     part = from_json(Part, parts["examples"])
     table = context.inputs["examples"].read_part(part).filter(pa.array(keep))
     original = original_rows(table, schema).combine_chunks()
+    texts = pa.array(original_texts(table), pa.string())
     table = table.select(EXAMPLES_FIXED.names).append_column("original", original.to_struct_array())
+    table = table.append_column("text", texts)
     clusters = (
         np.zeros(len(chosen), np.int32) if rows.clusters is None else rows.clusters.astype(np.int32)
     )
@@ -137,13 +139,17 @@ def _chosen_rows(
 def _data(table: pa.Table) -> pa.Table:
     """example_id, source, cluster, score where the rule has one, then the original columns."""
     original = pa.Table.from_struct_array(table["original"])
-    added = [
-        name for name in ("example_id", "source", "cluster", "score") if name in table.column_names
-    ]
+    added = _added(table)
     kept = original.select([name for name in original.column_names if name != "source"])
     # Fields and not names alone, because their metadata marks the columns of JSON text.
     fields = [*(table.schema.field(name) for name in added), *kept.schema]
     return pa.table([*(table[name] for name in added), *kept.columns], schema=pa.schema(fields))
+
+
+def _added(table: pa.Table) -> list[str]:
+    return [
+        name for name in ("example_id", "source", "cluster", "score") if name in table.column_names
+    ]
 
 
 def _index(table: pa.Table, names: dict[int, str]) -> pa.Table:

@@ -37,7 +37,7 @@ def cut_arrow(source: Source, every: int) -> FileIndex:
     begins, size, rows = [], 0, 0
     for first, batch in batches:
         begins.append(first)
-        rows, size = first + batch.num_rows, size + batch.nbytes
+        rows, size = first + batch.num_rows, size + batch.get_total_buffer_size()
     spans = even_spans(rows, every)
     if kind == "arrow file":
         spans = _placed(spans, begins)

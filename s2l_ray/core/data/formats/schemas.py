@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from s2l_ray.core.storage.columns import plain_column, plain_type
-from s2l_ray.core.storage.parquet import parquet_bytes, schema_text
+from s2l_ray.core.storage.columns import plain_type
+from s2l_ray.core.storage.parquet import schema_text
 from s2l_ray.errors import UserError
 
 PLAIN_FEATURES = {
@@ -24,22 +24,30 @@ def stored_schema(uri: str, schema: pa.Schema) -> str:
     """The schema that a file's rows will have in the storage, as text.
 
     Raises:
-        UserError: two columns of one name, or a column that cannot be stored.
+        UserError: two columns of one name, or a column of pictures or the like.
     """
     names = schema.names
     if len(set(names)) < len(names):
         raise UserError(f"reading {uri}: two columns have the same name in {names}. Rename one.")
-    _check_metadata(uri, schema.metadata or {})
     for column in schema:
-        try:
-            plain = plain_column(pa.chunked_array([pa.nulls(1, column.type)]))
-            parquet_bytes(pa.table({column.name: plain}))
-        except pa.ArrowException as error:
+        twice = _name_twice(column.type)
+        if twice is not None:
             raise UserError(
-                f"reading {uri}, field {column.name!r}: a column of type {column.type} cannot be "
-                f"kept ({error}). Convert or remove the column."
-            ) from None
+                f"reading {uri}, field {column.name!r}: expected each key once in a struct, got "
+                f"{twice!r} twice. Rename one, or remove the field."
+            )
+    _check_metadata(uri, schema.metadata or {})
     return schema_text(pa.schema([(column.name, plain_type(column.type)) for column in schema]))
+
+
+def _name_twice(kind: pa.DataType) -> str | None:
+    """A name that two fields of a struct inside a type have."""
+    inner = [kind.field(number) for number in range(kind.num_fields)]
+    names = [field.name for field in inner] if pa.types.is_struct(kind) else []
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        return twice
+    return next(filter(None, (_name_twice(field.type) for field in inner)), None)
 
 
 def _check_metadata(uri: str, metadata: dict[bytes, bytes]) -> None:

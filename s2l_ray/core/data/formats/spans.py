@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from s2l_ray.core.data.json_text import members, object_text
+
 # Values of a column: Python objects where the file is JSON or CSV, else Arrow.
 Column: TypeAlias = "list[Any] | pa.ChunkedArray"
 # Reports a bad row of the file: its number, the reason, its text, and a detail for people.
@@ -50,15 +52,26 @@ class FileIndex:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as a format gives them: numbers in the file, int64 [N], and each column's values."""
+    """Rows as a format gives them: numbers in the file, int64 [N], and each column's values.
+
+    Args:
+        texts: of rows of JSON: the object as it was read.
+    """
 
     numbers: np.ndarray
     columns: dict[str, Column]
+    texts: list[str] | None = None
 
     def without(self, names: Collection[str]) -> "Rows":
         """The rows less these columns, where they have them."""
         kept = {name: column for name, column in self.columns.items() if name not in names}
-        return Rows(self.numbers, kept)
+        if len(kept) == len(self.columns):
+            return self
+        return Rows(self.numbers, kept, self.texts and [_less(text, names) for text in self.texts])
+
+
+def _less(text: str, names: Collection[str]) -> str:
+    return object_text({key: own for key, own in members(text).items() if key not in names})
 
 
 def even_spans(rows: int, every: int) -> list[Span]:

@@ -44,7 +44,8 @@ def test_json_lines_hold_what_json_has_no_word_for() -> None:
         "d": None,
         "e": "ü\u2028",
     }
-    written = json_lines(pa.Table.from_pylist([row, {"a": [], "e": "x"}]))
+    added = pa.Table.from_pylist([row, {"a": [], "e": "x"}])
+    written = json_lines(added, pa.array(['{"e": 1, "f": 1e999}', "{}"]))
     assert written.count(b"\n") == 2
     assert json.loads(written.decode().split("\n")[0]) == {
         "a": [None, None, 1.5],
@@ -52,6 +53,7 @@ def test_json_lines_hold_what_json_has_no_word_for() -> None:
         "c": "2024-02-29",
         "d": None,
         "e": "ü\u2028",
+        "f": math.inf,
     }
 
 

@@ -24,10 +24,12 @@ from s2l_ray.core.data import formats
 from s2l_ray.core.data.find import find_files, source_of
 from s2l_ray.core.data.formats import columnar, json_array, source
 from s2l_ray.core.data.formats.spans import FileIndex, Span
-from s2l_ray.core.data.original import original_rows
+from s2l_ray.core.data.original import original_rows, schema_of
 from s2l_ray.core.data.parts import PartRange, part_ranges
 from s2l_ray.core.data.read import index_file, read_part, read_parts
+from s2l_ray.core.storage.columns import unify
 from s2l_ray.core.storage.records import from_bytes, to_bytes
+from s2l_ray.core.storage.schemas import EXAMPLES_FIXED
 
 Row = dict[str, Any]
 
@@ -103,7 +105,14 @@ def read_all(parts: list[PartRange], columns: Columns, together: bool) -> pa.Tab
         tables = [read.table for read in read_parts(parts, columns)]
     else:
         tables = [read_part(part, columns).table for part in reversed(parts)][::-1]
-    return pa.concat_tables(tables, promote_options="permissive")
+    schema = unify(map(schema_of, tables))
+    return pa.concat_tables([under_one_schema(table, schema) for table in tables])
+
+
+def under_one_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    original = original_rows(table, schema).combine_chunks().to_struct_array()
+    fixed = table.select(EXAMPLES_FIXED.names)
+    return fixed.append_column("original", original).replace_schema_metadata(None)
 
 
 def facts(table: pa.Table) -> tuple[list[Any], ...]:

@@ -176,7 +176,8 @@ def test_an_extended_data_set_keeps_the_parts_of_the_files_it_keeps() -> None:
     assert [(part.index, part.file_number, part.file.name) for part in extended] == [
         (0, 0, "b"), (1, 0, "b"), (2, 2, "a"), (3, 2, "a"), (4, 2, "a"), (5, 3, "d"),
     ]  # fmt: skip
-    assert kept_parts(base, extended) == {0: parts[0], 1: parts[1]}
+    assert kept_parts(base, extended, base.version) == {0: parts[0], 1: parts[1]}
+    assert kept_parts(base, extended, base.version + 1) == {}
 
 
 @pytest.mark.parametrize(

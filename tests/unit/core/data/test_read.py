@@ -163,7 +163,9 @@ BAD_LINES = [
     (b"3", "expected a JSON object, got int", ""),
     (b"null", "expected a JSON object, got NoneType", ""),
     (b"{} {}", "expected a JSON object, but Extra data", ""),
-    (b"[" * 100_000, "expected a JSON object, but", ""),
+    (b"[" * 100_000, "expected at most 500 lists and objects inside each other", ""),
+    (b'{"x": ' + b"[" * 500 + b"]" * 500 + b"}", "expected at most 500 lists", "got more"),
+    (b'{"x": [{"a": 1, "b": 2, "a": 1}]}', "each key once in an object", "got 'a' twice"),
     (
         b'{"instruction": "caf\xe9", "output": "a"}',
         "expected UTF-8",
