@@ -18,7 +18,9 @@ as "making": ours puts its parts into Shards, anew for every fit (a fit sorts th
 RDD and dask's array are cached once, the others take the array of rows as it is. Ratios are given
 without and with it. MiniBatchKMeans does no rounds of all rows; it reads as many rows as the others
 do. Ours assigns all rows to the final centroids, for their sizes and the objective; faiss does not,
-and faiss+labels does. A rival that is not installed is skipped, with the reason.
+and faiss+labels does. "without bounds" and "without tiles" are ours without Hamerly bounds or
+without leaving SIMD tiles out, in one thread. A rival that is not installed is skipped, with the
+reason.
 
 Memory is private memory after a fit of all rows in one Shard, less that of the same process after a
 fit of 1,000 rows, over the bytes of the float32 rows.
@@ -37,6 +39,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -45,6 +48,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import faiss  # noqa: E402
 import numpy as np  # noqa: E402
 
+from s2l_ray.core.kmeans import assign  # noqa: E402
 from s2l_ray.core.kmeans.assign import nearest, squared_distances  # noqa: E402
 from s2l_ray.core.kmeans.centroid_index import CentroidIndex  # noqa: E402
 from s2l_ray.core.kmeans.lloyd import KMeans  # noqa: E402
@@ -53,6 +57,8 @@ from s2l_ray.core.query import Query, ask_here  # noqa: E402
 from tests.bench import frame  # noqa: E402
 
 Fit = Callable[[], np.ndarray]  # the centroids
+# Sides that count making inside their seconds.
+OURS = {"ours", "without bounds", "without tiles"}
 MAKING: dict[
     str, list[float]
 ] = {}  # seconds, by side; of ours one for each fit, the one to warm up included
@@ -139,10 +145,11 @@ def compare(rows: np.ndarray, k: int, args: argparse.Namespace) -> list[dict[str
     objectives = {name: objective(rows, centroids) for name, centroids in found.items()}
     made = {name: MAKING.get(name, [0.0])[-args.repeats :] for name in sides}
     whole = {
-        name: own if name == "ours" else [took + made[name][0] for took in own]
+        name: own if name in OURS else [took + made[name][0] for took in own]
         for name, own in seconds.items()
     }
-    seconds["ours"] = [took - own for took, own in zip(seconds["ours"], made["ours"], strict=True)]
+    for name in OURS & seconds.keys():
+        seconds[name] = [took - own for took, own in zip(seconds[name], made[name], strict=True)]
     return [
         {
             "K": k,
@@ -239,7 +246,15 @@ def making(side: str) -> Iterator[None]:
     MAKING.setdefault(side, []).append(time.perf_counter() - began)
 
 
-def ours(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
+def ours(
+    rows: np.ndarray,
+    start: np.ndarray,
+    args: argparse.Namespace,
+    side: str = "ours",
+    **limits: int,
+) -> Fit:
+    """Ours; `limits` are constants of `assign` in this process, which leave a shortcut out."""
+    limits = {"MAX_BOUNDED": assign.MAX_BOUNDED, **limits}
     shards = (
         [Apart(args, number) for number in range(args.threads)]
         if args.threads > 1
@@ -252,7 +267,7 @@ def ours(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
         return [shard.answer() for shard in shards]
 
     def run() -> np.ndarray:
-        with making("ours"):
+        with making(side):
             put(None)
         options = {
             "k": len(start),
@@ -261,7 +276,8 @@ def ours(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fit:
             "tolerance": -1.0,
             "start": start,
         }
-        return KMeans(**options).fit(lambda query: query.merge(put(query))).centroids
+        with mock.patch.dict(vars(assign), limits):
+            return KMeans(**options).fit(lambda query: query.merge(put(query))).centroids
 
     return run
 
@@ -421,6 +437,8 @@ def dask_ml(rows: np.ndarray, start: np.ndarray, args: argparse.Namespace) -> Fi
 
 SIDES: dict[str, Callable[[np.ndarray, np.ndarray, argparse.Namespace], Fit]] = {
     "ours": ours,
+    "without bounds": partial(ours, side="without bounds", MAX_BOUNDED=0),
+    "without tiles": partial(ours, side="without tiles", _FEW_CENTROIDS=1 << 30),
     "faiss": faiss_kmeans,
     "faiss+labels": partial(faiss_kmeans, last_labels=True),
     "scikit-learn": scikit_learn,
