@@ -88,7 +88,7 @@ def check(first: config.Config, nodes: dict[str, pipeline.Node], args: argparse.
     import transformers
 
     from s2l_ray.core.fidelity import losses, shifts
-    from s2l_ray.core.model.loading import load_config
+    from s2l_ray.core.model.architecture import load_config
     from s2l_ray.core.model.scoring import device_of
 
     transformers.logging.set_verbosity_error()

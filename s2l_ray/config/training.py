@@ -71,13 +71,26 @@ class Training(Section):
         128, ge=1, description="examples of one optimiser step, over all workers"
     )
     learning_rate: float = Field(2e-5, gt=0, description="peak learning rate")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="learning rate after the warm-up"
+    schedule: Literal["cosine", "linear", "constant_with_warmup", "constant"] = Field(
+        "cosine",
+        description="learning rate after the warm-up, as transformers names it; `constant` has no "
+        "warm-up",
     )
     warmup_ratio: float = Field(
-        0.03, ge=0, lt=1, description="share of the steps over which the learning rate rises"
+        0.03,
+        ge=0,
+        lt=1,
+        description="share of the steps over which the learning rate rises; not with schedule: "
+        "constant",
     )
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
+    weight_decay: float = Field(
+        0.0, ge=0, description="decoupled weight decay (AdamW) of all but norms and biases"
+    )
+    dropout: bool = Field(
+        False,
+        description="train with the dropout that the model's config names; off, the trained "
+        "model's config has it at 0. On, every example is a pass by itself, which is slower",
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first decay rate")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second decay rate")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
@@ -91,9 +104,9 @@ class Training(Section):
         1, description="DeepSpeed ZeRO stage: what is sharded over the workers"
     )
     shuffle_window: int = Field(
-        8,
+        131_072,
         ge=1,
-        description="parts whose rows are shuffled together; more needs more memory per reader",
+        description="rows that are shuffled together; more needs more memory per reader",
     )
     state_every: int = Field(
         500, ge=1, description="optimiser steps between saves of the training state"
@@ -109,6 +122,16 @@ class Training(Section):
     def _template_is_used(self) -> "Training":
         if self.template is not None and self.prompt != "chat":
             raise ValueError(f"template is only used with prompt: chat; got prompt: {self.prompt}")
+        return self
+
+    @model_validator(mode="after")
+    def _warm_up_takes_place(self) -> "Training":
+        named = "warmup_ratio" in self.model_fields_set
+        if self.schedule == "constant" and named and self.warmup_ratio:
+            raise ValueError(
+                f"schedule: constant has no warm-up, but warmup_ratio is {self.warmup_ratio}. Set "
+                "schedule: constant_with_warmup, or leave out warmup_ratio"
+            )
         return self
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ SUBSET = "subset"
 COVERING = "facility_location"
 SEARCH = "sample of keys"
 TRAINING_ORDER = "order of training"
+DROPOUT = "dropout"
 CHECKED = "rows of a check"
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -50,7 +50,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from s2l_ray.core.memory import keep_freed_memory  # noqa: E402
-from s2l_ray.core.model.loading import build  # noqa: E402
+from s2l_ray.core.model.architecture import build  # noqa: E402
 from s2l_ray.core.model.scoring import score  # noqa: E402
 from s2l_ray.core.text.batching import dense_batches, pad  # noqa: E402
 from s2l_ray.core.text.encoding import Encoded  # noqa: E402

@@ -19,8 +19,8 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from s2l_ray.core.model.architecture import build  # noqa: E402
 from s2l_ray.core.model.cost import scoring_flops  # noqa: E402
-from s2l_ray.core.model.loading import build  # noqa: E402
 from s2l_ray.core.model.scoring import score_statistics  # noqa: E402
 from s2l_ray.core.text.encoding import Encoded  # noqa: E402
 from tests.bench.frame import finish  # noqa: E402

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from s2l_ray.config import Model, Training  # noqa: E402
 from s2l_ray.core.memory import keep_freed_memory  # noqa: E402
-from s2l_ray.core.model.loading import build  # noqa: E402
+from s2l_ray.core.model.architecture import build  # noqa: E402
 from s2l_ray.core.model.losses import token_losses  # noqa: E402
 from s2l_ray.core.model.schedule import TrainingSetup  # noqa: E402
 from s2l_ray.core.model.training import train  # noqa: E402

@@ -48,6 +48,8 @@ def changed(setup: TrainingSetup, **fields: Any) -> TrainingSetup:
     return replace(setup, section=setup.section.model_copy(update=fields))
 
 
+# Steps that change no weight, and a state after the first of them.
+UNMOVED = {"dtype": "bf16", "learning_rate": 1e-30, "weight_decay": 0.0, "state_every": 1}
 LONG = replace(changed(SHORT, state_every=3), total_steps=6, checkpoint_steps=(2, 6))
 
 
@@ -85,11 +87,12 @@ class Job:
     dies_after: int | None = None
     weights: str | None = None
     tied: bool = False
+    dropout: float = 0.0
     # 11 per head pair and odd vocabulary: tensors that two workers cannot halve.
     hidden_size: int = 22
 
 
-def build_model(tied: bool = False, hidden_size: int = 22) -> torch.nn.Module:
+def build_model(tied: bool = False, hidden_size: int = 22, dropout: float = 0.0) -> torch.nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -101,6 +104,7 @@ def build_model(tied: bool = False, hidden_size: int = 22) -> torch.nn.Module:
         num_key_value_heads=1,
         max_position_embeddings=64,
         tie_word_embeddings=tied,
+        attention_dropout=dropout,
         pad_token_id=0,
     )
     return LlamaForCausalLM(config)
@@ -146,7 +150,7 @@ def run_job(job: Job, root: Path, rank: int, world_size: int) -> None:
     outcome = "done"
     try:
         train(
-            lambda: build_model(job.tied, job.hidden_size),
+            lambda: build_model(job.tied, job.hidden_size, job.dropout),
             weights.__getitem__ if weights else None,
             job.setup,
             batches_of(job, rank, world_size),
@@ -243,6 +247,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Job(f"tied-{setup.section.zero_stage}", setup, tied=True)
                 for setup in (stages[0], stages[2])
             ),
+            *(
+                Job(
+                    f"masters-{setup.section.zero_stage}-{name}",
+                    changed(setup, **UNMOVED),
+                    None,
+                    name,
+                )
+                for setup in stages
+                for name in ("given.safetensors", None)
+            ),
+            Job("dropped-2", changed(SHORT, dropout=True), dropout=0.5),
             Job("poisoned", stages[0], weights="poisoned.safetensors"),
             Job("two-then-one", long[3, "fp32"], dies_after=5),
             *living_and_dying(2),
@@ -264,6 +279,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [
             *(Job(f"plain-1-{setup.section.zero_stage}", setup) for setup in stages),
             Job("one-pass", replace(SHORT, micro_batch=8)),
+            Job("dropped-1", replace(changed(SHORT, dropout=True), micro_batch=4), dropout=0.5),
             Job("two-then-one", long[1, "fp32"]),
             *(Job(name, long[1, "fp32"]) for name in ("damaged", "short", "absent", "incomplete")),
             Job("other-model", long[1, "fp32"], hidden_size=24),
@@ -304,11 +320,17 @@ def plain_torch(
     section = setup.section
     torch.manual_seed(section.seed)
     model = build_model(tied)
-    decay = section.weight_decay
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=decay, foreach=False)
+    layers = (torch.nn.Linear, torch.nn.Embedding)
+    decayed = {module.weight for module in model.modules() if isinstance(module, layers)}
+    groups = [
+        {"params": [p for p in model.parameters() if (p in decayed) == decays], "weight_decay": w}
+        for decays, w in ((True, section.weight_decay), (False, 0.0))
+    ]
+    optimizer = torch.optim.AdamW(groups, foreach=False)
     losses = []
     for step in range(setup.total_steps):
-        optimizer.param_groups[0]["lr"] = learning_rate_at(step, setup)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, setup)
         useful = [e for e in global_batch(step, section.global_batch) if e.learned.any()]
         parts = [
             token_losses(
@@ -394,6 +416,29 @@ def test_bf16_learns_the_same_under_zero_2_and_3(root: Path) -> None:
     exact = [line["loss"] for line in metrics(root, "given-1")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert losses[0] == pytest.approx(exact, abs=2e-2)
+
+
+@pytest.mark.parametrize("name", ["given.safetensors", None])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_masters_of_bf16_start_from_the_fp32_weights(
+    root: Path, stage: int, name: str | None
+) -> None:
+    torch.manual_seed(SECTION.seed)
+    expected = load_file(root / name) if name else dict(build_model().named_parameters())
+    folder = root / f"masters-{stage}-{name}"
+    assert outcome(root, folder.name) == "done"
+    (state,) = (folder / "state").iterdir()
+    masters = {k: v for p in state.glob("weight-*") for k, v in load_file(p).items()}
+    assert_same_bits(masters, {k: v.detach() for k, v in expected.items()})
+    halves = {k: v.detach().bfloat16() for k, v in expected.items()}
+    assert_same_bits(weights(root, folder.name, 3), halves)
+
+
+def test_dropout_depends_neither_on_workers_nor_on_micro_batches(root: Path) -> None:
+    one, two = (weights(root, f"dropped-{workers}", 3) for workers in (1, 2))
+    assert_close(two, one)
+    plain = weights(root, "plain-1-1", 3)
+    assert max((one[name] - plain[name]).abs().max() for name in plain) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["plain-1-1", "plain-2-3", "tied-1", "tied-3", "given-bf16-3"])

@@ -24,7 +24,8 @@ from s2l_ray.core.kmeans.lloyd import KMeans
 from s2l_ray.core.kmeans.process_rows import HeldRows
 from s2l_ray.core.kmeans.shard import Shard
 from s2l_ray.core.kmeans.sources import fit_source
-from s2l_ray.core.model import order, scoring
+from s2l_ray.core.model import scoring
+from s2l_ray.core.model.order import Order
 from s2l_ray.core.query import ask_here
 from s2l_ray.core.selection.draw import draw
 from s2l_ray.core.selection.keys import GroupSizes, Keys, Points, ordered_bits
@@ -49,8 +50,8 @@ KEPT = {
     ("clusters", 2): "2fed1c98b2d6ab7c82248c4fb1248df4588af1a497933273327207e8219e77aa",
     ("subset", 1): "018440c0f9e9afbd87f852b7deff88548ba6b45afe664df25b323c3dd4a63e28",
     ("subset", 2): "217ca58f5c5ccc65efad0ef8b586094445acab3cfd8e1a9e2b19fc1a6d5635e4",
-    ("proxy", 3): "a898ca79f08d5796a4820ed3edd2a047a1ba149ce8f65392496ae8ccdcb5c675",
-    ("target", 3): "a898ca79f08d5796a4820ed3edd2a047a1ba149ce8f65392496ae8ccdcb5c675",
+    ("proxy", 3): "8ade0735c75780861a0280588643ea371fa612c52a54390378f42b94a6664cfd",
+    ("target", 3): "8ade0735c75780861a0280588643ea371fa612c52a54390378f42b94a6664cfd",
     ("trajectories", 3): "a95c19278b4cf10bc3245a4789f4884e8c86afb3ae44a0f8d9719354c2ccad2a",
     ("clusters", 3): "074776e2271a1d5409b322f3e9f394ed52886c13b51eb4c3fc6aab0d67c2ee6c",
     ("subset", 3): "a3d024c22a2b50d31c88e68bde83c2fd4a92aca69e0d9b6e48b310b0ecc6d37e",
@@ -70,11 +71,8 @@ def examples(folder: Path) -> Any:
 
 def training(folder: Path) -> Any:
     """What the loop is fed: the order of the data, and the tokens with what is learned of them."""
-    plan = order.stream([40, 7, 64], window=2, seed=3, global_batch=16, epochs=2)
-    windows = [
-        (w.epoch, w.number, w.parts, w.first, order.shuffled(plan, w).tolist())
-        for w in order.windows(plan)
-    ]
+    order = Order((40, 7, 64), window=50, seed=3, global_batch=16, positions=200)
+    windows = [(w.epoch, w.number, w.first, order.rows_of(w).tolist()) for w in order.windows()]
     encoded = Encoder(byte_tokenizer(), "alpaca", 200).examples(rows(folder))
     return [windows, [(e.example_id, e.input_ids.tolist(), e.learned.tolist()) for e in encoded]]
 

@@ -14,9 +14,10 @@ from s2l_ray import config, pipeline
 from s2l_ray.config import Model, Training
 from s2l_ray.contract.work import Outcome
 from s2l_ray.core.hashing import SUBSET, keyed_hash
-from s2l_ray.core.model import order
+from s2l_ray.core.model.architecture import build, load_config
 from s2l_ray.core.model.checkpoint import checkpoint_folder
-from s2l_ray.core.model.loading import build, load_config, load_encoder
+from s2l_ray.core.model.loading import load_encoder
+from s2l_ray.core.model.order import Order
 from s2l_ray.core.model.schedule import checkpoint_steps
 from s2l_ray.core.model.scoring import files_of, load_checkpoint
 from s2l_ray.core.selection.draw import draw
@@ -96,15 +97,15 @@ def test_bug_13_the_trajectory_depends_on_the_number_of_gpus() -> None:
     """The published code keeps all, half or a quarter of training on 4, 2 or 1 GPUs. Here T points
     span all of it: the global batch, and so the steps, are the config's, and workers only share a
     batch."""
-    plan = order.stream([16_384] * 15 + [16_279], 8, 0, global_batch=128, epochs=3)
-    steps = checkpoint_steps(plan.steps, 12)
+    order = Order((*[16_384] * 15, 16_279), 131_072, 0, global_batch=128, positions=3 * 262_039)
+    steps = checkpoint_steps(order.steps, 12)
     assert len(steps) == 12
-    assert steps[0] == round(plan.steps / 12)
-    assert steps[-1] == plan.steps
-    for step in (0, steps[0], plan.steps - 1):
+    assert steps[0] == round(order.steps / 12)
+    assert steps[-1] == order.steps
+    for step in (0, steps[0], order.steps - 1):
         for workers in (1, 2, 4, 8):
-            share = [order.share_of(plan, step, rank, workers) for rank in range(workers)]
-            assert sum(share) == min(128, plan.positions - step * 128)
+            share = [order.share_of(step, rank, workers) for rank in range(workers)]
+            assert sum(share) == min(128, order.positions - step * 128)
 
 
 @pytest.mark.parametrize("section", ["proxy", "trajectories"])

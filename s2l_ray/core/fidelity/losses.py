@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from s2l_ray.config import Proxy
 from s2l_ray.core.fidelity.rows import EncodedRows
-from s2l_ray.core.model.loading import build
+from s2l_ray.core.model.architecture import build
 from s2l_ray.core.model.scoring import (
     Weights,
     check_finite,

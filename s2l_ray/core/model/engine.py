@@ -1,6 +1,7 @@
 """The DeepSpeed engine of a training: the library, its settings, and the initial weights."""
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -13,7 +14,8 @@ import torch
 from torch import distributed, nn
 
 from s2l_ray.core.model.schedule import TrainingSetup, accumulation
-from s2l_ray.core.model.tensors import DTYPES, stored_tensors, total_numel
+from s2l_ray.core.model.state import set_full
+from s2l_ray.core.model.tensors import DTYPES, full_shape, stored_tensors, total_numel
 from s2l_ray.core.model.workers import Worker, from_worker
 from s2l_ray.errors import UserError
 
@@ -23,6 +25,8 @@ BUCKET_ELEMENTS = 200_000_000
 
 BuildModel = Callable[[], nn.Module]
 LoadWeight = Callable[[str], torch.Tensor]
+# Of weights that the model's dtype rounds: what gives each of them as it was, on worker 0.
+Unrounded = dict[str, Callable[[], torch.Tensor]]
 
 
 def make_engine(
@@ -41,14 +45,13 @@ def make_engine(
     """
     deepspeed = _deepspeed(worker.device)
     section = setup.section
-    module = _module(build_model, load_weight, setup, worker, resuming)
+    module, unrounded = _module(build_model, load_weight, setup, worker, resuming)
     module.train()
     optimizer = torch.optim.AdamW(
-        module.parameters(),
+        parameter_groups(module, section.weight_decay),
         lr=section.learning_rate,
         betas=(section.adam_beta1, section.adam_beta2),
         eps=section.adam_epsilon,
-        weight_decay=section.weight_decay,
         fused=True,
     )
     bucket = min(BUCKET_ELEMENTS, total_numel(module.parameters()))
@@ -61,7 +64,29 @@ def make_engine(
             config=_config(setup, worker, bucket),
             dist_init_required=False,
         )
+    for name, parameter in engine.module.named_parameters():
+        if name in unrounded:
+            value = unrounded.pop(name)().float() if worker.rank == 0 else None
+            set_full(parameter, value, "weight", 0, worker)
     return engine
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for an optimizer: weights that decay, and norms and biases, which do not.
+
+    So does the Trainer of transformers. Its rule goes by names, such as bias and norm; ours also
+    takes every vector as one of these, whatever its name.
+    """
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        is_matrix = len(full_shape(parameter)) > 1 and "bias" not in name and "norm" not in name
+        (decayed if is_matrix else kept).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def _deepspeed(device: torch.device) -> Any:
@@ -130,15 +155,22 @@ def _module(
     setup: TrainingSetup,
     worker: Worker,
     resuming: bool,
-) -> nn.Module:
-    """The model with its initial weights; under ZeRO-3 a given model is never whole on a worker."""
+) -> tuple[nn.Module, Unrounded]:
+    """The model with its initial weights, and where they come from if its dtype rounds them.
+
+    Under ZeRO-3 a given model is never whole on a worker.
+    """
     torch.manual_seed(setup.section.seed)
     module = build_model() if load_weight is None else _empty_module(build_model, setup, worker)
-    for parameter in module.parameters():
+    unrounded: Unrounded = {}
+    for name, parameter in module.named_parameters():
+        drawn = parameter.data
         _cast(parameter, DTYPES[setup.section.dtype])
+        if load_weight is None and not resuming and parameter.dtype != drawn.dtype:
+            unrounded[name] = functools.partial(torch.Tensor.cpu, drawn)
     if load_weight is not None:
-        _fill(module, load_weight, resuming, worker)
-    return module
+        unrounded = _fill(module, load_weight, resuming, worker)
+    return module, unrounded
 
 
 def _empty_module(build_model: BuildModel, setup: TrainingSetup, worker: Worker) -> nn.Module:
@@ -164,10 +196,13 @@ def _cast(parameter: nn.Parameter, dtype: torch.dtype) -> None:
         parameter.ds_tensor.data = parameter.ds_tensor.data.to(dtype)
 
 
-def _fill(module: nn.Module, load_weight: LoadWeight, resuming: bool, worker: Worker) -> None:
+def _fill(module: nn.Module, load_weight: LoadWeight, resuming: bool, worker: Worker) -> Unrounded:
     """Set every parameter and stored buffer on worker 0, one at a time; DeepSpeed broadcasts them.
 
     When resuming, parameters are only made finite.
+
+    Returns:
+        The parameters that are stored in another dtype than the model's.
 
     Raises:
         UserError: a weight has another shape than the model's.
@@ -175,12 +210,13 @@ def _fill(module: nn.Module, load_weight: LoadWeight, resuming: bool, worker: Wo
     from deepspeed.runtime.zero import GatheredParameters
 
     parameters = dict(module.named_parameters())
+    unrounded: Unrounded = {}
     for name, tensor in stored_tensors(module).items():
 
-        def put(name: str = name, tensor: torch.Tensor = tensor) -> None:
+        def put(name: str = name, tensor: torch.Tensor = tensor) -> bool:
             if resuming and name in parameters:
                 tensor.data.zero_()
-                return
+                return False
             value = load_weight(name)
             if value.shape != tensor.shape:
                 raise UserError(
@@ -189,8 +225,12 @@ def _fill(module: nn.Module, load_weight: LoadWeight, resuming: bool, worker: Wo
                     "config.json of the model do not belong together."
                 )
             tensor.data.copy_(value)
+            return value.dtype != tensor.dtype
 
         with GatheredParameters([tensor], modifier_rank=0):
-            from_worker(0, worker, put)
+            is_rounded = from_worker(0, worker, put)
         if name not in parameters:
             distributed.broadcast(tensor, src=0)
+        elif is_rounded:
+            unrounded[name] = functools.partial(load_weight, name)
+    return unrounded

@@ -1,145 +1,18 @@
-"""Models and tokenizers: where they are, what identifies them, and how their weights are read.
+"""Tokenizers, encoders and weights: how they are read. No code of theirs is run."""
 
-No code of theirs is run.
-"""
-
-import copy
-import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pyarrow import fs as pafs
-
 from s2l_ray.config import Model, Training
-from s2l_ray.core.storage.manifest import fingerprint
+from s2l_ray.core.model.architecture import build, load_config
+from s2l_ray.core.model.places import is_folder, local_folder, pretrained
 from s2l_ray.core.storage.store import filesystem
 from s2l_ray.core.text.byte_tokenizer import BYTES, byte_tokenizer
 from s2l_ray.core.text.encoding import Encoder
 from s2l_ray.errors import UserError
-
-NOT_IDENTITY = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".md")
-
-
-def identity(model: Model, tokenizer: str | None) -> dict[str, Any]:
-    """What names a model and its tokenizer in a fingerprint.
-
-    Folders are named by content hashes, Hub names by commits, a config by itself.
-
-    Raises:
-        UserError: a folder that is not there, or a Hub name whose commit is not known.
-    """
-    if model.path is not None:
-        weights: Any = {"files": folder_hashes(model.path)}
-        if "config.json" not in weights["files"]:
-            raise UserError(
-                f"reading the model folder {model.path}: it has no config.json. Name a Hugging "
-                "Face model folder."
-            )
-    elif model.hub is not None:
-        weights = {"commit": _hub_commit(model.hub)}
-    else:
-        weights = {"config": model.config}
-    if tokenizer in (None, BYTES):
-        return {"model": weights, "tokenizer": tokenizer}
-    words = folder_hashes(tokenizer) if _is_folder(tokenizer) else _hub_commit(tokenizer)
-    return {"model": weights, "tokenizer": words}
-
-
-def folder_hashes(uri: str) -> dict[str, str]:
-    """Relative name -> SHA-256 of the files of a model or tokenizer folder that can matter.
-
-    These are the files at its top, without pickles and prose.
-    """
-    filesystem_, path = filesystem(uri)
-    if filesystem_.get_file_info(path).type != pafs.FileType.Directory:
-        raise UserError(
-            f"reading the model folder {uri}: there is no such folder. Correct model.path or "
-            "tokenizer."
-        )
-    infos = filesystem_.get_file_info(pafs.FileSelector(path))
-    hashes = {}
-    for info in infos:
-        name = info.path[len(path.rstrip("/")) + 1 :]
-        if info.type != pafs.FileType.File or name.startswith(".") or name.endswith(NOT_IDENTITY):
-            continue
-        digest = hashlib.sha256()
-        with filesystem_.open_input_stream(info.path, compression=None) as stream:
-            while chunk := stream.read(1 << 24):
-                digest.update(chunk)
-        hashes[name] = digest.hexdigest()
-    return hashes
-
-
-def _is_folder(name: str) -> bool:
-    return "://" in name or os.path.isdir(os.path.expanduser(name))
-
-
-def _hub_commit(name: str) -> str:
-    from huggingface_hub import model_info
-
-    repository, _, revision = name.partition("@")
-    try:
-        return str(model_info(repository, revision=revision or None).sha)
-    except Exception as error:  # whatever its HTTP library raises; the cause is kept in the message
-        raise UserError(
-            f"looking up {name} on the Hugging Face Hub: {type(error).__name__}: {error}. Download "
-            "the model and name its folder as model.path, or give this machine access to the Hub."
-        ) from None
-
-
-def local_folder(uri: str) -> str:
-    """A local path with the content of a folder.
-
-    A remote folder is copied once per content to the machine's temporary folder.
-    """
-    filesystem_, path = filesystem(uri)
-    if isinstance(filesystem_, pafs.LocalFileSystem):
-        return path
-    target = Path(tempfile.gettempdir()) / f"s2l_ray-{fingerprint([uri, folder_hashes(uri)])}"
-    if not target.exists():
-        copy = tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent)
-        pafs.copy_files(
-            path, copy, source_filesystem=filesystem_, destination_filesystem=pafs.LocalFileSystem()
-        )
-        try:
-            os.rename(copy, target)
-        except (
-            OSError
-        ):  # another worker of this machine was faster; what it copied has the same content
-            shutil.rmtree(copy)
-    return str(target)
-
-
-def _pretrained(model: Model) -> tuple[str, dict[str, Any]]:
-    if model.path is not None:
-        return local_folder(model.path), {}
-    repository, _, revision = str(model.hub).partition("@")
-    return repository, {"revision": revision or None}
-
-
-def load_config(model: Model) -> Any:
-    """The transformers config of a model.
-
-    Raises:
-        UserError: it cannot be found or is not one that transformers knows.
-    """
-    from transformers import AutoConfig
-
-    try:
-        if model.config is not None:
-            return AutoConfig.for_model(**model.config)
-        name, options = _pretrained(model)
-        return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = model.path or model.hub or f"model.config {model.config}"
-        raise UserError(
-            f"reading the config of {what}: {error}. Correct the section's model."
-        ) from None
 
 
 def load_tokenizer(training: Training) -> Any:
@@ -149,9 +22,9 @@ def load_tokenizer(training: Training) -> Any:
         return byte_tokenizer()
     from transformers import AutoTokenizer
 
-    named = Model(path=name) if _is_folder(name) else Model(hub=name)
+    named = Model(path=name) if is_folder(name) else Model(hub=name)
     try:
-        place, options = _pretrained(named if name else training.model)
+        place, options = pretrained(named if name else training.model)
         return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
         what = name or training.model.path or training.model.hub
@@ -202,46 +75,6 @@ def make_encoder(training: Training) -> Encoder:
     )
 
 
-def build(config: Any, dtype: str = "fp32", attention: str | None = None) -> Any:
-    """A causal LM of that config with weights drawn from torch's current generator.
-
-    Args:
-        attention: one of transformers' implementations, such as eager or sdpa; default: the one
-            that it chooses itself.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    options = {} if attention is None else {"attn_implementation": attention}
-    return AutoModelForCausalLM.from_config(
-        copy.deepcopy(config), dtype=torch.bfloat16 if dtype == "bf16" else torch.float32, **options
-    )
-
-
-def parameters(model: Model) -> int | None:
-    """Number of parameters without making any.
-
-    None where neither the config nor `model.parameters` is at hand.
-    """
-    import torch
-
-    if model.parameters is not None:
-        return model.parameters
-    if model.hub is not None:
-        return None
-    with torch.device("meta"):
-        built = build(load_config(model))
-    return sum(tensor.numel() for tensor in built.parameters())
-
-
-def output_shape(model: Model) -> tuple[int, int]:
-    """V and H of the output layer; zeros for Hub names, whose config is not at hand."""
-    if model.hub is not None:
-        return 0, 0
-    config = load_config(model)
-    return config.vocab_size, config.hidden_size
-
-
 def tensor_reader(model: Model) -> Callable[[str], Any] | None:
     """Reads one tensor of the model's weights by name, from safetensors only.
 
@@ -252,7 +85,7 @@ def tensor_reader(model: Model) -> Callable[[str], Any] | None:
     from huggingface_hub import snapshot_download
     from safetensors import safe_open
 
-    name, options = _pretrained(model)
+    name, options = pretrained(model)
     folder = (
         name
         if model.path is not None

@@ -27,14 +27,16 @@ class TrainingSetup:
 def learning_rate_at(step: int, setup: TrainingSetup) -> float:
     """Learning rate of the step taken after `step` steps, by the schedules of transformers.
 
-    Linear warm-up from 0 over ceil(total_steps * warmup_ratio) steps, then the decay to 0 that
-    `schedule` names.
+    Linear warm-up from 0 over ceil(total_steps * warmup_ratio) steps, then what `schedule` names:
+    a decay to 0, or the same rate to the end. `constant` has no warm-up.
     """
     section, total_steps = setup.section, setup.total_steps
+    if section.schedule == "constant":
+        return section.learning_rate
     warmup = math.ceil(total_steps * section.warmup_ratio)
     if step < warmup:
         return section.learning_rate * step / warmup
-    if section.schedule == "constant":
+    if section.schedule == "constant_with_warmup":
         return section.learning_rate
     progress = (step - warmup) / max(1, total_steps - warmup)
     linear = section.schedule == "linear"

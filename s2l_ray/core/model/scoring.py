@@ -12,8 +12,9 @@ import numpy as np
 
 from s2l_ray.config import ModelWorkers, Training
 from s2l_ray.core.memory import keep_freed_memory
+from s2l_ray.core.model.architecture import build, load_config
 from s2l_ray.core.model.cost import ANSWER_LOSS
-from s2l_ray.core.model.loading import build, load_config, load_weights, read_weights, tensor_reader
+from s2l_ray.core.model.loading import load_weights, read_weights, tensor_reader
 from s2l_ray.core.model.statistics import example_statistics
 from s2l_ray.core.model.tensors import stored_tensors
 from s2l_ray.core.storage.artifact import Artifact

@@ -42,6 +42,7 @@ def save_state(engine: Any, step: int, loss: float, files: Files, worker: Worker
     from_worker(0, worker, lambda: clear_folder(files, folder))
     parameters = dict(engine.module.named_parameters())
     sizes = {name: full_numel(parameter) * 4 for name, parameter in parameters.items()}
+    _link_moments(engine)
     records = []
     for kind in KINDS:
 
@@ -97,6 +98,7 @@ def restore_state(
     parameters = dict(engine.module.named_parameters())
     _load_kind("weight", parameters, state, files, worker)
     blank_step()
+    _link_moments(engine)
     for kind in KINDS[1:]:
         _load_kind(kind, parameters, state, files, worker)
     for values in engine.basic_optimizer.state.values():
@@ -133,14 +135,23 @@ def _load_kind(
                 )
                 what = f"it holds {name!r} with shape {shape}, this model has {expected}"
                 raise unusable(path, what, folder)
-            value = tensors.pop(name).to(worker.device) if worker.rank == reader else None
-            value = torch.empty(shape, device=worker.device) if value is None else value
-            distributed.broadcast(value, src=reader)
-            _set_full(parameters[name], value, kind, worker.rank)
+            value = tensors.pop(name) if worker.rank == reader else None
+            set_full(parameters[name], value, kind, reader, worker)
             del missing[name]
     if missing:
         names = ", ".join(sorted(missing)[:3])
         raise unusable(folder, f"no {kind} of {names} ({len(missing)} in all)", folder)
+
+
+def _link_moments(engine: Any) -> None:
+    """Let ZeRO 1 and 2 find the moments of all groups of parameters.
+
+    DeepSpeed 0.19 links them once, after the step of the first group, when others have none yet.
+    """
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "_hp_optimizer_states_linked"):
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _full(parameter: Any, kind: str) -> torch.Tensor:
@@ -152,10 +163,18 @@ def _full(parameter: Any, kind: str) -> torch.Tensor:
     return utils.safe_get_full_optimizer_state(parameter, kind)
 
 
-def _set_full(parameter: Any, value: torch.Tensor, kind: str, rank: int) -> None:
-    """Put this worker's part of a full fp32 tensor where ZeRO keeps it."""
+def set_full(
+    parameter: Any, value: torch.Tensor | None, kind: str, source: int, worker: Worker
+) -> None:
+    """Put a full fp32 tensor, which worker `source` has, where ZeRO keeps it, a part a worker.
+
+    All workers call it together.
+    """
     from deepspeed import utils
 
+    shape, device = full_shape(parameter), worker.device
+    value = torch.empty(shape, device=device) if value is None else value.to(device)
+    distributed.broadcast(value, src=source)
     if not hasattr(parameter, "ds_id"):
         if kind == "weight":
             utils.safe_set_full_fp32_param(parameter, value)
@@ -166,7 +185,7 @@ def _set_full(parameter: Any, value: torch.Tensor, kind: str, rank: int) -> None
     # so the part is cut here.
     size = parameter.ds_tensor.numel()
     part = value.new_zeros(size)
-    own = value.flatten()[rank * size : (rank + 1) * size]
+    own = value.flatten()[worker.rank * size : (worker.rank + 1) * size]
     part[: own.numel()] = own
     if kind == "weight":
         utils.safe_set_local_fp32_param(parameter, part)

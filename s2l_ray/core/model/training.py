@@ -8,12 +8,14 @@ resumes. The caller has set up torch.distributed.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed
 
+from s2l_ray.core.hashing import DROPOUT, keyed_hash
 from s2l_ray.core.memory import keep_freed_memory
 from s2l_ray.core.model.checkpoint import checkpoint_files, save_checkpoint
 from s2l_ray.core.model.engine import BuildModel, LoadWeight, make_engine
@@ -63,6 +65,9 @@ def train(
     """
     if worker.device.type == "cpu":
         keep_freed_memory()
+    if setup.section.dropout:
+        # Alone in a pass, an example draws the same whatever workers and micro-batches there are.
+        setup = replace(setup, micro_batch=1)
     accumulation(setup, worker.world_size)
     if from_worker(0, worker, lambda: _is_complete(setup, files)):
         return
@@ -149,9 +154,6 @@ def _step(
     engine: Any, share: list[Encoded], step: int, setup: TrainingSetup, worker: Worker
 ) -> dict[str, float]:
     """One optimiser step on this worker's share of the global batch; metrics of the whole batch."""
-    # A model with dropout draws from the global generator: seeding it here makes a step the same
-    # after a resume.
-    torch.manual_seed(setup.section.seed * 1_000_003 + step * 8_191 + worker.rank)
     learning_rate = learning_rate_at(step, setup)
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
@@ -164,6 +166,8 @@ def _step(
     losses = []
     for number, micro_batch in enumerate(micro_batches, 1):
         engine.set_gradient_accumulation_boundary(number == passes)
+        if setup.section.dropout and micro_batch:
+            _seed_dropout(setup.section.seed, step, micro_batch[0])
         loss = token_losses(engine, *_tensors(micro_batch, worker.device)).sum()
         engine.backward(loss * (scale if micro_batch else 0.0), scale_wrt_gas=False)
         losses.append(loss.detach() if micro_batch else torch.zeros_like(loss))
@@ -178,6 +182,12 @@ def _step(
         "tokens": totals.tokens,
         "learned_tokens": totals.learned,
     }
+
+
+def _seed_dropout(seed: int, step: int, example: Encoded) -> None:
+    """Let the dropout of an example depend on nothing but the seed, the step and the example."""
+    purpose, ids = f"{DROPOUT} of step {step}", np.array([example.example_id])
+    torch.manual_seed(int(keyed_hash(purpose, seed, ids)[0]))
 
 
 def _totals(share: Sequence[Encoded], worker: Worker) -> Totals:

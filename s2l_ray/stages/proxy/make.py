@@ -21,12 +21,12 @@ def make(work: Work) -> Outcome:
     scaling = work.config.scaling.proxy
     trainings = []
     for number, section in enumerate(sections):
-        stream = rows.stream(section)
-        steps = (0, *checkpoint_steps(stream.steps, section.checkpoints))
+        order = rows.order(section)
+        steps = (0, *checkpoint_steps(order.steps, section.checkpoints))
         training = OneTraining(
-            setup=TrainingSetup(section, stream.steps, steps, scaling.micro_batch),
+            setup=TrainingSetup(section, order.steps, steps, scaling.micro_batch),
             rows=rows,
-            stream=stream,
+            order=order,
             place=Place(work.artifact, f"member-{number}/"),
             scaling=scaling,
         )

@@ -25,17 +25,17 @@ def make(work: Work) -> Outcome:
     assert section is not None
     rows = Rows.of(work, "subset", "messages")
     check_first_rows(rows, [section], work.artifact.stage)
-    stream = rows.stream(section)
+    order = rows.order(section)
     scaling = work.config.scaling.target
     training = OneTraining(
-        setup=TrainingSetup(section, stream.steps, (stream.steps,), scaling.micro_batch),
+        setup=TrainingSetup(section, order.steps, (order.steps,), scaling.micro_batch),
         rows=rows,
-        stream=stream,
+        order=order,
         place=Place(work.artifact, ""),
         scaling=scaling,
     )
     run(work, training, remaining=0)
-    folder = training.place.folder(stream.steps)
+    folder = training.place.folder(order.steps)
     return Outcome(
         files=[*training.files(), *_save_tokenizer(work.artifact, folder, section)],
         info=TargetInfo(model=folder, **vars(training.summary(work))),

@@ -9,8 +9,10 @@ from typing import Any
 
 from s2l_ray.config import Training, TrainingWorkers
 from s2l_ray.contract.stage import Cost, Facts, Request
+from s2l_ray.core.model.architecture import parameters
 from s2l_ray.core.model.cost import BYTES_OF_DTYPE
-from s2l_ray.core.model.loading import identity, parameters, template_text
+from s2l_ray.core.model.loading import template_text
+from s2l_ray.core.model.places import identity
 from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.errors import UserError
 

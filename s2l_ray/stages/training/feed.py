@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,8 @@ import ray.data
 
 from s2l_ray.config import Training
 from s2l_ray.contract.work import Work
-from s2l_ray.core.model import order
 from s2l_ray.core.model.loading import make_encoder
+from s2l_ray.core.model.order import Order, Window
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.text.encoding import ROWS_AT_ONCE, Encoded, Encoder
@@ -47,20 +47,28 @@ class Rows:
         ]
         return cls(work.inputs[stage], parts, role)
 
-    def stream(self, section: Training) -> order.Stream:
+    def order(self, section: Training) -> Order:
         """The order in which a training sees them."""
-        return order.stream(
-            [part.rows for part in self.parts],
-            section.shuffle_window,
-            section.seed,
-            section.global_batch,
-            section.epochs,
-            section.steps,
-        )
+        return Order.of([part.rows for part in self.parts], section)
 
     def read(self, part: Part) -> pa.Table:
         """The conversations of a part."""
         return self.artifact.read_part(part, ["example_id", "messages", "tools"], self.role)
+
+    def take(self, wanted: np.ndarray) -> pa.Table:
+        """The conversations in some rows, in their order; holds one whole part at a time.
+
+        Args:
+            wanted: number of the part and row in the part, int64 [n, 2].
+        """
+        by_part = np.argsort(wanted[:, 0], kind="stable")
+        parts, firsts = np.unique(wanted[by_part, 0], return_index=True)
+        rows_of_parts = np.split(wanted[by_part, 1], firsts[1:])
+        taken = [
+            self.read(self.parts[part]).take(pa.array(rows))
+            for part, rows in zip(parts.tolist(), rows_of_parts, strict=True)
+        ]
+        return pa.concat_tables(taken).take(pa.array(np.argsort(by_part)))
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Feed:
 
     section: Training
     rows: Rows
-    stream: order.Stream
+    order: Order
     readers: int
 
     def batches(self, rank: int, world_size: int, first_step: int) -> Iterator[list[Encoded]]:
@@ -85,8 +93,8 @@ class Feed:
         # Wrapped in Ray's own exception, a UserError would lose its cause on its way here.
         context.raise_original_map_exception = True
         reads = [
-            {"windows": json.dumps([w.__dict__ for w in group])}
-            for group in _reads(order.windows(self.stream, first_step))
+            {"windows": json.dumps([asdict(window) for window in group])}
+            for group in _reads(self.order.windows(first_step))
         ]
         rows = ray.data.from_items(reads, override_num_blocks=len(reads)).map_batches(
             _encode_windows,  # type: ignore[arg-type]
@@ -97,7 +105,7 @@ class Feed:
             compute=ray.data.TaskPoolStrategy(size=self.readers),
         )
         blocks = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-        return _steps(self.stream, _begun(iter(blocks)), rank, world_size, first_step)
+        return _steps(self.order, _begun(iter(blocks)), rank, world_size, first_step)
 
 
 def _begun(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -121,26 +129,26 @@ def _begun(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _steps(
-    stream: order.Stream, blocks: Iterator[pa.Table], rank: int, world_size: int, first_step: int
+    order: Order, blocks: Iterator[pa.Table], rank: int, world_size: int, first_step: int
 ) -> Iterator[list[Encoded]]:
     """The blocks' examples cut into this worker's shares of the steps."""
     waiting: list[Encoded] = []
     step = first_step
-    need = order.share_of(stream, step, rank, world_size)
+    need = order.share_of(step, rank, world_size)
     for block in blocks:
         for example in _from_arrow(block):
             waiting.append(example)
             if len(waiting) == need:
                 yield waiting
                 waiting, step = [], step + 1
-                need = order.share_of(stream, step, rank, world_size) if step < stream.steps else -1
-    if step < stream.steps and not need:
+                need = order.share_of(step, rank, world_size) if step < order.steps else -1
+    if step < order.steps and not need:
         # The short last batch has nothing for this worker.
         yield waiting
 
 
-def _reads(windows: Iterator[order.Window]) -> Iterator[list[order.Window]]:
-    group: list[order.Window] = []
+def _reads(windows: Iterator[Window]) -> Iterator[list[Window]]:
+    group: list[Window] = []
     for window in windows:
         group.append(window)
         if sum(w.rows for w in group) >= ROWS_PER_READ:
@@ -164,15 +172,12 @@ def _encode_windows(
 ) -> Iterator[pa.Table]:
     encoder = _encoder(feed.section.model_dump_json(include=set(Training.model_fields)))
     for raw in json.loads(batch["windows"][0].as_py()):
-        window = order.Window(**{**raw, "parts": tuple(raw["parts"])})
-        table = pa.concat_tables([feed.rows.read(feed.rows.parts[part]) for part in window.parts])
-        mine = order.shuffled(feed.stream, window)[
-            order.owned(feed.stream, window, rank, world_size, first_step)
-        ]
-        for first in range(0, len(mine), ROWS_AT_ONCE):
-            yield _to_arrow(
-                encoder.examples(table.take(pa.array(mine[first : first + ROWS_AT_ONCE])))
-            )
+        window = Window(**raw)
+        mine = feed.order.owned(window, rank, world_size, first_step)
+        if len(mine):
+            table = feed.rows.take(feed.order.rows_of(window)[mine])
+            for first in range(0, len(mine), ROWS_AT_ONCE):
+                yield _to_arrow(encoder.examples(table.slice(first, ROWS_AT_ONCE)))
 
 
 def _to_arrow(encoded: list[Encoded]) -> pa.Table:

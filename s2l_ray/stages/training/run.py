@@ -19,9 +19,10 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from s2l_ray.config import Training, TrainingWorkers
 from s2l_ray.contract.work import Work
-from s2l_ray.core.model import order
+from s2l_ray.core.model.architecture import build, load_config
 from s2l_ray.core.model.checkpoint import checkpoint_files
-from s2l_ray.core.model.loading import build, load_config, load_encoder, tensor_reader
+from s2l_ray.core.model.loading import load_encoder, tensor_reader
+from s2l_ray.core.model.order import Order
 from s2l_ray.core.model.schedule import TrainingSetup
 from s2l_ray.core.model.training import train
 from s2l_ray.core.model.workers import Worker
@@ -53,7 +54,7 @@ class OneTraining:
 
     setup: TrainingSetup
     rows: Rows
-    stream: order.Stream
+    order: Order
     place: Place
     scaling: TrainingWorkers
 
@@ -72,7 +73,7 @@ class OneTraining:
         metrics = read_metrics(self.place)
         for entry in metrics:
             work.rows_began(entry.get("began", 0.0))
-        return training_info(metrics, self.setup.total_steps, self.stream.positions)
+        return training_info(metrics, self.setup.total_steps, self.order.positions)
 
 
 def check_first_rows(rows: Rows, sections: Iterable[Training], stage: str) -> None:
@@ -138,10 +139,10 @@ def _train(rank: int, world_size: int, training: OneTraining) -> None:
     torch.set_num_threads(training.scaling.threads)
     section = training.setup.section
     config = load_config(section.model)
-    feed = Feed(section, training.rows, training.stream, training.scaling.readers)
+    feed = Feed(section, training.rows, training.order, training.scaling.readers)
     with MetricsWriter(training.place, section.state_every) as metrics:
         train(
-            lambda: build(config),
+            lambda: build(config, dropout=section.dropout),
             tensor_reader(section.model),
             training.setup,
             lambda first_step: feed.batches(rank, world_size, first_step),

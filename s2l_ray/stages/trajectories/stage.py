@@ -5,8 +5,8 @@ from typing import Any
 
 from s2l_ray.config import Config, Training
 from s2l_ray.contract.stage import Cost, Facts, Request, Stage
+from s2l_ray.core.model.architecture import output_shape, parameters
 from s2l_ray.core.model.cost import BYTES_OF_DTYPE, scoring_flops
-from s2l_ray.core.model.loading import output_shape, parameters
 
 
 def identity(config: Config, assume: bool) -> dict[str, Any]:

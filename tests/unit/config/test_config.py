@@ -147,6 +147,11 @@ def test_a_budget_above_the_data_says_how_many_there_are() -> None:
             "proxy: expected exactly one of epochs and steps; got epochs=1, steps=50",
         ),
         (
+            ["--proxy.schedule=constant", "--proxy.warmup_ratio=0.1"],
+            "schedule: constant has no warm-up, but warmup_ratio is 0.1. Set schedule: "
+            "constant_with_warmup",
+        ),
+        (
             ["--proxy.epochs=null"],
             "proxy: expected exactly one of epochs and steps; got epochs=None",
         ),

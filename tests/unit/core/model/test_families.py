@@ -6,12 +6,15 @@ near 100 8e-6.
 """
 
 import copy
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from s2l_ray.core.model.architecture import build
+from s2l_ray.core.model.engine import parameter_groups
 from s2l_ray.core.model.statistics import example_statistics
 from s2l_ray.core.text.batching import pad, token_batches
 from s2l_ray.core.text.encoding import Encoded
@@ -171,3 +174,38 @@ def test_statistics_equal_plain_formulas(family: str, tied: bool) -> None:
         )
     grands = [one["grand"] for one in expected]
     assert max(grands) > 1.1 * min(grands), "the gradients were to differ"
+
+
+def _with_dropout(family: str) -> Any:
+    """The family's config with all that drops or jitters at a half."""
+    config = copy.deepcopy(model(family).config)
+    for inner in (config, *(v for v in vars(config).values() if hasattr(v, "model_type"))):
+        for name, value in list(vars(inner).items()):
+            if type(value) is float and re.search("dropout|pdrop|layerdrop|jitter", name):
+                setattr(inner, name, 0.5)
+    return config
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_dropout_training_draws_nothing(family: str) -> None:
+    ids = torch.arange(1, 30)[None]
+    for dropout in (False, True):
+        made = build(_with_dropout(family), dropout=dropout).train()
+        first, second = (made(input_ids=ids).logits for _ in range(2))
+        # mpt reads no field of dropout but a whole number.
+        drops = family != "mpt" and any("drop" in name for name in vars(made.config))
+        assert torch.equal(first, second) == (not dropout or not drops), family
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_that_decay_are_those_of_the_trainer_of_transformers(family: str) -> None:
+    from transformers import Trainer
+
+    made = model(family)
+    wanted = set(Trainer.get_decay_parameter_names(None, made))  # type: ignore[arg-type]
+    names = {parameter: name for name, parameter in made.named_parameters()}
+    decayed, kept = parameter_groups(made, 0.1)
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    assert {names[parameter] for parameter in decayed["params"]} <= wanted
+    left = {names[parameter] for parameter in kept["params"]} & wanted
+    assert {dict(made.named_parameters())[name].ndim for name in left} <= {1}

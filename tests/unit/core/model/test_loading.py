@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from s2l_ray.config import Model, Training
-from s2l_ray.core.model import loading
+from s2l_ray.core.model import architecture, loading, places
 from s2l_ray.core.text.byte_tokenizer import byte_tokenizer
 from s2l_ray.errors import UserError
 from tests.tiny import LLAMA
@@ -42,7 +42,7 @@ def test_every_tensor_of_a_folder_is_read(folder: Path) -> None:
 
 
 def test_a_model_filled_from_a_folder_equals_the_saved_one(folder: Path) -> None:
-    built = loading.build(loading.load_config(Model(path=str(folder))))
+    built = architecture.build(architecture.load_config(Model(path=str(folder))))
     weights = loading.read_weights(
         lambda name: (folder / name).read_bytes(), [p.name for p in folder.iterdir()], "it"
     )
@@ -58,20 +58,20 @@ def test_the_tokenizer_comes_with_the_model(folder: Path) -> None:
 
 
 def test_identity_follows_content_and_not_place(folder: Path, tmp_path: Path) -> None:
-    before = loading.identity(Model(path=str(folder)), None)
+    before = places.identity(Model(path=str(folder)), None)
     moved = folder.rename(tmp_path / "elsewhere")
-    assert loading.identity(Model(path=str(moved)), None) == before
+    assert places.identity(Model(path=str(moved)), None) == before
     (moved / "README.md").write_text("prose")
-    assert loading.identity(Model(path=str(moved)), None) == before
+    assert places.identity(Model(path=str(moved)), None) == before
     config = json.loads((moved / "config.json").read_text())
     (moved / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
-    assert loading.identity(Model(path=str(moved)), None) != before
+    assert places.identity(Model(path=str(moved)), None) != before
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.gz").write_bytes(b"not gzip")
     with pytest.raises(UserError, match=r"no config\.json"):
-        loading.identity(Model(path=str(tmp_path)), None)
+        places.identity(Model(path=str(tmp_path)), None)
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
@@ -161,7 +161,9 @@ def test_a_given_template_is_read_and_one_that_is_not_text_is_named(
 
 
 def test_weights_of_another_model_are_refused(folder: Path) -> None:
-    wider = loading.build(loading.load_config(Model(config={**LLAMA, "num_hidden_layers": 3})))
+    wider = architecture.build(
+        architecture.load_config(Model(config={**LLAMA, "num_hidden_layers": 3}))
+    )
     weights = loading.read_weights(
         lambda name: (folder / name).read_bytes(), [p.name for p in folder.iterdir()], "it"
     )
@@ -174,11 +176,13 @@ def test_weights_of_another_model_are_refused(folder: Path) -> None:
 )
 def test_a_model_that_is_not_there_is_named(model: dict) -> None:
     with pytest.raises(UserError, match=r"nowhere|no_such_family"):
-        loading.load_config(Model(**model))
+        architecture.load_config(Model(**model))
 
 
 def test_parameters_are_counted_without_making_them() -> None:
-    built = loading.build(loading.load_config(Model(config=LLAMA)))
-    assert loading.parameters(Model(config=LLAMA)) == sum(p.numel() for p in built.parameters())
-    assert loading.parameters(Model(hub="org/name", parameters=7)) == 7
-    assert loading.parameters(Model(hub="org/name")) is None
+    built = architecture.build(architecture.load_config(Model(config=LLAMA)))
+    assert architecture.parameters(Model(config=LLAMA)) == sum(
+        p.numel() for p in built.parameters()
+    )
+    assert architecture.parameters(Model(hub="org/name", parameters=7)) == 7
+    assert architecture.parameters(Model(hub="org/name")) is None

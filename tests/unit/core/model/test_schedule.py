@@ -29,7 +29,7 @@ SETUP = TrainingSetup(SECTION, total_steps=40, checkpoint_steps=(40,), micro_bat
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.03, 0.26])
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "constant_with_warmup"])
 def test_learning_rates_are_those_of_transformers(schedule: str, warmup: float) -> None:
     from transformers import get_scheduler
 
@@ -37,8 +37,7 @@ def test_learning_rates_are_those_of_transformers(schedule: str, warmup: float) 
     setup = replace(SETUP, section=section)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=section.learning_rate)
     warmup_steps = int(np.ceil(setup.total_steps * warmup))
-    name = "constant_with_warmup" if schedule == "constant" else schedule
-    scheduler = get_scheduler(name, optimizer, warmup_steps, setup.total_steps)
+    scheduler = get_scheduler(schedule, optimizer, warmup_steps, setup.total_steps)
     for step in range(setup.total_steps):
         assert learning_rate_at(step, setup) == pytest.approx(
             scheduler.get_last_lr()[0], rel=1e-12, abs=1e-20
