@@ -27,6 +27,7 @@ from s2l_ray.core.storage.info import EvaluationInfo, HeldOut, info_of
 from s2l_ray.core.storage.store import Store, join_uri
 from s2l_ray.display import Console, ShownRecords, say
 from s2l_ray.errors import UsageError, UserError
+from s2l_ray.pipeline.columns import columns_table
 
 log = logging.getLogger("s2l_ray")
 # What shells say of a command that Ctrl-C or SIGTERM ended.
@@ -44,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     job = load_job(args.config, overrides)
     plan = api.plan(job, args.until, assume=args.dry_run)
+    if plan.uses and not args.quiet:
+        Console().print(columns_table(plan))
     if args.dry_run:
         from s2l_ray.pipeline.estimate import print_plan
 

@@ -719,6 +719,43 @@ DATA = (
     ),
 )
 
+ROWS = (
+    Mutation(
+        "marks_of_turns_are_honoured",
+        "core/data/chats.py",
+        "return any(value == (key == MASKED_KEY) for key, value in said.items())",
+        "return False",
+        ("core/data/test_conversations.py::test_answers_that_say_so_are_not_learned",),
+    ),
+    Mutation(
+        "prompts_are_masked",
+        "core/data/conversations.py",
+        'masked=meaning == "instruction"',
+        "masked=False",
+        ("core/data/test_conversations.py::test_answers_in_a_prompt_are_not_learned",),
+    ),
+    Mutation(
+        "masked_answers_are_not_learned",
+        "core/text/turns.py",
+        "and not turn.masked",
+        "and True",
+        ("core/text/test_encoding.py",),
+    ),
+    Mutation(
+        "columns_of_conversation_are_read",
+        "core/data/uses.py",
+        "if not _is_read(name, values[row], texts[row]):",
+        "if False:",
+        ("core/data/test_uses.py",),
+    ),
+    Mutation(
+        "marks_of_pictures_are_no_text",
+        "core/data/rows.py",
+        '_no_marks_of_media(made["messages"], bad_row)',
+        "None",
+        ("core/data/test_uses.py::test_the_mark_of_a_picture_is_no_text",),
+    ),
+)
 STORAGE = (
     Mutation(
         "no_path_leads_out_of_a_storage",
@@ -811,7 +848,7 @@ PIPELINE = (
     ),
 )
 
-MUTATIONS = (*SELECTION, *TEXT, *MODEL, *KMEANS, *DATA, *STORAGE, *PIPELINE)
+MUTATIONS = (*SELECTION, *TEXT, *MODEL, *KMEANS, *DATA, *ROWS, *STORAGE, *PIPELINE)
 
 
 def occurrences(mutation: Mutation) -> int:

@@ -32,11 +32,19 @@ class Columns(Section):
         None,
         description="column with whole conversations: a list of turns, OpenAI messages or ShareGPT",
     )
+    history: str | None = Field(
+        None,
+        description="column with the rounds before an instruction: a list of [instruction, answer]",
+    )
     system: str | None = Field(
         None, description="column with the system turn, may be empty in a row"
     )
     tools: str | None = Field(
         None, description="column with the tools' JSON schemas, a list or its JSON text"
+    )
+    label: str | None = Field(
+        None,
+        description="column that says whether a row is good: rows where it is false are left out",
     )
     role: str | None = Field(
         None, description="key of a turn's role, where it is neither role nor from"
@@ -56,7 +64,9 @@ class Columns(Section):
     @model_validator(mode="after")
     def _one_schema(self) -> "Columns":
         beside = [
-            name for name in ("instruction", "input", "output") if getattr(self, name) is not None
+            name
+            for name in ("instruction", "input", "output", "history")
+            if getattr(self, name) is not None
         ]
         if self.messages is not None and beside:
             raise ValueError(

@@ -12,6 +12,7 @@ from s2l_ray.config import Config, Job
 from s2l_ray.contract.stage import Facts, Request, Stage
 from s2l_ray.core.data.catalog import RawFiles
 from s2l_ray.core.data.parts import PartRange
+from s2l_ray.core.data.uses import Use
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import FORMAT, fingerprint
 from s2l_ray.core.storage.store import Store
@@ -55,12 +56,17 @@ class Node:
 
 @dataclass
 class Plan:
-    """The union of all variants' artifacts, each once, in the order of the stages."""
+    """The union of all variants' artifacts, each once, in the order of the stages.
+
+    Attributes:
+        uses: what becomes of the columns of raw files, by section and file.
+    """
 
     job: Job
     store: Store
     nodes: list[Node]
     facts: dict[str, Facts]
+    uses: dict[str, dict[str, list[Use]]] = field(default_factory=dict)
 
     def of(self, variant: str) -> dict[str, Node]:
         """A variant's artifacts by stage; those of the job belong to all variants."""
@@ -100,7 +106,7 @@ def plan(job: Job, until: str = NAMES[-1], assume: bool = False) -> Plan:
                 own[stage.name] = node
     of_job = [_node_of_job(stage, job, store, nodes) for stage in wanted if stage.of_job]
     ordered = sorted(nodes.values(), key=lambda node: NAMES.index(node.stage.name))
-    return Plan(job, store, [*ordered, *of_job], facts)
+    return Plan(job, store, [*ordered, *of_job], facts, raw.uses)
 
 
 def _check(config: Config, facts: Facts) -> None:

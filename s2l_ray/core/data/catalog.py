@@ -1,18 +1,22 @@
 """The raw files of a job: each is read once, and its index is stored for later runs."""
 
+import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from s2l_ray.config import Columns, Evaluation, Examples
 from s2l_ray.core.data.columns import column_names
 from s2l_ray.core.data.find import find_files
-from s2l_ray.core.data.formats.spans import FileIndex
+from s2l_ray.core.data.formats.spans import Column, FileIndex, Rows
 from s2l_ray.core.data.hub import store_dataset, stored_dataset
 from s2l_ray.core.data.parts import PartRange, RawFile, part_ranges
 from s2l_ray.core.data.read import index_file
+from s2l_ray.core.data.uses import IGNORED, Use, column_uses
 from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.core.storage.parquet import schema_from_text
 from s2l_ray.core.storage.records import from_bytes, to_bytes
@@ -31,11 +35,16 @@ class RawFiles:
     Args:
         store: where the indexes are kept, and data sets that were loaded from the Hub.
         assume: a section whose files cannot be found has no parts, instead of an error.
+
+    Attributes:
+        indexes: by URI of the file.
+        uses: section -> file name -> what becomes of its columns.
     """
 
     def __init__(self, store: Store, assume: bool) -> None:
         self.store, self.assume = store, assume
         self.indexes: dict[str, FileIndex] = {}
+        self.uses: dict[str, dict[str, list[Use]]] = {}
         self._ranges: dict[str, list[PartRange]] = {}
 
     def ranges(self, section: Examples | Evaluation, name: str) -> list[PartRange]:
@@ -63,6 +72,8 @@ class RawFiles:
                 {file.uri: index for file, index in zip(files, indexes, strict=True)}
             )
             check_columns(files, indexes, section.columns, section.ignore)
+            for file, index in zip(files, indexes, strict=True):
+                self.uses.setdefault(name, {})[file.name] = first_uses(file, index, section)
             self._ranges[key] = part_ranges(files, indexes)
         return self._ranges[key]
 
@@ -100,11 +111,14 @@ class RawFiles:
     def _index(self, file: RawFile, rows_per_part: int) -> FileIndex:
         path = f"index/{fingerprint([file.uri, file.bytes, file.mtime_ns, rows_per_part])}.json"
         try:
-            return from_bytes(FileIndex, self.store.read(path))
+            index = from_bytes(FileIndex, self.store.read(path))
+            if index.first is not None:
+                return index
         except (FileNotFoundError, ValueError):
-            index = index_file(file, rows_per_part)
-            self.store.write(path, to_bytes(index))
-            return index
+            pass
+        index = index_file(file, rows_per_part)
+        self.store.write(path, to_bytes(index))
+        return index
 
 
 def check_columns(
@@ -120,3 +134,17 @@ def check_columns(
         if index.schema:
             names = schema_from_text(index.schema, file.uri).names
             column_names([name for name in names if name not in ignore], columns, file.uri)
+
+
+def first_uses(file: RawFile, index: FileIndex, section: Examples | Evaluation) -> list[Use]:
+    """What becomes of a file's columns, by its first rows.
+
+    Raises:
+        UserError: columns that fit no schema, or one that looks like conversation is in no text.
+    """
+    rows = json.loads(index.first or "[]")
+    present = dict.fromkeys(name for row in rows for name in row)
+    columns: dict[str, Column] = {name: [row.get(name) for row in rows] for name in present}
+    read = Rows(np.arange(len(rows)), columns).without(section.ignore)
+    ignored = [Use(name, IGNORED) for name in present if name in section.ignore]
+    return [*column_uses(read, section.columns, file.uri), *ignored]

@@ -1,5 +1,7 @@
 """Columns of lists of turns, as OpenAI's messages or ShareGPT's conversations have them."""
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ Turn = tuple[int, str, str | None, bool]
 # Keys by which data sets say of a turn whether it is learned: OpenAI, axolotl, ms-swift, torchtune.
 LEARNED_KEYS = ("weight", "train", "training", "loss", "loss_weight")
 MASKED_KEY = "masked"
+# Keys of the text in a part of a content of several parts.
+TEXT_KEYS = ("text", "value", "content")
 
 
 class ChatReader:
@@ -42,16 +46,30 @@ class ChatReader:
             UserError: a column that holds neither.
         """
         column = part.values(meaning)
-        if not (isinstance(column, list) or is_text(column.type) or is_list(column.type)):
+        one = meaning != "messages" and part.has_turns(meaning)
+        if not (one or isinstance(column, list) or is_text(column.type) or is_list(column.type)):
             raise UserError(
                 f"reading {part.uri}, field {part.names[meaning]!r}: expected lists of turns, got "
                 f"{column.type}. Name another column with examples.columns.{meaning}."
             )
+        return self._read(part, meaning, self.conversation, masked)
+
+    def history(self, part: PartColumns) -> Turns:
+        """The rounds before each row's instruction."""
+        return self._read(part, "history", self._rounds, False)
+
+    def _read(
+        self,
+        part: PartColumns,
+        meaning: str,
+        read: Callable[[Any], list[Turn]],
+        masked: bool,
+    ) -> Turns:
         rows: list[int] = []
         flat: list[Turn] = []
         for row, value in enumerate(part.objects(meaning)):
             try:
-                turns = self.conversation(value)
+                turns = read(value)
             except BadValue as error:
                 part.report(row, meaning, error.reason, error.detail)
                 continue
@@ -67,6 +85,24 @@ class ChatReader:
             (np.array(marked, bool) | masked) & (np.array(role, np.int8) == ASSISTANT),
         )
 
+    def _rounds(self, value: Any) -> list[Turn]:
+        """The turns of a list of [instruction, answer], or of a list of turns; none where it is
+        empty.
+
+        Raises:
+            BadValue: it is neither.
+        """
+        if isinstance(value, str) and value.strip():
+            value = json_list(value, "rounds")
+        if not value:
+            return []
+        if isinstance(value, list) and isinstance(value[0], dict):
+            return self.conversation(value)
+        if not isinstance(value, list) or not all(map(_is_round, value)):
+            raise BadValue("expected a list of rounds, each [instruction, answer]")
+        pairs = zip((USER, ASSISTANT) * len(value), itertools.chain(*value), strict=True)
+        return [(role, text, None, False) for role, text in pairs]
+
     def conversation(self, value: Any) -> list[Turn]:
         """The turns of one row.
 
@@ -75,6 +111,8 @@ class ChatReader:
         """
         if isinstance(value, str):
             value = json_list(value, "turns")
+        if isinstance(value, dict):
+            value = [value]
         if not isinstance(value, list):
             raise BadValue(f"expected a list of turns, got {type(value).__name__}")
         if not value:
@@ -126,6 +164,14 @@ def _masked(extra: dict[str, Any], number: int) -> bool:
     return any(value == (key == MASKED_KEY) for key, value in said.items())
 
 
+def _is_round(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(text, str) and text.strip() for text in value)
+    )
+
+
 def _present(turn: dict[str, Any], key: str, other: str) -> str:
     """The first of two keys that has a value; the first where none has."""
     return other if turn.get(key) is None and other in turn else key
@@ -144,9 +190,9 @@ def _text(content: Any, key: str, number: int, calls: bool) -> str:
         )
     pieces = []
     for piece in content:
-        text = (
-            piece.get("text") if isinstance(piece, dict) and piece.get("type") == "text" else piece
-        )
+        text = piece
+        if isinstance(piece, dict) and piece.get("type") == "text":
+            text = next((piece[name] for name in TEXT_KEYS if piece.get(name) is not None), None)
         if not isinstance(text, str):
             kind = piece.get("type") if isinstance(piece, dict) else type(piece).__name__
             raise BadValue(

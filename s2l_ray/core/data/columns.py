@@ -17,18 +17,25 @@ from s2l_ray.errors import UserError
 # for people.
 BadPosition = Callable[[int, str, str], None]
 
-MEANINGS = ("instruction", "input", "output", "messages", "system", "tools", "source")
+MEANINGS = (
+    "instruction", "input", "output", "messages", "history", "system", "tools", "label", "source",
+)  # fmt: skip
 RESERVED = ("example_id", "cluster", "score")
-SCHEMAS = (
-    {"instruction": "instruction", "input": "input", "output": "output"},
-    {"instruction": "instruction", "input": "context", "output": "response"},
-    {"instruction": "prompt", "output": "completion", "tools": "tools"},
-    {"instruction": "question", "output": "answer"},
-    {"instruction": "query", "output": "response"},
-    {"messages": "messages", "tools": "tools"},
-    {"messages": "conversations", "tools": "tools"},
+PAIRS = (
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("query", "response"),
 )
-NEEDED = ("instruction", "output", "messages")
+PREFERENCES = (
+    " Of rows of preferences the good answers can be learned: name them as output (whole "
+    "conversations as messages), as in examples.columns.output: chosen."
+)
+TALKS = ("messages", "conversations")
+# What a file may have beside these: the names that are taken for each meaning, the first first.
+BESIDE_PAIRS = {"input": ("input", "context"), "history": ("history",)}
+BESIDE_ALL = {"system": ("system",), "tools": ("tools",), "source": ("source",)}
 
 
 def column_names(present: list[str], columns: Columns, uri: str) -> dict[str, str]:
@@ -65,9 +72,11 @@ def column_names(present: list[str], columns: Columns, uri: str) -> dict[str, st
             "examples.columns."
         )
     names = {**_schema(present, given, uri), **given}
-    for meaning in ("system", "source"):
-        if meaning in present and meaning not in names:
-            names[meaning] = meaning
+    beside = BESIDE_ALL if "messages" in names else BESIDE_ALL | BESIDE_PAIRS
+    for meaning, usual in beside.items():
+        free = [name for name in usual if name in present and name not in names.values()]
+        if meaning not in names and free:
+            names[meaning] = free[0]
     if "source" in present and names["source"] != "source":
         raise UserError(
             f"reading {uri}: examples.columns.source is {names['source']!r}, but a column is named "
@@ -77,29 +86,23 @@ def column_names(present: list[str], columns: Columns, uri: str) -> dict[str, st
 
 
 def _schema(present: list[str], given: dict[str, str], uri: str) -> dict[str, str]:
-    """The known schema that a file's columns fit, as far as the file has its columns; nothing where
-    the user named them."""
+    """The known schema that a file's columns fit; nothing where the user named them."""
     if "messages" in given or {"instruction", "output"} <= given.keys():
         return {}
-    fitting = [
-        schema
-        for schema in SCHEMAS
-        if all(name in present for name in _needed(schema))
-        and not (given.keys() & {"instruction", "output"} and "messages" in schema)
-    ]
+    pairs = [dict(zip(("instruction", "output"), pair, strict=True)) for pair in PAIRS]
+    talks = [{"messages": name} for name in TALKS]
+    known = pairs if given.keys() & {"instruction", "output"} else [*pairs, *talks]
+    fitting = [schema for schema in known if all(name in present for name in schema.values())]
     if len(fitting) != 1:
-        known = [" and ".join(_needed(schema)) for schema in fitting or SCHEMAS]
+        listed = [" and ".join(schema.values()) for schema in fitting or [*pairs, *talks]]
         expected = "they fit several schemas" if fitting else "expected columns of a known schema"
+        preferred = "chosen" in present and not fitting
         raise UserError(
-            f"reading {uri}: {expected} ({'; '.join(known)}); it has {present}. Name the columns "
+            f"reading {uri}: {expected} ({'; '.join(listed)}); it has {present}. Name the columns "
             "with examples.columns.instruction and examples.columns.output, or with "
-            "examples.columns.messages."
+            f"examples.columns.messages.{PREFERENCES if preferred else ''}"
         )
-    return {meaning: name for meaning, name in fitting[0].items() if name in present}
-
-
-def _needed(schema: dict[str, str]) -> list[str]:
-    return [name for meaning, name in schema.items() if meaning in NEEDED]
+    return fitting[0]
 
 
 @dataclass(frozen=True)
@@ -136,12 +139,13 @@ class PartColumns:
         """Report a bad value."""
         self.bad(row, f"field {self.names[meaning]!r}: {reason}", detail)
 
-    def has_lists(self, meaning: str) -> bool:
-        """Whether the column holds lists where others have text."""
+    def has_turns(self, meaning: str) -> bool:
+        """Whether the column holds turns, one or a list of them, where others have text."""
         column = self.values(meaning)
         if isinstance(column, list):
-            return isinstance(next((value for value in column if value is not None), None), list)
-        return is_list(column.type)
+            first = next((value for value in column if value is not None), None)
+            return isinstance(first, list | dict)
+        return is_list(column.type) or pa.types.is_struct(column.type)
 
     def text(self, meaning: str, needed: bool) -> pa.Array:
         """A column of text, string [N]; where it is `needed`, rows without any are bad.

@@ -25,6 +25,9 @@ from s2l_ray.core.data.turns import (
     turns_of_role,
 )
 
+# The reason of rows that are left out as the user asked.
+NOT_GOOD = "the column of examples.columns.label says that it is not a good row"
+
 
 def conversations(part: PartColumns, given: Columns) -> dict[str, pa.Array]:
     """Columns of `examples`, by name: messages, tools, and source where the file has a column of
@@ -33,6 +36,8 @@ def conversations(part: PartColumns, given: Columns) -> dict[str, pa.Array]:
     Args:
         given: the user's names of keys and roles.
     """
+    if part.has("label"):
+        _leave_out(part)
     made = {"messages": _messages(part, given), "tools": _tools(part)}
     return {**made, "source": part.text("source", True)} if part.has("source") else made
 
@@ -41,8 +46,10 @@ def _messages(part: PartColumns, given: Columns) -> pa.Array:
     """schemas.MESSAGES [N]"""
     turns = [_system(part)] if part.has("system") else []
     meanings = ["messages"] if part.has("messages") else ["instruction", "output"]
-    if part.has("messages") or all(map(part.has_lists, meanings)):
-        reader = ChatReader(given)
+    reader = ChatReader(given)
+    if part.has("history"):
+        turns.append(reader.history(part))
+    if part.has("messages") or all(map(part.has_turns, meanings)):
         # What comes before an answer is not learned, be it a turn of the assistant.
         turns += [
             reader.turns(part, meaning, masked=meaning == "instruction") for meaning in meanings
@@ -50,7 +57,20 @@ def _messages(part: PartColumns, given: Columns) -> pa.Array:
         every = joined(turns)
         check_order(every, lambda row, *said: part.report(row, meanings[0], *said))
         return to_lists(every, part.count)
-    return to_lists(joined([*turns, *_pairs(part)]), part.count)
+    every = joined([*turns, *_pairs(part)])
+    if part.has("history"):
+        check_order(every, lambda row, *said: part.report(row, "history", *said))
+    return to_lists(every, part.count)
+
+
+def _leave_out(part: PartColumns) -> None:
+    """Report the rows that a column says are not good ones."""
+    for row, value in enumerate(part.objects("label")):
+        said = value.lower() if isinstance(value, str) else value
+        if said not in (0, 1, "0", "1", "false", "true"):
+            part.report(row, "label", f"expected true or false, got {value!r}")
+        elif said in (0, "0", "false"):
+            part.bad(row, NOT_GOOD, "")
 
 
 def _system(part: PartColumns) -> Turns:

@@ -1,16 +1,22 @@
 """Reading raw files: once to index them, then part by part into the columns of `examples`."""
 
+import contextlib
+import csv
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from s2l_ray.config import Columns
 from s2l_ray.core.data import formats
+from s2l_ray.core.data.conversations import NOT_GOOD
 from s2l_ray.core.data.formats.source import Source
-from s2l_ray.core.data.formats.spans import FileIndex
+from s2l_ray.core.data.formats.spans import Column, FileIndex, Rows
+from s2l_ray.core.data.json_text import to_json_text, values_of
 from s2l_ray.core.data.parts import ID_BITS, PartRange, RawFile
 from s2l_ray.core.data.rows import examples_of
 from s2l_ray.core.storage.store import filesystem
@@ -18,6 +24,10 @@ from s2l_ray.errors import UserError
 
 # Characters of a rejected row that are listed.
 REJECT_TEXT = 500
+# Of the first rows of a file, which say what its columns are.
+FIRST_ROWS, FIRST_BYTES = 20, 1 << 16
+# Kinds of files that are text, of which a span may be read in part.
+TEXT = ("lines", "array", "csv")
 
 
 @dataclass
@@ -40,6 +50,7 @@ def index_file(file: RawFile, rows_per_part: int) -> FileIndex:
         source = Source(stream, file.name, file.uri)
         try:
             index = replace(formats.cut(source, rows_per_part), sha256=source.sha256())
+            first = _first_rows(file, index) if index.rows else []
         except (pa.ArrowException, OSError) as error:
             raise _damaged(file, error) from None
     if index.rows == 0:
@@ -49,7 +60,32 @@ def index_file(file: RawFile, rows_per_part: int) -> FileIndex:
             f"reading {file.uri}: {index.rows} rows, but a file may have at most 2^{ID_BITS}. "
             "Split it."
         )
-    return index
+    return replace(index, first=to_json_text(first))
+
+
+def _first_rows(file: RawFile, index: FileIndex) -> list[dict[str, Any]]:
+    """The first good rows of a file: at most FIRST_ROWS, and few bytes of them."""
+    span = index.spans[0]
+    ends = [min(span.end, span.start + FIRST_BYTES), span.end] if index.kind in TEXT else [span.end]
+    found = Rows(np.empty(0, np.int64), {})
+    for end in ends:
+        # The last record of a span that is cut short may lack the end of its quotes.
+        with contextlib.suppress(csv.Error), _open(file) as stream:
+            source = Source(stream, file.name, file.uri)
+            short = span._replace(rows=min(span.rows, FIRST_ROWS), end=end)
+            found = next(formats.read(source, index.kind, [short], index.head, lambda *_: None))
+            break
+    count = min(FIRST_ROWS, len(found.numbers))
+    columns = {name: _objects(column, count) for name, column in found.columns.items()}
+    rows = [{name: column[row] for name, column in columns.items()} for row in range(count)]
+    sizes = itertools.accumulate(len(to_json_text(row)) for row in rows)
+    return [row for row, size in zip(rows, sizes, strict=True) if size <= FIRST_BYTES]
+
+
+def _objects(column: Column, count: int) -> list[Any]:
+    if isinstance(column, list):
+        return column[:count]
+    return values_of(column.slice(0, count).combine_chunks())
 
 
 def read_part(
@@ -80,7 +116,7 @@ def read_parts(
     rejects: list[dict[str, Any]] = []
 
     def bad(row: int, reason: str, text: str, detail: str) -> None:
-        if on_bad_row == "stop":
+        if on_bad_row == "stop" and reason != NOT_GOOD:
             raise UserError(
                 f"reading {file.uri}, {first.place_of(row)}: {reason}{detail}. Correct the row, or "
                 "leave it out (with examples.on_bad_row: reject such rows are left out and listed)."

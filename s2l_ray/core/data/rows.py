@@ -4,8 +4,11 @@ A row becomes a conversation. All its columns are kept beside it in the struct `
 the row can be written out again as it was.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from s2l_ray.config import Columns
 from s2l_ray.core.data.columns import PartColumns, column_names, is_text
@@ -14,9 +17,12 @@ from s2l_ray.core.data.formats.spans import BadRow, Column, Rows
 from s2l_ray.core.data.json_text import values_of
 from s2l_ray.core.data.original import original_column
 from s2l_ray.core.data.parts import ID_BITS, PartRange
+from s2l_ray.core.data.uses import check_all_read
 from s2l_ray.core.storage.columns import plain_column
 from s2l_ray.core.storage.schemas import EXAMPLES_FIXED
 from s2l_ray.errors import UserError
+
+MEDIA_MARK = r"(?i)^\s*<(image|video|audio)>|<(image|video|audio)>\s*$"
 
 
 def examples_of(rows: Rows, part: PartRange, given: Columns, bad: BadRow) -> pa.Table:
@@ -34,22 +40,35 @@ def examples_of(rows: Rows, part: PartRange, given: Columns, bad: BadRow) -> pa.
             good_N[position] = False
             bad(int(numbers[position]), reason, _whole(rows, position), detail)
 
-    made: dict[str, pa.Array] = {}
-    if rows.columns:
-        names = column_names(list(rows.columns), given, part.file.uri)
-        columns = PartColumns(rows.columns, len(numbers), names, part.file.uri, bad_row)
-        made = conversations(columns, given)
-    nothing = EXAMPLES_FIXED.empty_table()
+    if not rows.columns:
+        for position in range(len(numbers)):
+            bad_row(position, "expected an object with fields, got an empty one", "")
+        return EXAMPLES_FIXED.empty_table()
+    names = column_names(list(rows.columns), given, part.file.uri)
+    columns = PartColumns(rows.columns, len(numbers), names, part.file.uri, bad_row)
+    made = conversations(columns, given)
+    _no_marks_of_media(made["messages"], bad_row)
+    check_all_read(rows, columns, made, given, good_N)
     table = pa.table(
         [
             pa.array(numbers + (part.file_number << ID_BITS)),
             made.get("source", pa.repeat(part.file.source, len(numbers))),
-            made.get("messages", nothing["messages"]),
-            made.get("tools", nothing["tools"]),
+            made["messages"],
+            made["tools"],
         ],
         schema=EXAMPLES_FIXED,
     ).filter(pa.array(good_N))
-    return table.append_column(*original_column(rows, good_N)) if rows.columns else table
+    return table.append_column(*original_column(rows, good_N))
+
+
+def _no_marks_of_media(messages: pa.ListArray, bad: Callable[[int, str, str], None]) -> None:
+    """Report rows with a turn that begins or ends with the mark of a picture, film or sound: the
+    mark stands for something that no stage can read."""
+    found = pc.match_substring_regex(messages.flatten().field("content"), MEDIA_MARK)
+    turns = np.flatnonzero(found.to_numpy(zero_copy_only=False))
+    ends = np.cumsum(messages.value_lengths().to_numpy(zero_copy_only=False))
+    for row in np.unique(np.searchsorted(ends, turns, side="right")).tolist():
+        bad(row, "the mark of a picture, film or sound stands in a turn, which is no text", "")
 
 
 def _whole(rows: Rows, position: int) -> str:

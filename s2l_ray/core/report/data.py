@@ -155,7 +155,8 @@ class ReportData:
 
     `num_examples` counts the rows of the examples artifact; sources [S] and source_sizes [S] are
     its sources and their rows. Of a data set that extends another, `new_files` and
-    `dropped_files` are names of raw files.
+    `dropped_files` are names of raw files. `columns` says of each column of the raw files what
+    became of it.
     """
 
     run: str
@@ -167,6 +168,7 @@ class ReportData:
     source_sizes: Sequence[int] = ()
     new_files: Sequence[str] = ()
     dropped_files: Sequence[str] = ()
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     proxies: Sequence[LossCurve] = ()
     clusterings: Sequence[Clustering] = ()
     left_out: Sequence[LeftOut] = ()

@@ -6,7 +6,7 @@ manifest holds an info as JSON under `info`; `stored` writes it and `info_of` re
 Shapes: K clusters, F features (the clustered columns of a trajectory), G groups of a rule.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from s2l_ray.core.storage.manifest import Manifest
@@ -47,6 +47,7 @@ class ExamplesInfo(Info):
         new_files: names of files that the extended data set did not have; none without `extends`.
         dropped_files: names of files that it had, and that are gone or changed.
         schema: of the original columns of all files, as `schema_text` writes it.
+        columns: what became of each column; of several things where files differ.
     """
 
     sources: dict[str, int]
@@ -56,6 +57,7 @@ class ExamplesInfo(Info):
     new_files: list[str]
     dropped_files: list[str]
     schema: str
+    columns: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,6 +56,18 @@ class _Conversation:
         """The text of the first `count` turns, and the ranges between its generation marks."""
         return self._rendered(count, False, True)
 
+    def marks_before(self, text: str, marks: list[tuple[int, int]], number: int) -> int:
+        """How many of the generation marks belong to turns before this one."""
+        before, earlier = self.marked(number) if number else ("", [])
+        reached = earlier[-1][1] if earlier else 0
+        if marks[: len(earlier)] != earlier or text[:reached] != before[:reached]:
+            raise Refused(
+                "the chat template renders an earlier answer differently once the conversation "
+                "goes on, so an answer's own generation marks cannot be told. "
+                f"{MARKS} that does not, or set learn: all"
+            )
+        return len(earlier)
+
     def _rendered(
         self, count: int, prompt: bool, marked: bool
     ) -> tuple[str, list[tuple[int, int]]]:
@@ -172,11 +184,9 @@ class ChatRenderer:
             following = dict(itertools.pairwise(answers))
             spans = []
             for number in learned:
-                first = self._marks_before(conversation, text, marks, number)
+                first = conversation.marks_before(text, marks, number)
                 after = following.get(number)
-                end = (
-                    None if after is None else self._marks_before(conversation, text, marks, after)
-                )
+                end = None if after is None else conversation.marks_before(text, marks, after)
                 spans += marks[first:end]
             marks = spans
         said = "".join(text[first:end] for first, end in marks)
@@ -186,20 +196,6 @@ class ChatRenderer:
                 f"{MARKS} that do"
             )
         return marks
-
-    def _marks_before(
-        self, conversation: _Conversation, text: str, marks: list[tuple[int, int]], number: int
-    ) -> int:
-        """How many of the generation marks belong to turns before this one."""
-        before, earlier = conversation.marked(number) if number else ("", [])
-        reached = earlier[-1][1] if earlier else 0
-        if marks[: len(earlier)] != earlier or text[:reached] != before[:reached]:
-            raise Refused(
-                "the chat template renders an earlier answer differently once the conversation "
-                "goes on, so an answer's own generation marks cannot be told. "
-                f"{MARKS} that does not, or set learn: all"
-            )
-        return len(earlier)
 
     def _by_prefixes(self, conversation: _Conversation, text: str, number: int) -> tuple[int, int]:
         """The range of an answer: from the end of its generation prompt to the end of its turn."""

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2l_ray.contract.work import Outcome, Work
+from s2l_ray.core.data.columns import column_names
 from s2l_ray.core.data.incremental import file_numbers, kept_parts, listing
 from s2l_ray.core.data.original import schema_of
 from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.data.read import PartRows, read_parts
+from s2l_ray.core.data.uses import uses_of
 from s2l_ray.core.storage.columns import is_json, unify
 from s2l_ray.core.storage.info import ExamplesInfo, NumberedFile
 from s2l_ray.core.storage.manifest import Manifest, Part
@@ -64,7 +66,11 @@ def _info(parts: list[Part], ranges: list[PartRange], base: Manifest | None) -> 
     """What later stages and runs read of the manifest."""
     sources: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    columns: dict[str, list[str]] = {}
     for part in parts:
+        for name, becomes in part.stats["columns"].items():
+            known = columns.setdefault(name, [])
+            known += [becomes] if becomes not in known else []
         sources.update(part.stats["sources"])
         reasons.update(part.stats["rejects"])
     files = {part.file_number: part.file for part in ranges}
@@ -81,6 +87,7 @@ def _info(parts: list[Part], ranges: list[PartRange], base: Manifest | None) -> 
         new_files=lineage.new if base is not None else [],
         dropped_files=lineage.dropped,
         schema=schema_text(unify(schema_from_text(text, "examples") for text in schemas)),
+        columns=columns,
     )
 
 
@@ -100,9 +107,13 @@ def _write(context: PartContext, part: PartRange, read: PartRows) -> Part:
     files = {"data": (".parquet", parquet_bytes(read.table))}
     if read.rejects:
         files["rejects"] = (".parquet", parquet_bytes(pa.Table.from_pylist(read.rejects, REJECTS)))
+    original = schema_of(read.table)
+    given = context.config.examples.columns
+    names = column_names(original.names, given, part.file.uri) if original.names else {}
     stats = {
         "file": part.file.name,
-        "schema": schema_text(schema_of(read.table)),
+        "schema": schema_text(original),
+        "columns": dict(uses_of(original.names, names)),
         "sources": dict(Counter(read.table["source"].to_pylist())),
         "rejects": dict(Counter(reject["reason"] for reject in read.rejects)),
         "characters": _characters(read.table),

@@ -61,6 +61,7 @@ def make(work: Work) -> Outcome:
         source_sizes=list(about.sources.values()),
         new_files=about.new_files,
         dropped_files=about.dropped_files,
+        columns=about.columns,
         proxies=_curves(variants),
         clusterings=_clusterings(work, variants),
         left_out=_left_out(about, trajectories),

@@ -189,7 +189,6 @@ KINDS: dict[str, Bad] = {
     "Parquet of damaged pages": Bad(
         write("x.parquet", damaged(parquet(), 4, 40)),
         ("x.parquet: the data are damaged", REPLACE),
-        planned=False,
     ),
     "a truncated Arrow file": Bad(
         write("x.arrow", arrow(cut=slice(0, -7))),
@@ -267,7 +266,6 @@ KINDS: dict[str, Bad] = {
     "a column cluster": Bad(
         lines({**GOOD, "cluster": 1}),
         ("x.jsonl: a column is named 'cluster'", "Rename the column"),
-        planned=False,
     ),
     "a column score": Bad(
         write("x.csv", "instruction,output,score\nq,a,1\n"),

@@ -39,6 +39,7 @@ class FileIndex:
         head: bytes before the first row.
         schema: of the rows, as text, where the file itself has one.
         sha256: of the file as it lies there.
+        first: JSON text of a list of its first rows; None where an earlier version made the index.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class FileIndex:
     head: int = 0
     schema: str | None = None
     sha256: str = ""
+    first: str | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 
 from s2l_ray.config import Columns
 from s2l_ray.core.data.find import find_files
+from s2l_ray.core.data.formats.spans import FileIndex
 from s2l_ray.core.data.parts import PartRange, part_ranges
 from s2l_ray.core.data.read import PartRows, index_file, read_part
 from s2l_ray.errors import UserError
@@ -49,3 +50,9 @@ def refusal(path: Path, on_bad_row: str = "stop", **columns: str) -> str:
         read(path, on_bad_row, **columns)
     assert str(path) in str(error.value)
     return str(error.value)
+
+
+def index(path: Path) -> FileIndex:
+    """The index of a file."""
+    (file,) = find_files([str(path)], None)
+    return index_file(file, 100)

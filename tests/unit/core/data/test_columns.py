@@ -16,7 +16,7 @@ from tests.unit.core.data.raw import GOOD, lines, parquet, read, refusal
     [
         ({"instruction": "q", "input": "i", "output": "a"}, {}, ("q", "i", "a", "x")),
         ({"prompt": "q", "completion": "a"}, {}, ("q", None, "a", "x")),
-        ({"prompt": "q", "completion": "a", "input": "i"}, {}, ("q", None, "a", "x")),
+        ({"prompt": "q", "completion": "a", "input": "i"}, {}, ("q", "i", "a", "x")),
         (
             {"question": "q", "answer": "a", "kind": "k"},
             {"instruction": "question", "output": "answer", "source": "kind"},
