@@ -29,8 +29,9 @@ PAIRS = (
     ("query", "response"),
 )
 PREFERENCES = (
-    " Of rows of preferences the good answers can be learned: name them as output (whole "
-    "conversations as messages), as in examples.columns.output: chosen."
+    " Of rows of preferences the good answers can be learned: set examples.columns.output: chosen "
+    "and name what comes before as examples.columns.instruction, or, where chosen holds whole "
+    "conversations, set examples.columns.messages: chosen."
 )
 TALKS = ("messages", "conversations")
 # What a file may have beside these: the names that are taken for each meaning, the first first.

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import functools
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,9 +17,9 @@ from s2l_ray.core.data import formats
 from s2l_ray.core.data.conversations import NOT_GOOD
 from s2l_ray.core.data.formats.source import Source
 from s2l_ray.core.data.formats.spans import Column, FileIndex, Rows
-from s2l_ray.core.data.json_text import to_json_text, values_of
+from s2l_ray.core.data.json_text import values_of
 from s2l_ray.core.data.parts import ID_BITS, PartRange, RawFile
-from s2l_ray.core.data.rows import examples_of
+from s2l_ray.core.data.rows import examples_of, in_utf8
 from s2l_ray.core.storage.store import filesystem
 from s2l_ray.errors import UserError
 
@@ -60,7 +61,7 @@ def index_file(file: RawFile, rows_per_part: int) -> FileIndex:
             f"reading {file.uri}: {index.rows} rows, but a file may have at most 2^{ID_BITS}. "
             "Split it."
         )
-    return replace(index, first=to_json_text(first))
+    return replace(index, first=json.dumps(first, ensure_ascii=False, default=str))
 
 
 def _first_rows(file: RawFile, index: FileIndex) -> list[dict[str, Any]]:
@@ -75,10 +76,13 @@ def _first_rows(file: RawFile, index: FileIndex) -> list[dict[str, Any]]:
             short = span._replace(rows=min(span.rows, FIRST_ROWS), end=end)
             found = next(formats.read(source, index.kind, [short], index.head, lambda *_: None))
             break
+    found = in_utf8(found, file.uri, lambda *_: None)
     count = min(FIRST_ROWS, len(found.numbers))
     columns = {name: _objects(column, count) for name, column in found.columns.items()}
     rows = [{name: column[row] for name, column in columns.items()} for row in range(count)]
-    sizes = itertools.accumulate(len(to_json_text(row)) for row in rows)
+    sizes = itertools.accumulate(
+        len(json.dumps(row, ensure_ascii=False, default=str)) for row in rows
+    )
     return [row for row, size in zip(rows, sizes, strict=True) if size <= FIRST_BYTES]
 
 

@@ -32,7 +32,7 @@ def examples_of(rows: Rows, part: PartRange, given: Columns, bad: BadRow) -> pa.
         given: names of columns, keys and roles from the config.
         bad: called for every row that is not UTF-8 or no conversation; such rows are left out.
     """
-    rows = _in_utf8(rows, part.file.uri, bad)
+    rows = in_utf8(rows, part.file.uri, bad)
     numbers, good_N = rows.numbers, np.ones(len(rows.numbers), bool)
 
     def bad_row(position: int, reason: str, detail: str) -> None:
@@ -83,7 +83,7 @@ def _whole(rows: Rows, position: int) -> str:
     return str(values)
 
 
-def _in_utf8(rows: Rows, uri: str, bad: BadRow) -> Rows:
+def in_utf8(rows: Rows, uri: str, bad: BadRow) -> Rows:
     """The rows whose text is UTF-8, in plain types: Arrow and Parquet readers do not check text."""
     wrong: dict[int, str] = {}
     for name, column in rows.columns.items():
