@@ -32,18 +32,18 @@ KEPT = {
     ("exact", "target", 2): "2b4dd867fa6f65652fbb6f36fd3b2746ad4d279e595cb3d48a1f82a1ff46eedb",
     ("exact", "evaluation", 2): "42cd4418522307d192af3ba1688760d0b93b3501c622d2282354d6c522b008cb",
     ("trained", "proxy", 2): "2a09f2ab9623ce0dc8df05b46e69f11a1fd8f88e980100b1698bacf1c7982c30",
-    ("exact", "proxy", 3): "0e4551d5c23fc0a46174564c16dd00891367914cdb93445693565ca586012ce9",
+    ("exact", "proxy", 3): "34d71b0307c004511da4c4fa008743a2e21abed200af73b59ddd026d472a5cab",
     (
         "exact",
         "trajectories",
         3,
-    ): "94bb59df4fe4a7e3b5dcee5aa105d8ec566ec106f5b8c17559542f58dd08eb0f",
-    ("exact", "clusters", 3): "669eb6e3653cffd414d0d5154a8f278bfeb4e351679f42bcf07548bc880a8319",
-    ("exact", "subset", 3): "d2f2c9f7b2697cbe53459f8cb8bcc7500498fc3f9e43c843cbdc5211c3279d4f",
-    ("exact", "target", 3): "bc813db363b486bceb9edd16f3e4e7d202ed938203ca817156fc8287707139de",
-    ("exact", "evaluation", 3): "a914a89cf8d13a28138e35fb2a4fba17c329264e48cf4de94363afebad298de9",
-    ("trained", "proxy", 3): "d308e801bf11edd9b9d3218261326830b95c3aa33e570a27a00e7c00de1c802f",
-    ("exact", "examples", 3): "37f03b0fd4e0b8e349a981474ec7569ec1c773362f09c42601d96941725bf950",
+    ): "c4a61d52d88d2e92104923ab9753ad824fd6d8a1ce6adeb3d99176a01411805f",
+    ("exact", "clusters", 3): "487aac40e51ab9345c6916d3aa6cb8d31820c020ea1b2cf20e348b8b96d50833",
+    ("exact", "subset", 3): "eefe8a5271d116bb52eccb16735bbc9c4d4dc8295037143fa3011bc9b7b4122d",
+    ("exact", "target", 3): "d3481f810bf773bce6360b9f1a3e53c5354daeae5ea268a3a14085a3dba280ef",
+    ("exact", "evaluation", 3): "40d53d52c759e93f634a77f01c04c54cb5d0551d91159c932cfaec4dcb0c61a4",
+    ("trained", "proxy", 3): "33cdced99f32a962fdbb640b4202823f614fb828bd9801a0bcf92dd33e30fba2",
+    ("exact", "examples", 3): "88a232bd014cf2ce1158049f935f9d90c88ac10883d0801c8f2524cd410bbf18",
 }
 JOBS = {"exact": (kept_job.exact_job, "evaluation"), "trained": (kept_job.trained_job, "proxy")}
 VERSIONS = {stage.name: stage.version for stage in STAGES}
