@@ -4,8 +4,9 @@
     python -m s2l_ray.sweep --over 'clusters.k=[50, 100, 200]'  these values
     python -m s2l_ray.sweep --over 'clusters.k=[10, 20]' --over 'subset.budget=[0.1, 0.2]'
 
-A trial is a variant. What its fields do not touch is made once, before the trials start, and
-shared. The same command again resumes.
+A trial is a variant of the run NAME-sweep, whose record names the artifacts of all trials. What its
+fields do not touch is made once, before the trials start, and shared. The same command again
+resumes.
 """
 
 import argparse
@@ -93,12 +94,15 @@ def _points(grid: Grid) -> list[dict[str, Any]]:
 
 def _job_of(base: config.Config, points: list[dict[str, Any]]) -> config.Job:
     """The base with the values of each trial as a variant."""
-    tree = base.model_dump(exclude_unset=True)
-    named = {
-        ",".join(f"{field}={value}" for field, value in point.items()).replace("/", "|"): point
-        for point in points
-    }
-    return config.load(None, [], {**tree, "variants": named})
+    tree = config.merge(
+        base.model_dump(exclude_unset=True), {"run": {"name": f"{base.run.name}-sweep"}}
+    )
+    return config.load(None, [], {**tree, "variants": {_name(point): point for point in points}})
+
+
+def _name(point: dict[str, Any]) -> str:
+    """Of a trial; a variant has no slash in its name."""
+    return ",".join(f"{field}={value}" for field, value in point.items()).replace("/", "|")
 
 
 def run(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
@@ -107,28 +111,33 @@ def run(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
     Raises:
         UserError: a trial's config is wrong (before any work), or a trial failed.
     """
-    plans = [pipeline.plan(_job_of(base, [point]), until) for point in _points(grid)]
-    shared = set.intersection(*({node.label for node in made_plan.nodes} for made_plan in plans))
+    job = _job_of(base, _points(grid))
+    plan = pipeline.plan(job, until)
+    shared = {node.label for node in plan.nodes if len(node.variants) == len(job.variants)}
 
     from s2l_ray.edge import session
 
     session.connect(base.scaling)
-    pipeline.run(plans[0], only=shared)
-    return _tune(base, grid, until)
+    pipeline.run(plan, only=shared)
+    rows = _tune(plan, grid)
+    # All is there: this leaves the record.
+    pipeline.run(plan)
+    plan.store.write(f"runs/{job.first.run.name}/sweep.json", json.dumps(rows, indent=1).encode())
+    return rows
 
 
-def _tune(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
-    # Tune's own handler would end the process without a word of ours.
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+def _tune(plan: pipeline.Plan, grid: Grid) -> list[dict[str, Any]]:
+    # Tune's own handler would end the process without a word of ours; and relative paths of the job
+    # begin where the command was given.
+    os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
     from ray import tune
 
-    from s2l_ray.core.storage.store import Store
     from s2l_ray.edge import user_errors
 
-    store = Store(base.run.storage)
-    name = f"sweep-{base.run.name}-{time.time_ns()}"
+    store = plan.store
+    name = f"{plan.job.first.run.name}-{time.time_ns()}"
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_trial, base=base, until=until), {"CPU": 0.01}),
+        tune.with_resources(tune.with_parameters(_trial, plan=plan), {"CPU": 0.01}),
         param_space={field: tune.grid_search(values) for field, values in grid.items()},
         # One at a time: a trial spreads over the whole cluster itself.
         tune_config=tune.TuneConfig(max_concurrent_trials=1),
@@ -150,16 +159,19 @@ def _tune(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
         for result in trials
     ]
     rows.sort(key=lambda row: [row[field] for field in grid])
-    store.write(f"runs/{base.run.name}/sweep.json", json.dumps(rows, indent=1).encode())
     return rows
 
 
-def _trial(values: dict[str, Any], base: config.Config, until: str) -> None:
-    """One trial: a whole run, most of which is there already."""
+def _trial(values: dict[str, Any], plan: pipeline.Plan) -> None:
+    """One trial: all artifacts of its variant, most of which are there already.
+
+    It takes the plan as it is: raw files are looked at once, where the command was given.
+    """
     from ray import tune
 
     set_up_logging()
-    done = pipeline.run(pipeline.plan(_job_of(base, [values]), until))
+    own = {node.label for node in plan.of(_name(values)).values()}
+    done = pipeline.run(plan, only=own)
     manifests = {result.node.stage.name: result.manifest for result in done}
     clusters = info_of(manifests["clusters"], ClustersInfo)
     summary: dict[str, Any] = {

@@ -833,6 +833,27 @@ STORAGE = (
 
 PIPELINE = (
     Mutation(
+        "what_is_left_is_counted_host_by_host",
+        "edge/packing.py",
+        "np.minimum(fewest[number:]",
+        "np.maximum(fewest[number:]",
+        ("edge/test_packing.py",),
+    ),
+    Mutation(
+        "names_of_others_are_no_markup",
+        "display.py",
+        "markup=False",
+        "markup=True",
+        ("test_display.py",),
+    ),
+    Mutation(
+        "credentials_of_uris_are_left_out",
+        "errors.py",
+        'USER_AND_SECRET.sub("", text)',
+        "text",
+        ("test_display.py",),
+    ),
+    Mutation(
         "needs_are_made_first",
         "pipeline/task_graph.py",
         "if failed is None and missing.isdisjoint(own)",

@@ -1,24 +1,39 @@
 """What the cluster holds, and what a stage's request may take of it."""
 
+from collections import Counter
+
 import ray
 
 from s2l_ray.contract.stage import Request
-from s2l_ray.edge import worker_pool
+from s2l_ray.edge import packing, worker_pool
+from s2l_ray.edge.packing import Host
 from s2l_ray.errors import UserError
 
 # A little less than one, so that a task that makes a part fits beside the trial of a sweep.
 TASK_CPUS = 0.9
 # Of one task that reads and tokenises; small, so that readers find room beside training workers.
 READER_CPUS = 0.25
+READERS_PER_TRAINING = 2
+
+
+def hosts() -> list[Host]:
+    """The hosts of the cluster; what it can grow by, where that is known, stands as one more."""
+    from ray._private.state import state
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    found = [Host(have.get("CPU", 0.0), have.get("GPU", 0.0)) for have in alive]
+    could = state.get_max_resources_from_cluster_config() or {}
+    more = Host(
+        max(0.0, float(could.get("CPU", 0)) - sum(host.cpus for host in found)),
+        max(0.0, float(could.get("GPU", 0)) - sum(host.gpus for host in found)),
+    )
+    return [*found, more]
 
 
 def capacity() -> dict[str, float]:
     """CPUs and GPUs of the cluster, as far as it can autoscale where that is known."""
-    from ray._private.state import state
-
-    have = ray.cluster_resources()
-    could = state.get_max_resources_from_cluster_config() or {}
-    return {kind: max(have.get(kind, 0.0), float(could.get(kind, 0))) for kind in ("CPU", "GPU")}
+    found = hosts()
+    return {"CPU": sum(host.cpus for host in found), "GPU": sum(host.gpus for host in found)}
 
 
 def free() -> dict[str, float]:
@@ -55,13 +70,15 @@ def check_placement(request: Request, at_once: int) -> None:
 def worker_cpus(request: Request, at_once: int) -> float:
     """CPUs of one training worker. The tasks that feed it need some too, or it would wait for ever.
 
+    Both are counted host by host: what is left on several hosts is of no use to one reader.
+
     Args:
         at_once: how many trainings may go on at the same time; each takes at most such a share.
 
     Raises:
         UserError: the request cannot be held beside its readers.
     """
-    have, stage, count = capacity(), request.stage, request.count
+    found, have, stage, count = hosts(), capacity(), request.stage, request.count
     workers = count * at_once
     who = f"{count} workers"
     remedy = f"Lower scaling.{stage}.workers"
@@ -73,17 +90,41 @@ def worker_cpus(request: Request, at_once: int) -> float:
             f"placing {stage}: {who} with scaling.{stage}.gpus = {request.gpus} need more than the "
             f"{have['GPU']:g} GPUs of the cluster. {remedy}, or add nodes."
         )
-    readers = 2 * READER_CPUS * at_once
-    share = int(100 * (have["CPU"] - readers) / workers) / 100
-    if request.cpus is None and share > 0:
-        return min(1.0, share)
-    if request.cpus is None or request.cpus * workers > have["CPU"] - readers:
+    readers = READERS_PER_TRAINING * at_once
+    if request.cpus is None:
+        share = packing.worker_share(found, workers, request.gpus, READER_CPUS, readers)
+    else:
+        left = packing.readers_left(found, workers, request.cpus, request.gpus, READER_CPUS)
+        share = request.cpus if left is not None and left >= readers else None
+    if share is None:
+        cpus = request.cpus or packing.SHARES[-1]
         raise UserError(
-            f"placing {stage}: {who} take {(request.cpus or 0.01) * workers:g} of {have['CPU']:g} "
-            f"CPUs and leave fewer than {readers:g} for reading data. {remedy} or "
-            f"scaling.{stage}.cpus, or leave the latter out."
+            f"placing {stage}: {who} take {cpus * workers:g} of {have['CPU']:g} CPUs "
+            f"({_listed(found)}), at most {packing.holds(found, cpus, request.gpus)} of {workers} "
+            f"fit, and {readers} tasks of {READER_CPUS} CPUs that read data must find room beside "
+            f"them on single hosts. {remedy} or scaling.{stage}.cpus, or leave the latter out."
         )
-    return request.cpus
+    return share
+
+
+def _listed(found: list[Host]) -> str:
+    """The CPUs of hosts, such as `2 x 4 + 1 x 8`."""
+    counts = Counter(host.cpus for host in found if host.cpus)
+    return " + ".join(f"{count} x {cpus:g}" for cpus, count in counts.items()) or "no host"
+
+
+def shortage(stage: str, count: int, cpus: float, gpus: float = 0.0) -> str | None:
+    """What the cluster lacks to hold processes that are needed all at once; None: nothing."""
+    found = hosts()
+    fit = packing.holds(found, cpus, gpus)
+    if fit >= count:
+        return None
+    with_gpus = f" and {gpus:g} GPUs" if gpus else ""
+    return (
+        f"placing {stage}: {count} processes of {cpus:g} CPUs{with_gpus} are needed at once, and "
+        f"{fit} fit on the hosts that are left ({_listed(found)} CPUs). Add nodes, or lower "
+        f"scaling.{stage}, and run the same command again."
+    )
 
 
 def actor_cpus(request: Request) -> float:
@@ -101,7 +142,9 @@ def actor_cpus(request: Request) -> float:
     share = int(90 * free()["CPU"] / request.count) / 100
     cpus = request.cpus or max(least, min(most, share))
     together = request.count if request.all_at_once else 1
-    if cpus * together > have["CPU"] or request.gpus * together > have["GPU"]:
+    if request.all_at_once and request.cpus is None:
+        cpus = packing.actor_share(hosts(), together, cpus) or cpus
+    if packing.holds(hosts(), cpus, request.gpus) < together:
         raise UserError(
             f"placing {stage}: {together} actor(s) need {cpus * together:g} CPUs and "
             f"{request.gpus * together:g} GPUs, but the cluster has {have['CPU']:g} and "

@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from s2l_ray.core.memory import give_back_freed_memory
 from s2l_ray.core.storage.store import Store
+from s2l_ray.edge.waiting import SECONDS, Patience
 
 log = logging.getLogger("s2l_ray")
 # Ray Train's controller polls its workers every 2 s, and notices that much later what has ended.
@@ -56,21 +57,25 @@ class Shape:
     storage: str
 
 
-def run(shape: Shape, name: str, task: Task, remaining: Callable[[], int]) -> None:
+def run(
+    shape: Shape, name: str, task: Task, remaining: Callable[[], int], patience: Patience
+) -> None:
     """Run a task in a worker group of this shape, an idle one or a new one.
 
     Args:
         name: of a new group.
         remaining: called after the task; how many trainings have not begun. At most so many groups
             stay idle.
+        patience: while not all workers of the group are placed.
 
     Raises:
+        UserError: the cluster has no room for the workers.
         TrainingFailedError: a worker failed or was lost, and the group with it.
     """
     group, is_new = _pool.take(shape, name)
     if not is_new:
         log.info("%s: in workers that are up already", name)
-    group.run(task)
+    group.run(task, patience)
     _pool.put_back(group, remaining())
 
 
@@ -122,12 +127,16 @@ class _WorkerGroup:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
-    def run(self, task: Task) -> None:
+    def run(self, task: Task, patience: Patience) -> None:
         """Have all workers do a task, and wait until they have."""
         number = next(self._numbers)
         try:
             ray.get(self._mailbox.put.remote(number, cloudpickle.dumps(task)))
-            ray.get(self._mailbox.all_done.remote(number))
+            done = self._mailbox.all_done.remote(number)
+            while not ray.wait([done], timeout=SECONDS)[0]:
+                if ray.get(self._mailbox.taken.remote()) < self.shape.workers:
+                    patience.tick()
+            ray.get(done)
         except ray.exceptions.RayActorError as error:
             self._thread.join()
             raise self._failure or error from None
@@ -175,21 +184,26 @@ class _TaskMailbox:
     """
 
     def __init__(self, workers: int) -> None:
-        self._workers, self._number, self._left = workers, -1, 0
+        self._workers, self._number, self._left, self._taken = workers, -1, 0, 0
         self._task: bytes | None = None
         self._changed = asyncio.Condition()
 
     async def put(self, number: int, task: bytes | None) -> None:
         """Set the next task; None ends the workers."""
         async with self._changed:
-            self._number, self._task, self._left = number, task, self._workers
+            self._number, self._task, self._left, self._taken = number, task, self._workers, 0
             self._changed.notify_all()
 
     async def get(self, number: int) -> bytes | None:
         """Wait for a task."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._number == number)
+            self._taken += 1
             return self._task
+
+    async def taken(self) -> int:
+        """How many workers have the task."""
+        return self._taken
 
     async def worker_done(self) -> None:
         """One more worker has done the task."""

@@ -149,7 +149,7 @@ def answers_received() -> Iterator[list[int]]:
 
     received: list[int] = []
     reduced = search.reduced
-    search.reduced = lambda query, answers: reduced(Watched(query, received), answers)
+    search.reduced = lambda query, answers: reduced(Watched(query, received), answers, None)
     try:
         yield received
     finally:

@@ -13,9 +13,13 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from s2l_ray.contract.stage import Request
 from s2l_ray.edge import placement, worker_pool
+from s2l_ray.edge.waiting import Patience
 from s2l_ray.errors import UserError
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("local_ray")]
+
+
+PATIENCE = Patience("target test", "", lambda: None)
 
 
 def say_who(rank: int, world_size: int, folder: Path) -> None:
@@ -31,9 +35,8 @@ def done_by(shape: worker_pool.Shape, folder: Path, remaining: int) -> list[int]
     """Process ids of those who did a task, by rank."""
     for path in folder.glob("* of *"):
         path.unlink()
-    worker_pool.run(
-        shape, "target test", functools.partial(say_who, folder=folder), lambda: remaining
-    )
+    task = functools.partial(say_who, folder=folder)
+    worker_pool.run(shape, "target test", task, lambda: remaining, PATIENCE)
     return [
         int((folder / f"{rank} of {shape.workers}").read_text()) for rank in range(shape.workers)
     ]
@@ -75,7 +78,7 @@ def test_another_shape_gets_other_workers_and_a_group_that_stays_idle_ends(
 def test_a_failure_ends_the_group_and_says_why(shape: worker_pool.Shape, tmp_path: Path) -> None:
     first = done_by(shape, tmp_path, remaining=1)
     with pytest.raises(TrainingFailedError, match="a task that fails"):
-        worker_pool.run(shape, "target test", fail, lambda: 1)
+        worker_pool.run(shape, "target test", fail, lambda: 1, PATIENCE)
     wait_until_free()
     assert not set(done_by(shape, tmp_path, remaining=0)) & set(first)
 

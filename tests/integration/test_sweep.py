@@ -25,21 +25,25 @@ def test_trials_share_what_they_do_not_touch(finished: Finished) -> None:
         stage: len(list((storage / stage).iterdir()))
         for stage in ("examples", "proxy", "trajectories")
     }
+    relative = ["--run.storage=storage", "--examples.files=[raw]", "--evaluation.files=[heldout]"]
     done = subprocess.run(
-        [*command, "--over", "clusters.k=[2, 4, 8]"],
-        env={**os.environ, "RAY_ADDRESS": "local"},
-        cwd=Path(__file__).parents[2],
+        [*command, *relative, "--over", "clusters.k=[2, 4, 8]"],
+        env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=finished.folder,
         capture_output=True,
         text=True,
         timeout=400,
     )
     assert done.returncode == 0, done.stderr
-    rows = json.loads((storage / "runs" / "tiny" / "sweep.json").read_text())
+    rows = json.loads((storage / "runs" / "tiny-sweep" / "sweep.json").read_text())
     assert [row["clusters.k"] for row in rows] == [2, 4, 8]
+    record = json.loads((storage / "runs" / "tiny-sweep" / "run.json").read_text())
+    assert len({each["subset"]["fingerprint"] for each in record["variants"].values()}) == 3
+    assert (storage / "runs" / "tiny" / "run.json").is_file()
     assert rows[0]["objective"] > rows[1]["objective"] > rows[2]["objective"] > 0
     assert {stage: len(list((storage / stage).iterdir())) for stage in before} == before
     assert all(f"{row['objective']:.6g}" in done.stdout for row in rows)
-    assert not list((storage / "scratch").glob("sweep-*"))
+    assert not list((storage / "scratch").glob("tiny-sweep-*"))
 
 
 def test_a_wrong_field_is_refused_before_any_trial(finished: Finished) -> None:
@@ -104,7 +108,7 @@ def test_an_interrupted_sweep_says_so(finished: Finished) -> None:
         assert line, said
         said += line
     scratch = finished.folder / "storage" / "scratch"
-    while not list(scratch.glob("sweep-*")):
+    while not list(scratch.glob("tiny-sweep-*")):
         assert driver.poll() is None, "the sweep ended before its trials began"
     driver.send_signal(signal.SIGINT)
     said += driver.communicate(timeout=100)[1]

@@ -4,7 +4,6 @@ Every actor answers a query itself; the answers are merged along a tree of tasks
 is restarted, reads its parts again and gives the same answers.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -24,8 +23,9 @@ from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.schemas import CLUSTERS, vectors
 from s2l_ray.edge.parts import PartContext, part_context
-from s2l_ray.edge.placement import actor_cpus
+from s2l_ray.edge.placement import actor_cpus, shortage
 from s2l_ray.edge.reduction import reduced
+from s2l_ray.edge.waiting import Patience, wait_for
 from s2l_ray.errors import UserError
 
 Answer = TypeVar("Answer")
@@ -132,7 +132,18 @@ class ShardActors:
         # A tenth of the free CPUs stays free for whoever called this, such as a trial of a sweep.
         cpus = actor_cpus(request)
         self.place = placement_group([{"CPU": cpus}] * count, strategy="SPREAD")
-        ray.get(self.place.ready())
+        # As long as the actors live: a host that holds some may be lost, and none be left for them.
+        self.patience = Patience(
+            work.label,
+            f"{count} shards of {cpus:g} CPUs to be placed at once; others hold these CPUs",
+            lambda: shortage("clusters", count, cpus),
+        )
+        try:
+            wait_for([self.place.ready()], self.patience)
+        except BaseException:
+            remove_placement_group(self.place)
+            raise
+        self.patience.what = ""
         failures, context = work.config.scaling.max_failures, part_context(work)
         self.actors: list[Any] = [
             ShardActor.options(  # type: ignore[attr-defined]
@@ -148,7 +159,9 @@ class ShardActors:
 
     def wait_until_up(self) -> None:
         """Wait for the actors' processes; they read their parts when first asked."""
-        ray.get([actor.__ray_ready__.remote() for actor in self.actors])
+        ready = [actor.__ray_ready__.remote() for actor in self.actors]
+        wait_for(ready, self.patience)
+        ray.get(ready)
 
     def ask(self, query: Query[ProcessRows, Answer]) -> Answer:
         """What the rows of all actors answer.
@@ -157,7 +170,8 @@ class ShardActors:
             UserError: one that an actor raised.
         """
         shared = ray.put(query)
-        return reduced(query, [actor.answer.remote(shared) for actor in self.actors])
+        answers = [actor.answer.remote(shared) for actor in self.actors]
+        return reduced(query, answers, self.patience)
 
     def write(self, centroids: list[np.ndarray], finished: dict[int, Part]) -> list[Part]:
         """Write the parts that are not finished; returns all parts in their order.
@@ -176,7 +190,8 @@ class ShardActors:
             for actor, numbers in zip(self.actors, missing, strict=True)
             if numbers
         ]
-        made = {part.index: part for parts in _as_completed(calls) for part in parts} | finished
+        wait_for(calls, self.patience)
+        made = {part.index: part for parts in ray.get(calls) for part in parts} | finished
         return [made[index] for index in sorted(made)]
 
     def __enter__(self) -> "ShardActors":
@@ -186,9 +201,3 @@ class ShardActors:
         for actor in self.actors:
             ray.kill(actor)
         remove_placement_group(self.place)
-
-
-def _as_completed(calls: list[Any]) -> Iterator[Any]:
-    while calls:
-        ready, calls = ray.wait(calls)
-        yield from ray.get(ready)

@@ -10,6 +10,7 @@ import functools
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -30,8 +31,9 @@ from s2l_ray.core.storage.info import TrainingInfo
 from s2l_ray.core.storage.manifest import FileEntry
 from s2l_ray.core.text.encoding import check_some_learned
 from s2l_ray.edge import worker_pool
-from s2l_ray.edge.placement import worker_cpus
+from s2l_ray.edge.placement import READER_CPUS, shortage, worker_cpus
 from s2l_ray.edge.user_errors import find_user_error
+from s2l_ray.edge.waiting import SECONDS, Patience, patiently
 from s2l_ray.progress import track
 from s2l_ray.stages.training.feed import Feed, Rows
 from s2l_ray.stages.training.metrics import (
@@ -104,9 +106,7 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
         log.info("%s: all checkpoints are there from an earlier run", work.label)
         return
     max_failures = work.config.scaling.max_failures
-    cpus = worker_cpus(work.request, work.at_once)
-    uri = work.artifact.store.uri
-    shape = worker_pool.Shape(work.request.count, cpus, work.request.gpus, uri)
+    request, uri = work.request, work.artifact.store.uri
 
     def all_remaining() -> int:
         # DeepSpeed holds on to a model of ZeRO-3 in two tables of its modules, which only the end
@@ -114,10 +114,14 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
         return 0 if training.setup.section.zero_stage == 3 else remaining + work.remaining()
 
     for attempt in itertools.count():
+        # Counted anew: a host may be gone.
+        cpus = patiently(work.label, lambda: worker_cpus(request, work.at_once))
+        shape = worker_pool.Shape(request.count, cpus, request.gpus, uri)
+        patience = _placed(work, shape)
         try:
             with _progress(training, work.label):
                 task = functools.partial(_train, training=training)
-                worker_pool.run(shape, work.label, task, all_remaining)
+                worker_pool.run(shape, work.label, task, all_remaining, patience)
             return
         except TrainingFailedError as error:
             found = find_user_error(error)
@@ -132,6 +136,16 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
                 max_failures + 1,
                 error,
             )
+
+
+def _placed(work: Work, shape: worker_pool.Shape) -> Patience:
+    """While the workers of a group wait for room."""
+    each = f"{shape.cpus:g} CPUs" + (f" and {shape.gpus:g} GPUs" if shape.gpus else "")
+    return Patience(
+        work.label,
+        f"{shape.workers} workers of {each} to be placed and to start",
+        lambda: shortage(work.request.stage, shape.workers, shape.cpus, shape.gpus),
+    )
 
 
 def _train(rank: int, world_size: int, training: OneTraining) -> None:
@@ -159,9 +173,20 @@ def _progress(training: OneTraining, label: str) -> Iterator[None]:
 
     def watch() -> None:
         latest = latest_metrics(training.place)
-        with track(label, training.setup.total_steps, "steps", int(latest["step"])) as tracker:
+        began, before, said = time.monotonic(), int(latest["step"]), False
+        with track(label, training.setup.total_steps, "steps", before) as tracker:
             while not ended.wait(SECONDS_BETWEEN_WRITES):
                 latest = latest_metrics(training.place)
+                if not said and time.monotonic() - began > SECONDS:
+                    said = True
+                    if int(latest["step"]) == before:
+                        log.info(
+                            "%s: no step after %g s: workers start and load the model, or wait for "
+                            "their first rows, which a task of %g CPUs reads",
+                            label,
+                            SECONDS,
+                            READER_CPUS,
+                        )
                 if latest["step"]:
                     tracker.advance(
                         int(latest["step"]) - tracker.done, f"loss {latest['loss']:.4f}"
