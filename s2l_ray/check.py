@@ -22,7 +22,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from s2l_ray import api, config, pipeline
+from s2l_ray import config, pipeline
 from s2l_ray.display import Console, printable, say
 from s2l_ray.errors import UserError
 from s2l_ray.progress import track
@@ -52,8 +52,8 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> int:
     job = load_job(args.config, overrides)
     name, first = next(iter(job.variants.items()))
     # Only a committed artifact of the plan is looked at; nothing of it is made.
-    made_plan = api.plan(config.Job({name: first}), "clusters")
-    return check(first, made_plan.of(name), args)
+    made_plan = pipeline.plan(config.Job({name: first}), "clusters", checked=False)
+    return check(made_plan.job.first, made_plan.of(name), args)
 
 
 def parser() -> argparse.ArgumentParser:

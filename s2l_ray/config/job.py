@@ -34,7 +34,9 @@ class Config(Section):
         problems = []
         for member in self.proxy.each():
             problems += _batch_problem("proxy", member, self.scaling.proxy)
-            if member.steps is not None and member.checkpoints > member.steps:
+            given = "checkpoints" in member.model_fields_set
+            # The default scales down with the steps (pipeline/small_data.py).
+            if given and member.steps is not None and member.checkpoints > member.steps:
                 problems.append(
                     f"proxy.checkpoints: expected at most proxy.steps = {member.steps}, got "
                     f"{member.checkpoints}"

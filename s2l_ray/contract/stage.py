@@ -24,11 +24,13 @@ class Facts:
 
     Attributes:
         rows: rows of the raw files; 0 when they are not at hand.
+        scored: of these, the rows that get a trajectory.
         tokens_per_row: mean tokens of a row, before it is cut to max_length.
         chosen: rows of the subset.
     """
 
     rows: int
+    scored: int
     tokens_per_row: float
     chosen: int
 
@@ -42,9 +44,9 @@ class Facts:
         if tokens is None:
             per_token = 1.0 if config.proxy.tokenizer == "bytes" else BYTES_PER_TOKEN
             tokens = raw.text_bytes(ranges) / max(1, rows) / per_token
-        budget = config.subset.budget
-        share = budget if isinstance(budget, int) else budget * rows * config.trajectories.sample
-        return cls(rows, tokens, int(share))
+        scored, budget = int(rows * config.trajectories.sample), config.subset.budget
+        chosen = budget if isinstance(budget, int) else int(budget * scored)
+        return cls(rows, scored, tokens, chosen)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ section of the config, its seed, and the names of what it is made from. So varia
 have in common, and the same command finds what earlier runs made.
 """
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +19,10 @@ from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import FORMAT, fingerprint
 from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UsageError
+from s2l_ray.pipeline.small_data import fitted
 from s2l_ray.stages import STAGES
 
+log = logging.getLogger("s2l_ray")
 NAMES = tuple(stage.name for stage in STAGES)
 
 
@@ -73,12 +77,14 @@ class Plan:
         return {node.stage.name: node for node in self.nodes if variant in node.variants}
 
 
-def plan(job: Job, until: str = NAMES[-1], assume: bool = False) -> Plan:
+def plan(job: Job, until: str = NAMES[-1], assume: bool = False, checked: bool = True) -> Plan:
     """Name every artifact of a job, looking at raw files and model folders but starting nothing.
 
     Args:
         until: the last stage wanted.
-        assume: take files that are not at hand as the config describes them (for --dry-run).
+        assume: take models that are not at hand, and files that `examples.expected_rows` or a data
+            set of the Hub stands for, as the config describes them (for --dry-run).
+        checked: refuse what the stages that are wanted could not make.
 
     Raises:
         UserError: files that are missing, a budget larger than the data, more clusters than rows.
@@ -89,18 +95,20 @@ def plan(job: Job, until: str = NAMES[-1], assume: bool = False) -> Plan:
         )
     store = Store(job.first.run.storage)
     store.check()
-    raw = RawFiles(store, assume)
+    sections = [config.examples for config in job.variants.values()]
+    described = any(each.expected_rows is not None or each.dataset for each in sections)
+    raw = RawFiles(store, assume and described)
     wanted = STAGES[: NAMES.index(until) + 1]
     nodes: dict[str, Node] = {}
-    facts: dict[str, Facts] = {}
+    facts = {variant: Facts.of(config, raw) for variant, config in job.variants.items()}
+    job = _fitted(job, facts)
     for variant, config in job.variants.items():
-        facts[variant] = Facts.of(config, raw)
-        if facts[variant].rows or not assume:
-            _check(config, facts[variant])
+        if checked and (facts[variant].rows or not assume):
+            _check(wanted, config, facts[variant])
         own: dict[str, Node] = {}
         for stage in wanted:
             if stage.wanted(config) and not stage.of_job:
-                found = _node(stage, config, own, raw)
+                found = _node(stage, config, own, raw, assume)
                 node = nodes.setdefault(found.artifact.path, found)
                 node.variants.append(variant)
                 own[stage.name] = node
@@ -109,15 +117,23 @@ def plan(job: Job, until: str = NAMES[-1], assume: bool = False) -> Plan:
     return Plan(job, store, [*ordered, *of_job], facts, raw.uses)
 
 
-def _check(config: Config, facts: Facts) -> None:
-    for stage in STAGES:
+def _fitted(job: Job, facts: dict[str, Facts]) -> Job:
+    """The job with defaults for as many rows as there are; says what is not as for more."""
+    found = {variant: fitted(config, facts[variant]) for variant, config in job.variants.items()}
+    for line in dict.fromkeys(line for _, said in found.values() for line in said):
+        log.info("small data: %s", line)
+    return Job({variant: config for variant, (config, _) in found.items()})
+
+
+def _check(wanted: Sequence[Stage], config: Config, facts: Facts) -> None:
+    for stage in wanted:
         if stage.wanted(config):
             stage.check(config, facts)
 
 
-def _node(stage: Stage, config: Config, own: dict[str, Node], raw: RawFiles) -> Node:
+def _node(stage: Stage, config: Config, own: dict[str, Node], raw: RawFiles, assume: bool) -> Node:
     """One stage of one variant; `own` holds the variant's stages before it."""
-    used = stage.given(config, raw.assume)
+    used = stage.given(config, assume)
     if used is not None:
         return Node(stage, used, config, used.manifest().section, {})
     inputs = {
@@ -125,7 +141,7 @@ def _node(stage: Stage, config: Config, own: dict[str, Node], raw: RawFiles) -> 
         for name, source in stage.inputs(config).items()
     }
     ranges = stage.parts(config, raw)
-    section = stage.identity(config, raw.assume)
+    section = stage.identity(config, assume)
     name = _name(stage, section, inputs, raw.identity(ranges))
     return Node(stage, Artifact(raw.store, stage.name, name), config, section, inputs, ranges)
 

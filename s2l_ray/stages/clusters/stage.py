@@ -23,10 +23,10 @@ def inputs(config: Config) -> dict[str, str | Artifact]:
 
 def check(config: Config, facts: Facts) -> None:
     section = config.clusters
-    if section.within == "all" and section.k > facts.rows:
+    if section.within == "all" and section.k > facts.scored:
         raise UserError(
-            f"planning clusters: clusters.k = {section.k}, but the data have only {facts.rows} "
-            "rows. Lower clusters.k."
+            f"planning clusters: clusters.k = {section.k}, but only {facts.scored} of "
+            f"{facts.rows} rows are scored. Lower clusters.k, or raise trajectories.sample."
         )
 
 
@@ -37,7 +37,7 @@ def request(config: Config) -> Request:
 
 def cost(config: Config, facts: Facts) -> Cost:
     """3 FLOPs for each row, centroid, feature and round; sources are taken as one."""
-    section, scaling, rows = config.clusters, config.scaling.clusters, facts.rows
+    section, scaling, rows = config.clusters, config.scaling.clusters, facts.scored
     num_features = section.num_features([proxy.checkpoints for proxy in config.proxy.each()])
     points = rows
     if section.points_per_centroid is not None:

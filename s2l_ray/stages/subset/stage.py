@@ -22,7 +22,7 @@ def inputs(config: Config) -> dict[str, str | Artifact]:
 
 def check(config: Config, facts: Facts) -> None:
     if isinstance(config.subset.budget, int):
-        budget_rows(config.subset.budget, facts.rows)
+        budget_rows(config.subset.budget, facts.scored)
 
 
 SUBSET = Stage(

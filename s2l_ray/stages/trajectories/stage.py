@@ -24,7 +24,7 @@ def request(config: Config) -> Request:
 
 def cost(config: Config, facts: Facts) -> Cost:
     """Of all rows at every checkpoint, step 0 included; half of the tokens are taken as learned."""
-    section, rows = config.trajectories, facts.rows * config.trajectories.sample
+    section, rows = config.trajectories, facts.scored
     flops, held = 0.0, 0
     for proxy in config.proxy.each():
         size, length = parameters(proxy.model) or 0, min(facts.tokens_per_row, proxy.max_length)
@@ -33,7 +33,7 @@ def cost(config: Config, facts: Facts) -> Cost:
         flops += rows * (proxy.checkpoints + 1) * one_row
         held += size * (proxy.checkpoints + 1)
     memory = held * BYTES_OF_DTYPE[section.dtype]
-    return Cost(int(rows), rows * facts.tokens_per_row, flops, memory)
+    return Cost(rows, rows * facts.tokens_per_row, flops, memory)
 
 
 TRAJECTORIES = Stage(

@@ -139,7 +139,7 @@ def test_a_budget_above_the_data_says_how_many_there_are() -> None:
             "target.global_batch: expected a multiple of scaling.target.workers x",
         ),
         (
-            ["--proxy.epochs=null", "--proxy.steps=5"],
+            ["--proxy.epochs=null", "--proxy.steps=5", "--proxy.checkpoints=12"],
             "proxy.checkpoints: expected at most proxy.steps = 5, got 12",
         ),
         (
@@ -335,7 +335,7 @@ def test_members_take_the_sections_values_and_their_own() -> None:
         ("[{seed: x}]", "valid integer, got 'x'"),
         ("[{members: []}]", "members[0] must not have members of its own"),
         ("[{steps: 5}]", "exactly one of epochs and steps"),
-        ("[{steps: 5, epochs: null}]", "expected at most proxy.steps = 5"),
+        ("[{steps: 5, epochs: null, checkpoints: 6}]", "expected at most proxy.steps = 5"),
         ("[{global_batch: 7}]", "proxy.global_batch: expected a multiple"),
         ("{seed: 1}", "valid list"),
     ],

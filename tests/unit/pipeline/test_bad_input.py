@@ -209,7 +209,7 @@ def more_checkpoints_than_steps(case: Case) -> list[str]:
 
 def more_clusters_than_rows(case: Case) -> list[str]:
     case.job["clusters"] = {"k": 41}
-    return ["clusters.k = 41", "only 40 rows", "Lower clusters.k"]
+    return ["clusters.k = 41", "only 40 of 40 rows", "Lower clusters.k"]
 
 
 def budget_above_the_rows(case: Case) -> list[str]:

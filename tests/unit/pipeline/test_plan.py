@@ -336,7 +336,7 @@ def test_a_file_is_read_once_and_remembered_until_it_changes(
         (["--subset.budget=301"], r"subset.budget asks for 301 rows, but only 300"),
         (
             ["--clusters.k=301"],
-            r"clusters.k = 301, but the data have only 300 rows. Lower clusters.k",
+            r"clusters.k = 301, but only 300 of 300 rows are scored. Lower clusters.k",
         ),
         (["--examples.files=absent"], r"looking for examples.files: absent matches no"),
         (["--evaluation.files=absent"], r"looking for evaluation.files: absent matches no"),
