@@ -756,6 +756,15 @@ ROWS = (
         ("core/data/test_uses.py::test_the_mark_of_a_picture_is_no_text",),
     ),
 )
+REJECTS = (
+    Mutation(
+        "too_many_rejects_stop",
+        "stages/examples/make.py",
+        "if bad > most * (rows + bad):",
+        "if False:",
+        ("pipeline/test_rejects.py::test_more_bad_rows_than_allowed_stop_the_run",),
+    ),
+)
 STORAGE = (
     Mutation(
         "no_path_leads_out_of_a_storage",
@@ -869,7 +878,7 @@ PIPELINE = (
     ),
 )
 
-MUTATIONS = (*SELECTION, *TEXT, *MODEL, *KMEANS, *DATA, *ROWS, *STORAGE, *PIPELINE)
+MUTATIONS = (*SELECTION, *TEXT, *MODEL, *KMEANS, *DATA, *ROWS, *REJECTS, *STORAGE, *PIPELINE)
 
 
 def occurrences(mutation: Mutation) -> int:

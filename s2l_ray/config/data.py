@@ -104,6 +104,12 @@ class Examples(Section):
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop", description="stop the run at a bad row, or list and count it"
     )
+    most_rejects: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="share of listed bad rows above which the run stops all the same",
+    )
     rows_per_part: int = Field(
         16_384,
         ge=1,

@@ -126,7 +126,7 @@ def read_parts(
                 "leave it out (with examples.on_bad_row: reject such rows are left out and listed)."
             ) from None
         rejects.append(
-            {"file": file.name, "row": row, "reason": reason, "text": text[:REJECT_TEXT]}
+            {"file": file.name, "row": row + 1, "reason": reason, "text": text[:REJECT_TEXT]}
         )
 
     with _open(file) as stream:

@@ -42,6 +42,7 @@ class ExamplesInfo(Info):
     Attributes:
         sources: rows of each source.
         rejects: rows left out, by reason.
+        places: of each reason, the first rows left out: their file and row, the first being 1.
         files: all raw files.
         next_file_number: what the next new file of an extended data set will get.
         new_files: names of files that the extended data set did not have; none without `extends`.
@@ -52,6 +53,7 @@ class ExamplesInfo(Info):
 
     sources: dict[str, int]
     rejects: dict[str, int]
+    places: dict[str, list[str]] = field(default_factory=dict)
     files: list[NumberedFile]
     next_file_number: int
     new_files: list[str]

@@ -13,7 +13,7 @@ from s2l_ray.errors import UserError
 # Fields that say where the data lie, or what to expect of them: the files' content has its hash.
 NOT_CONTENT = {
     "files", "root", "dataset", "dataset_config", "split", "expected_rows",
-    "expected_tokens_per_row", "extends", "on_changed_file",
+    "expected_tokens_per_row", "extends", "on_changed_file", "most_rejects",
 }  # fmt: skip
 
 

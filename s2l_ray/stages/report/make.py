@@ -190,7 +190,12 @@ def _examples(
 
 def _left_out(examples: ExamplesInfo, trajectories: Manifest | None) -> list[LeftOut]:
     rows = [
-        LeftOut(stage="examples", reason=reason, count=count)
+        LeftOut(
+            stage="examples",
+            reason=reason,
+            count=count,
+            examples=examples.places.get(reason, []),
+        )
         for reason, count in examples.rejects.items()
     ]
     if trajectories is not None:

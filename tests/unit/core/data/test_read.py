@@ -228,7 +228,7 @@ def test_a_bad_line_stops_the_run_or_is_listed(
     made = read(path, "reject")
     assert made.table["example_id"].to_pylist() == [0, 3]
     (reject,) = made.rejects
-    assert (reject["file"], reject["row"]) == ("x.jsonl", 2)
+    assert (reject["file"], reject["row"]) == ("x.jsonl", 3)
     assert reason in reject["reason"]
     assert reject["text"]
     assert len(reject["text"]) <= 500
@@ -266,7 +266,7 @@ def test_bad_rows_of_parquet_are_named_or_listed(tmp_path: Path) -> None:
     )
     made = read(path, "reject")
     assert made.table["example_id"].to_pylist() == [0]
-    assert sorted(reject["row"] for reject in made.rejects) == [1, 2, 3]
+    assert sorted(reject["row"] for reject in made.rejects) == [2, 3, 4]
     assert original_rows(made.table).to_pylist() == [{"instruction": "q", "output": "a", "n": 1}]
 
 
@@ -278,7 +278,7 @@ def test_text_of_parquet_that_is_not_utf8_is_named_or_listed(tmp_path: Path, col
     assert f"row 2: field '{column}': expected UTF-8" in refusal(path)
     made = read(path, "reject")
     assert 0 in made.table["example_id"].to_pylist()
-    assert {reject["row"] for reject in made.rejects} == ({1, 2} if column == "output" else {1})
+    assert {reject["row"] for reject in made.rejects} == ({2, 3} if column == "output" else {2})
 
 
 @pytest.mark.parametrize("values", [[1, 2], [b"a", b"b"], [["a"], ["b"]], [{"a": 1}, {"a": 2}]])

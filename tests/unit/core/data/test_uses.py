@@ -153,7 +153,7 @@ def test_rows_with_a_false_label_are_left_out_where_the_label_is_named(
     made = raw.read(path, label="label")
     assert made.table["example_id"].to_pylist() == [0]
     (reject,) = made.rejects
-    assert (reject["row"], "not a good row" in reject["reason"]) == (1, True)
+    assert (reject["row"], "not a good row" in reject["reason"]) == (2, True)
     assert "expected true or false" in raw.refusal(
         raw.lines(path, {**rows[0], "label": "perhaps"}), label="label"
     )
