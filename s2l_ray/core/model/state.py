@@ -4,6 +4,7 @@ A state depends neither on the number of workers nor on the ZeRO stage that wrot
 number of workers may resume, under any stage.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -23,13 +24,17 @@ from s2l_ray.core.model.tensor_files import (
 )
 from s2l_ray.core.model.tensors import full_numel, full_shape
 from s2l_ray.core.model.workers import Worker, from_worker
+from s2l_ray.errors import UserError
 
+log = logging.getLogger("s2l_ray")
+# The newest, and the one before, should the newest be damaged.
+STATES_KEPT = 2
 # The fp32 weight and AdamW's two moments.
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
 
 def save_state(engine: Any, step: int, loss: float, files: Files, worker: Worker) -> None:
-    """Write every parameter's weight and moments, then state.json, then delete older states.
+    """Write every parameter's weight and moments, then state.json; two states are kept.
 
     All workers call it together.
 
@@ -61,22 +66,62 @@ def save_state(engine: Any, step: int, loss: float, files: Files, worker: Worker
             "files": records,
         }
         write_json(files, f"{folder}/state.json", state)
+        kept = complete_states(files)[:STATES_KEPT]
         for name in files.list("state"):
-            if f"state/{name}" != folder:
+            if name not in kept:
                 files.delete(f"state/{name}")
 
 
-def newest_state(files: Files) -> dict[str, Any] | None:
-    """The state.json of the newest complete training state; None when there is none."""
-    for name in sorted(files.list("state"), reverse=True):
-        if "state.json" in files.list(f"state/{name}"):
-            path = f"state/{name}/state.json"
-            state = read_json(files, path)
-            if state.get("format") != FORMAT:
-                came = state.get("format")
-                raise unusable(path, f"format {FORMAT} was expected, {came} came", "state")
+def complete_states(files: Files) -> list[str]:
+    """Names of the complete training states, the newest first."""
+    names = sorted(files.list("state"), reverse=True)
+    return [name for name in names if "state.json" in files.list(f"state/{name}")]
+
+
+def newest_state(files: Files, worker: Worker) -> dict[str, Any] | None:
+    """The state.json of the newest complete training state without damage; None: there is no state.
+
+    All workers call it together; each reads a share of the files.
+
+    Raises:
+        UserError: there are states, and all of them are damaged.
+    """
+    damages = []
+    for name in from_worker(0, worker, lambda: complete_states(files)):
+        found: list[Any] = [None] * worker.world_size
+        own: dict[str, Any] | str
+        try:
+            own = read_state(files, name, worker.rank, worker.world_size)
+        except UserError as error:
+            own = str(error)
+        distributed.all_gather_object(found, own)
+        damage = next((each for each in found if isinstance(each, str)), None)
+        if damage is None:
+            state: dict[str, Any] = found[0]
             return state
+        log.warning("going back to the state before: %s", damage)
+        damages.append(damage)
+    if damages:
+        raise UserError(damages[0])
     return None
+
+
+def read_state(files: Files, name: str, rank: int, world_size: int) -> dict[str, Any]:
+    """The state.json of a state, of whose files every `world_size`-th is read and checked.
+
+    Raises:
+        UserError: it is of another format, or a file is missing or damaged.
+    """
+    path = f"state/{name}/state.json"
+    state = read_json(files, path)
+    if state.get("format") != FORMAT:
+        came = state.get("format")
+        raise unusable(path, f"format {FORMAT} was expected, {came} came", f"state/{name}")
+    if not isinstance(state.get("step"), int) or not isinstance(state.get("files"), list):
+        raise unusable(path, "its step or its files are missing", f"state/{name}")
+    for record in state["files"][rank::world_size]:
+        read_verified(files, f"state/{name}/{record['name']}", record)
+    return state
 
 
 def restore_state(

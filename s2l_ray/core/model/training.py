@@ -71,7 +71,7 @@ def train(
     accumulation(setup, worker.world_size)
     if from_worker(0, worker, lambda: _is_complete(setup, files)):
         return
-    state = from_worker(0, worker, lambda: newest_state(files))
+    state = newest_state(files, worker)
     step = 0 if state is None else state["step"]
     # Before the engine is built, so that what makes the batches starts meanwhile.
     shares = batches(step)
