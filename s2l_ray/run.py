@@ -26,6 +26,7 @@ from s2l_ray import api, config, pipeline
 from s2l_ray.core.storage.info import EvaluationInfo, HeldOut, info_of
 from s2l_ray.core.storage.store import Store, join_uri
 from s2l_ray.display import Console, ShownRecords, say
+from s2l_ray.edge.failures import described
 from s2l_ray.errors import UsageError, UserError
 from s2l_ray.pipeline.columns import columns_table
 
@@ -87,13 +88,10 @@ def exit_status(command: Callable[[], int | None], failed: int = 1) -> int:
         say(f"error: {error}", sys.stderr)
         log.debug("raised here:", exc_info=True)
         return 2 if isinstance(error, UsageError) else failed
-    except OSError as error:
-        # A full disk, a storage that went away: nothing half-written counts.
-        say(
-            f"error: {type(error).__name__}: {error}. See to the disk or the storage, and run the "
-            "same command again: what is finished is kept.",
-            sys.stderr,
-        )
+    except Exception as error:
+        # A full disk, a lost host, a fault of ours: nothing half-written counts.
+        say(f"error: {described(error)}", sys.stderr)
+        log.debug("raised here:", exc_info=True)
     return failed
 
 
@@ -115,7 +113,8 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 def _end(number: int, frame: object) -> NoReturn:
     # Not by print, which the signal may have interrupted.
-    os.write(2, b"terminated; the same command goes on from here\n")
+    with contextlib.suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), b"terminated; the same command goes on from here\n")
     leave(TERMINATED)
 
 
@@ -201,6 +200,7 @@ def set_up_logging(args: argparse.Namespace | None = None) -> None:
     Args:
         args: of `job_parser`, whose --quiet and --verbose count.
     """
+    _move_stderr()
     logging.basicConfig(
         level=logging.WARNING,
         format="%(asctime)s %(message)s",
@@ -212,6 +212,12 @@ def set_up_logging(args: argparse.Namespace | None = None) -> None:
     if not any(isinstance(known, ShownRecords) for known in log.filters):
         log.addFilter(ShownRecords())
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def _move_stderr() -> None:
+    """Write our own lines to a copy of stderr, so that lines of Ray's C++ can go to its log."""
+    if sys.stderr is sys.__stderr__ and sys.stderr is not None and sys.stderr.fileno() == 2:
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
 
 
 def print_results(plan: pipeline.Plan, done: list[pipeline.Done]) -> None:

@@ -10,7 +10,9 @@ resumes.
 """
 
 import argparse
+import contextlib
 import functools
+import io
 import itertools
 import json
 import os
@@ -144,7 +146,9 @@ def _tune(plan: pipeline.Plan, grid: Grid) -> list[dict[str, Any]]:
         run_config=tune.RunConfig(name=name, storage_path=store.uri_of("scratch"), verbose=0),
     )
     try:
-        results = tuner.fit()
+        # Tune prints where its own files are, which are deleted.
+        with contextlib.redirect_stdout(io.StringIO()):
+            results = tuner.fit()
     finally:
         store.delete(f"scratch/{name}")
     trials = [results[number] for number in range(len(results))]

@@ -21,6 +21,7 @@ from s2l_ray.contract.work import Work
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.records import from_bytes, to_bytes
+from s2l_ray.edge.failures import of_system
 from s2l_ray.edge.placement import TASK_CPUS, actor_cpus, free
 from s2l_ray.edge.session import node_name
 from s2l_ray.edge.tasks import bounded
@@ -199,7 +200,7 @@ class _ActorPart:
 
 
 def _answers(make: Callable[[], Iterable[Part]]) -> Iterator[dict[str, Any]]:
-    """Parts as they are made, or the words of a UserError.
+    """Parts as they are made, or the words of a UserError or of an error of the system.
 
     Ray Data wraps exceptions, and their cause is lost when they are pickled. `began` is when all
     that must be loaded was there.
@@ -211,6 +212,11 @@ def _answers(make: Callable[[], Iterable[Part]]) -> Iterator[dict[str, Any]]:
             yield {"part": to_bytes(part), "error": "", "began": began}
     except UserError as error:
         yield {"part": b"", "error": str(error), "began": 0.0}
+    except OSError as error:
+        known = of_system(error)
+        if known is None:
+            raise
+        yield {"part": b"", "error": f"on {node_name()}: {known}", "began": 0.0}
 
 
 @ray.remote

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ def connect(scaling: Scaling) -> None:
     if not ray.is_initialized():
         with _signals_left_alone():
             _join(scaling)
+        _native_lines_to_log()
     elif ray.get_runtime_context().namespace != NAMESPACE:
         log.warning(
             "Ray was joined under another namespace than %s: other jobs do not see which artifacts "
@@ -62,6 +64,22 @@ def _signals_left_alone() -> Iterator[None]:
         if handler is not None and threading.current_thread() is threading.main_thread():
             # Once more, before what Ray's own code in C++ has put there: it prints its stack.
             signal.signal(signal.SIGTERM, handler)
+
+
+def _native_lines_to_log() -> None:
+    """Lines of Ray's C++, which go to file 2, go to Ray's log folder.
+
+    Only where the command writes its own lines elsewhere.
+    """
+    try:
+        if sys.stderr.fileno() == 2:
+            return
+    except (OSError, ValueError, AttributeError):
+        return
+    node: Any = ray._private.worker._global_node
+    folder = node.get_logs_dir_path()
+    with contextlib.suppress(OSError), open(f"{folder}/s2l_ray-{os.getpid()}.err", "ab") as file:
+        os.dup2(file.fileno(), 2)
 
 
 def _join(scaling: Scaling) -> None:

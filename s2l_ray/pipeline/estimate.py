@@ -58,10 +58,11 @@ def machines(job: Job, requests: list[Request]) -> str:
     cpus = max(request.count * (request.cpus or 1.0) for request in requests)
     gpus = max(request.count * request.gpus for request in requests)
     need = f"needed at once: up to {cpus:g} CPUs and {gpus:g} GPUs"
-    if os.environ.get("RAY_ADDRESS", "local") == "local":
+    address = os.environ.get("RAY_ADDRESS")
+    if address in (None, "local"):
         return (
-            f"{need}; there is no Ray cluster to ask (RAY_ADDRESS is not set), this machine has "
-            f"{os.cpu_count()} CPUs."
+            f"{need}; there is no Ray cluster to ask (RAY_ADDRESS is {address or 'not set'}), this "
+            f"machine has {os.cpu_count()} CPUs."
         )
     from s2l_ray.edge import placement, session
 

@@ -14,6 +14,7 @@ from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.model.loading import check_weights, load_encoder
 from s2l_ray.core.storage.info import stored
 from s2l_ray.core.storage.manifest import FORMAT, Manifest
+from s2l_ray.edge.failures import of_system
 from s2l_ray.pipeline import task_graph
 from s2l_ray.pipeline.planning import Node, Plan
 from s2l_ray.pipeline.record import versions, write_record
@@ -56,7 +57,13 @@ def run(plan: Plan, only: set[str] | None = None) -> list[Done]:
         )
     results = [making.done[node.label] for node in nodes]
     if only is None:
-        write_record(plan, {result.node.label: result.manifest for result in results})
+        try:
+            write_record(plan, {result.node.label: result.manifest for result in results})
+        except OSError as error:
+            # All is there, as on a storage that may only be read.
+            if missing or of_system(error) is None:
+                raise
+            log.warning("run.json is not written: %s", of_system(error))
     return results
 
 

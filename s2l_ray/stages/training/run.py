@@ -31,9 +31,11 @@ from s2l_ray.core.storage.info import TrainingInfo
 from s2l_ray.core.storage.manifest import FileEntry
 from s2l_ray.core.text.encoding import check_some_learned
 from s2l_ray.edge import worker_pool
+from s2l_ray.edge.failures import described, lasting
 from s2l_ray.edge.placement import READER_CPUS, shortage, worker_cpus
 from s2l_ray.edge.user_errors import find_user_error
 from s2l_ray.edge.waiting import SECONDS, Patience, patiently
+from s2l_ray.errors import UserError
 from s2l_ray.progress import track
 from s2l_ray.stages.training.feed import Feed, Rows
 from s2l_ray.stages.training.metrics import (
@@ -100,7 +102,7 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
     Raises:
         UserError: a batch that does not divide, a loss that is not finite, a request that does not
             fit in the cluster.
-        TrainingFailedError: workers failed more than scaling.max_failures times.
+        UserError: workers failed more than scaling.max_failures times.
     """
     if training.complete():
         log.info("%s: all checkpoints are there from an earlier run", work.label)
@@ -124,17 +126,17 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
                 worker_pool.run(shape, work.label, task, all_remaining, patience)
             return
         except TrainingFailedError as error:
-            found = find_user_error(error)
+            found = find_user_error(error) or lasting(error)
             if found is not None:
                 raise found from None
             if attempt == max_failures:
-                raise
+                raise UserError(f"making {work.label}: {described(error)}") from None
             log.warning(
                 "%s: attempt %d of %d failed; going on from the last state: %s",
                 work.label,
                 attempt + 1,
                 max_failures + 1,
-                error,
+                described(error),
             )
 
 
