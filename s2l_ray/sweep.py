@@ -23,6 +23,7 @@ import yaml
 from rich.table import Table
 
 from s2l_ray import config, pipeline
+from s2l_ray.config.loading import JobYaml
 from s2l_ray.core.selection.rules import by_cluster
 from s2l_ray.core.storage.info import ClustersInfo, EvaluationInfo, info_of
 from s2l_ray.display import Console
@@ -76,8 +77,8 @@ def _grid(over: list[str], base: config.Config) -> Grid:
     for text in over:
         field, _, values = text.partition("=")
         try:
-            parsed = yaml.safe_load(values)
-        except yaml.YAMLError:
+            parsed = yaml.load(values, JobYaml)
+        except (ValueError, yaml.YAMLError):
             parsed = None
         if not isinstance(parsed, list) or not parsed or "." not in field:
             raise UserError(

@@ -41,12 +41,16 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, stand_in in (
         (ray, "is_initialized", lambda: True),
         (ray, "get_runtime_context", lambda: context),
-        (ray, "nodes", lambda: []),
+        (ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": CPUS}}]),
         (ray, "cluster_resources", lambda: {"CPU": CPUS}),
         (state, "get_max_resources_from_cluster_config", lambda: {}),
         (ray, "put", lambda value: value),
         (ray, "get", lambda value: value),
-        (ray, "wait", lambda values: (values[:1], values[1:])),
+        (
+            ray,
+            "wait",
+            lambda values, num_returns=1, **_: (values[:num_returns], values[num_returns:]),
+        ),
         (ray, "kill", lambda actor: None),
         (ray.remote_function.RemoteFunction, "_remote", _call),
         (ray.actor.ActorClass, "_remote", _actor),

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from s2l_ray.config.section import MAX_ROWS_PER_PART, Section, short
+from s2l_ray.config.section import MAX_ROWS_PER_PART, Section, Seed, short
 
 
 class Clusters(Section):
@@ -56,7 +56,7 @@ class Clusters(Section):
         ge=0,
         description="stop when no centroid moves further than this, relative to the data's spread",
     )
-    seed: int = Field(0, ge=0, description="seed of the start (k-means++)")
+    seed: Seed = Field(0, description="seed of the start (k-means++)")
 
     @model_validator(mode="after")
     def _features_can_be_made(self) -> "Clusters":

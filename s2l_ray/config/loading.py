@@ -12,9 +12,37 @@ from s2l_ray.config.messages import explain
 from s2l_ray.config.section import merge, short
 from s2l_ray.errors import UsageError, UserError
 
+# Deeper than any config, and not too deep for those who read it.
+MOST_LEVELS = 50
+# Values after all anchors are written out.
+MOST_VALUES = 100_000
 
-class _Yaml(yaml.SafeLoader):
+
+class JobYaml(yaml.SafeLoader):
     """YAML 1.2's numbers (1e-3 is one), and no key twice, which would silently drop the first."""
+
+    level = 0
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The text as nodes, unless it is deeper or larger than a config can be."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _values(node, {}) > MOST_VALUES:
+            raise yaml.MarkedYAMLError(
+                problem=f"expected at most {MOST_VALUES:,} values; its anchors stand for more",
+                problem_mark=node.start_mark,
+            )
+        return node
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.level += 1
+        if self.level > MOST_LEVELS:
+            raise yaml.MarkedYAMLError(
+                problem=f"expected at most {MOST_LEVELS} levels of nesting",
+                problem_mark=self.peek_event().start_mark,
+            )
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.level -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -27,7 +55,18 @@ class _Yaml(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Yaml.add_implicit_resolver(
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for; one that anchors lead to counts as often as they do."""
+    if id(node) not in known:
+        # One inside itself has no end.
+        known[id(node)] = MOST_VALUES
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        flat = [each for item in inner for each in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_values(each, known) for each in flat)
+    return known[id(node)]
+
+
+JobYaml.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
@@ -102,8 +141,8 @@ def _variants(given: Any, where: str) -> dict[str, dict[Any, Any] | None]:
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Yaml)  # a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), JobYaml)  # a SafeLoader
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(
             f"reading the job file {path}: {error}. Expected a YAML file that can be read."
         ) from None
@@ -127,8 +166,8 @@ def _parse_overrides(
                 "--help."
             )
         try:
-            parsed = yaml.load(value, _Yaml)
-        except yaml.YAMLError:
+            parsed = yaml.load(value, JobYaml)
+        except (ValueError, yaml.YAMLError):
             raise UsageError(
                 f"reading the command line: the value of {text!r} is not YAML. Put it in quotes."
             ) from None

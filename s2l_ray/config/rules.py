@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from s2l_ray.config import expressions
-from s2l_ray.config.section import MAX_ROWS_PER_PART, Section
+from s2l_ray.config.section import MAX_ROWS_PER_PART, Section, Seed
 
 GROUPS = ("all", "source", "cluster", "(source, cluster)", "source / cluster")
 
@@ -116,7 +116,7 @@ class Subset(Section):
         ge=0,
         description="groups of at most so many rows are only used when all others are exhausted",
     )
-    seed: int = Field(0, ge=0, description="seed of the draw inside groups")
+    seed: Seed = Field(0, description="seed of the draw inside groups")
     paired: bool = Field(
         False,
         description="draw alike under all rules that have this and an equal seed, so that their "

@@ -1,10 +1,12 @@
 """What every section of a job's config has in common."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 MAX_ROWS_PER_PART = 65_536
+# Every generator takes as much.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Section(BaseModel):

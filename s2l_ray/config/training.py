@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from s2l_ray.config.section import Section, merge
+from s2l_ray.config.section import Section, Seed, merge
 
 
 class Model(Section):
@@ -111,7 +111,7 @@ class Training(Section):
     state_every: int = Field(
         500, ge=1, description="optimiser steps between saves of the training state"
     )
-    seed: int = Field(0, ge=0, description="seed of initial weights and of the order of the data")
+    seed: Seed = Field(0, description="seed of initial weights and of the order of the data")
 
     @property
     def trained(self) -> bool:
@@ -204,7 +204,7 @@ class Trajectories(Section):
         le=1,
         description="share of the rows to score, drawn by a keyed hash of their ids",
     )
-    seed: int = Field(0, ge=0, description="seed of that draw")
+    seed: Seed = Field(0, description="seed of that draw")
 
     @field_validator("statistics")
     @classmethod

@@ -333,6 +333,7 @@ def test_members_take_the_sections_values_and_their_own() -> None:
     [
         ("[{sed: 1}]", "Did you mean seed?"),
         ("[{seed: x}]", "valid integer, got 'x'"),
+        ("[{seed: 100000000000000000000000}]", "less than 9223372036854775808"),
         ("[{members: []}]", "members[0] must not have members of its own"),
         ("[{steps: 5}]", "exactly one of epochs and steps"),
         ("[{steps: 5, epochs: null, checkpoints: 6}]", "expected at most proxy.steps = 5"),
@@ -353,6 +354,15 @@ def test_a_member_that_is_no_proxy_is_refused(members: str, said: str) -> None:
         ("a: [1\n", "Expected a YAML file that can be read"),
         ("proxy: !!python/object/apply:os.system [true]\n", "could not determine a constructor"),
         ("clusters: {k: 5}\nproxy: {}\nclusters: {k: 6}\n", "the key 'clusters' stands twice"),
+        ("a: " + "[" * 3_000 + "]" * 3_000, "at most 50 levels of nesting"),
+        ("a: " + "{b: " * 3_000 + "}" * 3_000, "at most 50 levels of nesting"),
+        (
+            "a0: &a0 [x, x]\n"
+            + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
+            "its anchors stand for more",
+        ),
+        ("a: &a [*a]\n", "its anchors stand for more"),
+        ("clusters: {k: " + "9" * 5_000 + "}", "Expected a YAML file that can be read"),
     ],
 )
 def test_a_file_that_is_no_job_is_refused(tmp_path: Path, text: str, said: str) -> None:
