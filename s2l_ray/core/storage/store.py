@@ -132,6 +132,10 @@ class Store:
             if entry.is_symlink() and entry.name not in targets:
                 os.unlink(entry.path)
         for name, target in targets.items():
+            full = self._full(f"{folder}/{name}")
+            if os.path.isdir(full) and not os.path.islink(full):
+                # As in a copy of a storage that was made by following its links.
+                continue
             temporary = f"{place}/.{uuid.uuid4().hex}.tmp"
             try:
                 os.symlink(os.path.relpath(self._full(target), place), temporary)
@@ -139,7 +143,7 @@ class Store:
                 if error.errno in (errno.EPERM, errno.ENOTSUP):
                     return
                 raise
-            os.replace(temporary, self._full(f"{folder}/{name}"))
+            os.replace(temporary, full)
 
     def uri_of(self, path: str) -> str:
         """The URI of a path below the root, for people and libraries that open URIs themselves."""
