@@ -756,6 +756,34 @@ ROWS = (
         ("core/data/test_uses.py::test_the_mark_of_a_picture_is_no_text",),
     ),
 )
+TEMPLATES = (
+    Mutation(
+        "thoughts_are_needed",
+        "core/text/chat_template.py",
+        "if self.thoughts:",
+        "if False:",
+        ("core/text/test_chat_template.py::test_the_thought_of_a_learned_answer_must_be_there",),
+    ),
+    Mutation(
+        "prompts_are_those_of_training",
+        "core/text/chat_template.py",
+        "if marks is not None and not text.startswith(opened):",
+        "if False:",
+        (
+            "core/text/test_chat_template.py::"
+            "test_a_prompt_is_what_comes_before_the_answer_in_training",
+        ),
+    ),
+    Mutation(
+        "unused_tools_are_seen",
+        "core/text/chat_template.py",
+        "conversation.refuse_unused_tools(text)",
+        "None",
+        (
+            "core/text/test_chat_template.py::test_tools_of_which_only_the_calls_are_there_are_refused",
+        ),
+    ),
+)
 REJECTS = (
     Mutation(
         "too_many_rejects_stop",
@@ -878,7 +906,18 @@ PIPELINE = (
     ),
 )
 
-MUTATIONS = (*SELECTION, *TEXT, *MODEL, *KMEANS, *DATA, *ROWS, *REJECTS, *STORAGE, *PIPELINE)
+MUTATIONS = (
+    *SELECTION,
+    *TEXT,
+    *MODEL,
+    *KMEANS,
+    *DATA,
+    *ROWS,
+    *TEMPLATES,
+    *REJECTS,
+    *STORAGE,
+    *PIPELINE,
+)
 
 
 def occurrences(mutation: Mutation) -> int:

@@ -57,6 +57,11 @@ class Training(Section):
         "all",
         description="what is learned: every assistant turn, the last one alone, or every token",
     )
+    thoughts: Literal["needed", "optional"] = Field(
+        "needed",
+        description="needed: a row is left out where the chat template cuts the thought of a "
+        "learned answer; optional: it may",
+    )
     max_length: int = Field(512, ge=2, description="tokens of an example; longer ones are cut")
     truncation: Literal["right", "left"] = Field(
         "right", description="the side on which longer ones are cut"

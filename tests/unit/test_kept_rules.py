@@ -54,7 +54,7 @@ KEPT = {
     ("target", 3): "8ade0735c75780861a0280588643ea371fa612c52a54390378f42b94a6664cfd",
     ("trajectories", 3): "a95c19278b4cf10bc3245a4789f4884e8c86afb3ae44a0f8d9719354c2ccad2a",
     ("clusters", 3): "074776e2271a1d5409b322f3e9f394ed52886c13b51eb4c3fc6aab0d67c2ee6c",
-    ("subset", 3): "a3d024c22a2b50d31c88e68bde83c2fd4a92aca69e0d9b6e48b310b0ecc6d37e",
+    ("subset", 3): "0bc825dbb932b86fcccd3744adc41dd8c7926876ad320ebfa1c2bc939a053002",
     ("examples", 3): "24e436d686e6ba06ec48bd31cf7f02af68490faeac68fcd4ad086b7e1b4f7175",
 }
 

@@ -1,5 +1,6 @@
 """Columns of lists of turns, as OpenAI's messages or ShareGPT's conversations have them."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +53,8 @@ class ChatReader:
                 f"reading {part.uri}, field {part.names[meaning]!r}: expected lists of turns, got "
                 f"{column.type}. Name another column with examples.columns.{meaning}."
             )
-        return self._read(part, meaning, self.conversation, masked)
+        read = functools.partial(self.conversation, filled=not isinstance(column, list))
+        return self._read(part, meaning, read, masked)
 
     def history(self, part: PartColumns) -> Turns:
         """The rounds before each row's instruction."""
@@ -103,23 +105,26 @@ class ChatReader:
         pairs = zip((USER, ASSISTANT) * len(value), itertools.chain(*value), strict=True)
         return [(role, text, None, False) for role, text in pairs]
 
-    def conversation(self, value: Any) -> list[Turn]:
+    def conversation(self, value: Any, filled: bool = False) -> list[Turn]:
         """The turns of one row.
+
+        Args:
+            filled: nulls may be those of a columnar file, which has every key of any row in all.
 
         Raises:
             BadValue: no list of turns.
         """
         if isinstance(value, str):
-            value = json_list(value, "turns")
+            value, filled = json_list(value, "turns"), False
         if isinstance(value, dict):
             value = [value]
         if not isinstance(value, list):
             raise BadValue(f"expected a list of turns, got {type(value).__name__}")
         if not value:
             raise BadValue("expected turns, got an empty conversation")
-        return [self._turn(turn, number) for number, turn in enumerate(value, 1)]
+        return [self._turn(turn, number, filled) for number, turn in enumerate(value, 1)]
 
-    def _turn(self, turn: Any, number: int) -> Turn:
+    def _turn(self, turn: Any, number: int, filled: bool) -> Turn:
         if not isinstance(turn, dict):
             raise BadValue(
                 f"expected turns that are objects, got {type(turn).__name__}", f", turn {number}"
@@ -136,7 +141,15 @@ class ChatReader:
         if len(turn) == 2 and text_key in turn:
             extra: dict[str, Any] = {}
         else:
-            extra = without_nulls({k: v for k, v in turn.items() if k not in (role_key, text_key)})
+            extra = {k: v for k, v in turn.items() if k not in (role_key, text_key)}
+            # Of rows of JSON a null inside of a value is one that somebody wrote.
+            extra = (
+                without_nulls(extra)
+                if filled
+                else {k: v for k, v in extra.items() if v is not None}
+            )
+        if not extra.get("tool_calls"):
+            extra.pop("tool_calls", None)
         text = _text(turn.get(text_key), text_key, number, "tool_calls" in extra)
         if (
             role in (USER, ASSISTANT)

@@ -97,6 +97,8 @@ def _tools(part: PartColumns) -> pa.Array:
     if not part.has("tools"):
         return pa.nulls(part.count, pa.string())
     made: list[str | None] = []
+    # A columnar file has every key of any row in all rows.
+    filled = not isinstance(part.values("tools"), list)
     for row, value in enumerate(part.objects("tools")):
         try:
             text = value.strip() if isinstance(value, str) else None
@@ -105,7 +107,9 @@ def _tools(part: PartColumns) -> pa.Array:
                 raise BadValue(
                     f"expected a list of tools or its JSON text, got {type(tools).__name__}"
                 )
-            made.append(to_json_text(without_nulls(tools)) if tools else None)
+            if filled and text is None:
+                tools = without_nulls(tools)
+            made.append(to_json_text(tools) if tools else None)
         except BadValue as error:
             part.report(row, "tools", error.reason, error.detail)
             made.append(None)

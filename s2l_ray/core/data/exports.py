@@ -140,10 +140,13 @@ def _axolotl(data_files: list[str], masked: bool) -> bytes:
 def _trl(data_files: list[str], masked: int) -> bytes:
     said = (
         "# trl sft --config trl.yaml --model_name_or_path MODEL --output_dir FOLDER\n"
-        "# Run in the folder this file lies in, or write that folder before all paths. To learn "
-        "the assistant's turns alone, as they were\n"
-        "# scored, add assistant_only_loss: true (the chat template needs generation marks; TRL "
-        "brings them for many models).\n"
+        "# Run in the folder this file lies in, or write that folder before all paths. With "
+        "assistant_only_loss: true and a chat template with\n"
+        "# generation marks TRL makes the same tokens and learns the same of them as prompt: chat "
+        "with learn: all. What differs:\n"
+        "# a template without marks, in whose place TRL puts its own or stops; prompt: alpaca and "
+        "plain, whose headings TRL does not write;\n"
+        "# rows left out of the trajectories (column reason), and what max_length cuts.\n"
     )
     if masked:
         said += (

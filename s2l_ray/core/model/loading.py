@@ -72,6 +72,7 @@ def make_encoder(training: Training) -> Encoder:
         training.learn,
         training.truncation,
         template_text(training),
+        training.thoughts == "needed",
     )
 
 

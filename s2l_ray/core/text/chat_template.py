@@ -5,14 +5,22 @@ marks. A template without marks is rendered up to each answer, and once more wit
 answer's range is accepted only if both texts are prefixes of the whole conversation's text.
 """
 
-import contextlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from s2l_ray.core.text.messages import (
+    NO_TOOLS,
+    function_names,
+    message_of,
+    refuse_cut_thoughts,
+    refuse_omissions,
+    shows,
+    strings,
+)
 from s2l_ray.core.text.rendering import Piece
 from s2l_ray.core.text.turns import (
     Refused,
@@ -20,8 +28,6 @@ from s2l_ray.core.text.turns import (
     last_answer,
     learned_answers,
     tool_calls,
-    with_input,
-    without_thought,
 )
 from s2l_ray.errors import UserError
 
@@ -56,6 +62,18 @@ class _Conversation:
         """The text of the first `count` turns, and the ranges between its generation marks."""
         return self._rendered(count, False, True)
 
+    def refuse_unused_tools(self, text: str) -> None:
+        """Refuse a text that is the same without the tools, of which only their calls are there."""
+        called = "".join(strings(self.messages))
+        if self.schemas and all(name in called for name in function_names(self.schemas)):
+            try:
+                unused = replace(self, schemas=None).text(len(self.turns)) == text
+            except Refused:
+                # It cannot do without them.
+                return
+            if unused:
+                raise Refused(NO_TOOLS)
+
     def marks_before(self, text: str, marks: list[tuple[int, int]], number: int) -> int:
         """How many of the generation marks belong to turns before this one."""
         before, earlier = self.marked(number) if number else ("", [])
@@ -67,6 +85,33 @@ class _Conversation:
                 f"{MARKS} that does not, or set learn: all"
             )
         return len(earlier)
+
+    def by_prefixes(self, text: str, number: int) -> tuple[int, int]:
+        """The range of an answer: from the end of its generation prompt to the end of its turn."""
+        turns = self.turns
+        remedy = MARKS if number == last_answer(turns) else f"{MARKS}, or set learn: last"
+        opened = self.text(number, prompt=True)
+        if not text.startswith(opened):
+            raise Refused(
+                "the chat template is not prefix-stable: an answer does not begin with the "
+                f"generation prompt. {remedy}"
+            )
+        closed = text
+        if number < len(turns) - 1:
+            closed = self.text(number + 1)
+            # Some templates write the end token after the last turn only.
+            if not text.startswith(closed):
+                closed = closed.removesuffix(self.renderer.end_text)
+            if not text.startswith(closed):
+                raise Refused(
+                    "the chat template is not prefix-stable: an answer is rendered differently "
+                    f"once the conversation goes on. {remedy}"
+                )
+        if not shows(text[len(opened) : len(closed)], turns[number]):
+            raise Refused(
+                f"the chat template does not show the text of an answer where it belongs. {remedy}"
+            )
+        return len(opened), len(closed)
 
     def _rendered(
         self, count: int, prompt: bool, marked: bool
@@ -107,7 +152,9 @@ class ChatRenderer:
         UserError: there is no template, or it is not Jinja.
     """
 
-    def __init__(self, tokenizer: Any, template: str | None, learn: str) -> None:
+    def __init__(
+        self, tokenizer: Any, template: str | None, learn: str, thoughts: bool = True
+    ) -> None:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         if template is None and not tokenizer.chat_template:
@@ -118,6 +165,7 @@ class ChatRenderer:
             )
         self.engine: Any = render_jinja_template
         self.tokenizer, self.given, self.learn = tokenizer, template, learn
+        self.thoughts = thoughts
         self.variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
         self.end_text: str = tokenizer.eos_token or ""
         self.names = special_names(tokenizer)
@@ -127,13 +175,9 @@ class ChatRenderer:
     def example(self, turns: Sequence[Turn], tools: str | None) -> list[Piece]:
         """One piece, as the template writes its end tokens itself."""
         learned = learned_answers(turns, self.learn)
-        conversation = self._conversation(turns, tools)
-        marks: list[tuple[int, int]] | None = None
-        if GENERATION.search(conversation.template):
-            text, marks = conversation.marked(len(turns))
-        else:
-            text = conversation.text(len(turns))
-        _refuse_omissions(conversation, text)
+        conversation, text, marks = self._whole(turns, tools)
+        if self.thoughts:
+            refuse_cut_thoughts([turns[number] for number in learned], text)
         masked = [number for number, turn in enumerate(turns) if turn.masked]
         wanted = masked if self.learn == "everything" else learned
         if not wanted:
@@ -141,25 +185,56 @@ class ChatRenderer:
         elif marks is not None:
             spans = self._by_marks(conversation, text, marks, wanted)
         else:
-            spans = [self._by_prefixes(conversation, text, number) for number in wanted]
+            spans = [conversation.by_prefixes(text, number) for number in wanted]
         if self.learn == "everything":
             borders = [0, *itertools.chain.from_iterable(spans), len(text)]
             spans = list(zip(borders[::2], borders[1::2], strict=True))
         return [Piece(text, [(first, end) for first, end in spans if first < end])]
 
     def prompt(self, turns: Sequence[Turn], tools: str | None) -> list[Piece]:
-        """One piece: the earlier turns and the template's generation prompt."""
-        return [Piece(self._conversation(turns, tools).text(last_answer(turns), prompt=True))]
+        """One piece: the earlier turns and the template's generation prompt, or what comes before
+        the answer in training where the template does not begin an answer with that prompt."""
+        last = last_answer(turns)
+        conversation, text, marks = self._whole(turns[: last + 1], tools)
+        opened = conversation.text(last, prompt=True)
+        if marks is not None and not text.startswith(opened):
+            opened = text[: self._by_marks(conversation, text, marks, [last])[0][0]]
+        return [Piece(opened)]
 
-    def _conversation(self, turns: Sequence[Turn], tools: str | None) -> _Conversation:
+    def _whole(
+        self, turns: Sequence[Turn], tools: str | None
+    ) -> tuple[_Conversation, str, list[tuple[int, int]] | None]:
+        """The conversation, its text, and the ranges between generation marks if there are any.
+
+        Some templates take the arguments of a tool call as an object and some as JSON text.
+        """
+        refused: Refused | None = None
+        for as_text in (False, True) if any(map(tool_calls, turns)) else (False,):
+            conversation = self._conversation(turns, tools, as_text)
+            try:
+                if GENERATION.search(conversation.template):
+                    text, marks = conversation.marked(len(turns))
+                else:
+                    text, marks = conversation.text(len(turns)), None
+                refuse_omissions(turns, conversation.schemas, conversation.messages, text)
+                conversation.refuse_unused_tools(text)
+            except Refused as reason:
+                refused = refused or reason
+            else:
+                return conversation, text, marks
+        raise refused or AssertionError
+
+    def _conversation(
+        self, turns: Sequence[Turn], tools: str | None, as_text: bool = False
+    ) -> _Conversation:
         """What the template gets.
 
         Raises:
             Refused: a text holds a special token's name, which would become that token.
         """
-        messages = [_message(turn) for turn in turns]
+        messages = [message_of(turn, as_text) for turn in turns]
         schemas = (json.loads(tools) if tools else None) or None
-        for text in _strings([messages, schemas]):
+        for text in strings([messages, schemas]):
             found = self.special.search(text)
             if found:
                 raise Refused(
@@ -190,41 +265,12 @@ class ChatRenderer:
                 spans += marks[first:end]
             marks = spans
         said = "".join(text[first:end] for first, end in marks)
-        if not all(_shows(said, conversation.turns[number]) for number in learned):
+        if not all(shows(said, conversation.turns[number]) for number in learned):
             raise Refused(
                 "the chat template's generation marks do not hold the text of an answer. "
                 f"{MARKS} that do"
             )
         return marks
-
-    def _by_prefixes(self, conversation: _Conversation, text: str, number: int) -> tuple[int, int]:
-        """The range of an answer: from the end of its generation prompt to the end of its turn."""
-        turns = conversation.turns
-        remedy = MARKS if number == last_answer(turns) else f"{MARKS}, or set learn: last"
-        opened = conversation.text(number, prompt=True)
-        if not text.startswith(opened):
-            raise Refused(
-                "the chat template is not prefix-stable: an answer does not begin with the "
-                f"generation prompt. {remedy}"
-            )
-        closed = text
-        if number < len(turns) - 1:
-            closed = conversation.text(number + 1)
-            # Some templates write the end token after the last turn only.
-            if not text.startswith(closed):
-                closed = closed.removesuffix(self.end_text)
-            if not text.startswith(closed):
-                raise Refused(
-                    "the chat template is not prefix-stable: an answer is rendered differently "
-                    f"once the conversation goes on. {remedy}"
-                )
-        if not _shows(text[len(opened) : len(closed)], turns[number]):
-            raise Refused(
-                f"the chat template does not show the text of an answer where it belongs. {remedy}"
-            )
-        said = closed.rstrip()
-        # White space after the token that closes a turn is the template's: the model has stopped.
-        return len(opened), len(said) if said.endswith(tuple(self.names)) else len(closed)
 
     def _closing(self) -> list[str]:
         turns = [Turn("user", "Question"), Turn("assistant", "Answer")]
@@ -243,61 +289,3 @@ def special_names(tokenizer: Any) -> list[str]:
         {token.content for token in tokens if token.special or token.content in further},
         key=lambda name: (-len(name), name),
     )
-
-
-def _message(turn: Turn) -> dict[str, Any]:
-    """A turn as chat templates want it.
-
-    The arguments of a tool call are an object there, while OpenAI's files have them as JSON text.
-    """
-    extra = json.loads(turn.extra) if turn.extra else {}
-    for call in extra.get("tool_calls") or []:
-        function = call.get("function", call) if isinstance(call, dict) else {}
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            # Text that is no JSON is handed to the template as it is.
-            with contextlib.suppress(ValueError):
-                function["arguments"] = json.loads(function["arguments"])
-    return {**extra, "role": turn.role, "content": with_input(turn)}
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Every string in a JSON value, keys too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield key
-            yield from _strings(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _strings(inner)
-
-
-def _shows(text: str, turn: Turn) -> bool:
-    """Whether a text has a turn's content and the names of its tool calls, plain or as JSON.
-
-    A thought in an answer may be missing, as templates rearrange or drop thoughts.
-    """
-    content = without_thought(turn.content) if turn.role == "assistant" else turn.content.strip()
-    wanted = [content, (turn.input or "").strip(), *_function_names(tool_calls(turn))]
-    return all(
-        part in text or json.dumps(part, ensure_ascii=False)[1:-1] in text for part in wanted
-    )
-
-
-def _function_names(tools: list[Any]) -> list[str]:
-    functions = [tool.get("function", tool) for tool in tools if isinstance(tool, dict)]
-    return [str(function.get("name", "")) for function in functions if isinstance(function, dict)]
-
-
-def _refuse_omissions(conversation: _Conversation, text: str) -> None:
-    """Refuse a text without a turn, a tool call or a tool: some templates drop silently what they
-    do not know."""
-    for turn in conversation.turns:
-        if not _shows(text, turn):
-            raise Refused(
-                f"the chat template leaves out what a turn of the role {turn.role} says. "
-                "Give another template"
-            )
-    if not all(name in text for name in _function_names(conversation.schemas or [])):
-        raise Refused("the chat template leaves out the tools. Give another template")

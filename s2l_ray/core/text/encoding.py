@@ -55,6 +55,7 @@ class Encoder:
             first).
         truncation: the side on which longer rows are cut. On the left, a start token stays.
         template: text of a Jinja chat template in place of the tokenizer's own, for chat.
+        thoughts: whether a template must show the thoughts of learned answers.
 
     Attributes:
         start: id of the start token, as a list; empty where the tokenizer sets none.
@@ -74,6 +75,7 @@ class Encoder:
         learn: str = "all",
         truncation: str = "right",
         template: str | None = None,
+        thoughts: bool = True,
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise UserError(
@@ -94,7 +96,7 @@ class Encoder:
         self.renderer: Renderer
         if prompt == "chat":
             # A chat template writes the start token itself.
-            self.renderer = chat = ChatRenderer(tokenizer, template, learn)
+            self.renderer = chat = ChatRenderer(tokenizer, template, learn, thoughts)
             self.stops += tokenizer.convert_tokens_to_ids(chat.closing)
         else:
             self.renderer = HeadingRenderer(prompt, learn)
@@ -263,6 +265,18 @@ def _tokens_of(span: tuple[int, int], tokens: Any, count: int) -> tuple[int, int
         range(count), span[1], lo=first, key=lambda number: tokens.token_to_chars(number)[0]
     )
     return first, end
+
+
+def some_end(encoded: Sequence[Encoded], encoder: Encoder) -> bool:
+    """Whether any row learns a token that ends an answer; rows that were cut do not count."""
+    whole = [
+        example
+        for example in encoded
+        if example.reason is None and len(example.input_ids) < encoder.max_length
+    ]
+    return not whole or any(
+        bool(np.isin(example.input_ids[example.learned], encoder.stops).any()) for example in whole
+    )
 
 
 def check_some_learned(encoded: Sequence[Encoded], section: str) -> None:

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-THOUGHT_END = "</think>"
+THOUGHT_START, THOUGHT_END = "<think>", "</think>"
+# Fields of a turn that hold its thought.
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 
 
 class Turn(NamedTuple):
@@ -84,12 +86,28 @@ def with_input(turn: Turn) -> str:
 
 
 def answer_text(turn: Turn) -> str:
-    """What an assistant turn says, without a template: its content, then its tool calls as JSON."""
+    """What an assistant turn says, without a template: its thought where it has one, its content,
+    then its tool calls as JSON."""
+    said = turn.content
+    if THOUGHT_END not in said:
+        for thought in thoughts(turn):
+            said = f"{THOUGHT_START}\n{thought}\n{THOUGHT_END}\n\n{said}"
     calls = tool_calls(turn)
     if not calls:
-        return turn.content
+        return said
     text = json.dumps(calls, ensure_ascii=False)
-    return f"{turn.content}\n{text}" if turn.content else text
+    return f"{said}\n{text}" if said else text
+
+
+def thoughts(turn: Turn) -> list[str]:
+    """The thought of an assistant turn, at most one from a field of its own and one from its
+    content."""
+    extra = json.loads(turn.extra) if turn.extra else {}
+    fields = (extra.get(key) for key in THOUGHT_KEYS)
+    found = [text.strip() for text in fields if isinstance(text, str)][:1]
+    inside, end, _ = turn.content.rpartition(THOUGHT_END)
+    found += [inside.replace(THOUGHT_START, "", 1).strip()] if end else []
+    return [text for text in found if text]
 
 
 def tool_calls(turn: Turn) -> list[Any]:

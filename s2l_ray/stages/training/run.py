@@ -29,7 +29,7 @@ from s2l_ray.core.model.training import train
 from s2l_ray.core.model.workers import Worker
 from s2l_ray.core.storage.info import TrainingInfo
 from s2l_ray.core.storage.manifest import FileEntry
-from s2l_ray.core.text.encoding import check_some_learned
+from s2l_ray.core.text.encoding import check_some_learned, some_end
 from s2l_ray.edge import worker_pool
 from s2l_ray.edge.failures import described, lasting
 from s2l_ray.edge.placement import READER_CPUS, shortage, worker_cpus
@@ -88,7 +88,16 @@ def check_first_rows(rows: Rows, sections: Iterable[Training], stage: str) -> No
     """
     table = rows.read(next(part for part in rows.parts if part.rows)).slice(0, ROWS_TRIED)
     for section in sections:
-        check_some_learned(load_encoder(section).examples(table), stage)
+        encoder = load_encoder(section)
+        encoded = encoder.examples(table)
+        check_some_learned(encoded, stage)
+        if not some_end(encoded, encoder):
+            log.warning(
+                "%s: no answer of the first %d rows learns an end token, so the model is not "
+                "taught to stop. Give a template that ends answers within its generation marks",
+                stage,
+                len(encoded),
+            )
 
 
 def run(work: Work, training: OneTraining, remaining: int) -> None:

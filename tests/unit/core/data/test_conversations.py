@@ -142,7 +142,29 @@ def test_what_else_a_turn_has_is_kept_as_json_in_its_order(tmp_path: Path) -> No
             '{"reasoning_content":"r"}',
         ]
         assert turns_of(made)[1] == ("assistant", "")
-        assert made.table["tools"].to_pylist() == ['[{"name":"f","b":1}]']
+        null = ',"a":null' if kind == "jsonl" else ""
+        assert made.table["tools"].to_pylist() == [f'[{{"name":"f","b":1{null}}}]']
+
+
+def test_a_null_argument_of_json_is_kept_and_no_tool_calls_are_none(tmp_path: Path) -> None:
+    call = {"function": {"name": "f", "arguments": {"q": "x", "filter": None}}}
+    turns = [
+        user("q"),
+        assistant(None, tool_calls=[call]),
+        assistant("a", tool_calls=[], name=None),
+    ]
+    turns = [turns[0], turns[1], {"role": "tool", "content": "r"}, turns[2]]
+    text = '{"tool_calls":[{"function":{"name":"f","arguments":{"q":"x","filter":null}}}]}'
+    for value in (turns, json.dumps(turns)):
+        made = read(tmp_path / "x.jsonl", [{"messages": value}])
+        extra = [turn["extra"] for turn in made.table["messages"][0].as_py()]
+        assert extra == [None, text, None, None]
+
+
+@pytest.mark.parametrize("key", ["text", "value", "content"])
+def test_a_part_of_text_names_its_text_by_any_usual_key(tmp_path: Path, key: str) -> None:
+    turns = [user([{"type": "text", key: "q"}]), assistant([{"type": "text", key: "a"}])]
+    assert turns_of(read(tmp_path / "x.jsonl", [{"messages": turns}])) == QA
 
 
 def test_nulls_that_columns_fill_in_are_the_same_as_absent_keys() -> None:

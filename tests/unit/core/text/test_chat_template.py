@@ -165,11 +165,14 @@ UNSTABLE = "rendered differently once the conversation goes on"
 UNLIKE_PROMPT = "does not begin with the generation prompt"
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 EXPECTED: dict[str, dict[str, Any]] = {
-    "qwen2_5": {**spans("<|im_end|>"), "tools": [f"{JSON_CALL}<|im_end|>", "No rain.<|im_end|>"]},
-    "qwen3": {**spans("<|im_end|>", EMPTY_THOUGHT), "multi": UNSTABLE, "tools": UNSTABLE},
+    "qwen2_5": {
+        **spans("<|im_end|>\n"),
+        "tools": [f"{JSON_CALL}<|im_end|>\n", "No rain.<|im_end|>\n"],
+    },
+    "qwen3": {**spans("<|im_end|>\n", EMPTY_THOUGHT), "multi": UNSTABLE, "tools": UNSTABLE},
     "qwen3_instruct_2507": {
-        **spans("<|im_end|>"),
-        "tools": [f"{JSON_CALL}<|im_end|>", "No rain.<|im_end|>"],
+        **spans("<|im_end|>\n"),
+        "tools": [f"{JSON_CALL}<|im_end|>\n", "No rain.<|im_end|>\n"],
     },
     "llama3": {
         **spans("<|eot_id|>"),
@@ -183,14 +186,14 @@ EXPECTED: dict[str, dict[str, Any]] = {
         ],
     },
     "gemma": {
-        **spans("<end_of_turn>"),
+        **spans("<end_of_turn>\n"),
         "system": "refuses the conversation: System role not supported",
         "tools": ALTERNATE,
     },
-    "gemma3": {**spans("<end_of_turn>"), "tools": ALTERNATE},
+    "gemma3": {**spans("<end_of_turn>\n"), "tools": ALTERNATE},
     "phi3": {
         "single": [f"Hello.<|end|>\n{END}"],
-        "multi": ["Hello.<|end|>", f"Fine.<|end|>\n{END}"],
+        "multi": ["Hello.<|end|>\n", f"Fine.<|end|>\n{END}"],
         "system": [f"Hello.<|end|>\n{END}"],
         "tools": "the chat template leaves out what a turn of the role assistant says",
     },
@@ -202,22 +205,17 @@ EXPECTED: dict[str, dict[str, Any]] = {
     },
     "deepseekv3_training": {
         **spans("<｜end▁of▁sentence｜>", "<｜Assistant｜>"),
-        "tools": [
-            "<｜Assistant｜><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
-            'function<｜tool▁sep｜>weather\n```json\n{"city": "Bern"}\n'
-            "```<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>",
-            "<｜tool▁outputs▁end｜>No rain.<｜end▁of▁sentence｜>",
-        ],
+        "tools": "the chat template leaves out the tools",
     },
     "glm4moe": {
         **spans("", "\n<think></think>\n"),
         "tools": [f"\n<think></think>\n{GLM_CALL}", "\n<think></think>\nNo rain."],
     },
     "lfm2_v2": {
-        **spans("<|im_end|>"),
+        **spans("<|im_end|>\n"),
         "tools": [
-            "<|tool_call_start|>[weather(city='Bern')]<|tool_call_end|><|im_end|>",
-            "No rain.<|im_end|>",
+            "<|tool_call_start|>[weather(city='Bern')]<|tool_call_end|><|im_end|>\n",
+            "No rain.<|im_end|>\n",
         ],
     },
     "gptoss": {
@@ -232,8 +230,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
 }
 # What the last answer alone is, where it is not the last of the texts above.
 EXPECTED_LAST = {
-    ("qwen3", "multi"): [f"{EMPTY_THOUGHT}Fine.<|im_end|>"],
-    ("qwen3", "tools"): [f"{EMPTY_THOUGHT}No rain.<|im_end|>"],
+    ("qwen3", "multi"): [f"{EMPTY_THOUGHT}Fine.<|im_end|>\n"],
+    ("qwen3", "tools"): [f"{EMPTY_THOUGHT}No rain.<|im_end|>\n"],
     ("gptoss", "multi"): ["<|channel|>final<|message|>Fine.<|return|>"],
 }
 
@@ -304,19 +302,12 @@ PAIRS = [
 
 
 def without(text: str) -> Any:
-    return lambda spans: [span.removeprefix(text).rstrip("\n") for span in spans]
+    return lambda spans: [span.removeprefix(text) for span in spans]
 
 
-# How to turn the learned text of X (prefixes) into that of X_training (generation marks), or the
-# reverse. All others differ in the line end after the token that closes a turn: it is inside the
-# marks, but is not learned by the prefix method.
+# How to turn the learned text of X_training (generation marks) into that of X (prefixes).
 DIFFERENCES = {
     "qwen2_5": without("\n"),  # the line end after the role is inside the marks
-    "phi3": lambda spans: [
-        *(s.rstrip("\n") for s in spans[:-1]),
-        spans[-1],
-    ],  # ends by the end token, so all before it counts
-    "phi3_5": lambda spans: [*(s.rstrip("\n") for s in spans[:-1]), spans[-1]],
     # The next turn's role is the token that ends an answer: inside the marks, but X writes it for
     # the next turn only.
     "glm4moe": lambda spans: [re.sub(r"<\|(user|observation)\|>$", "", span) for span in spans],
@@ -328,9 +319,9 @@ REFUSED_BY_PREFIXES = {
     ("qwen3", "tools"),
     ("gptoss", "multi"),  # ends the last answer with another token
     ("qwen3_6", "multi"),
-    *itertools.product(
-        ["deepseekv3", "nemotron_3_nano"], CASES
-    ),  # their generation prompt opens a thought
+    # Their generation prompt opens a thought.
+    *itertools.product(["deepseekv3"], ["single", "multi", "system"]),
+    *itertools.product(["nemotron_3_nano"], CASES),
 }
 
 
@@ -435,9 +426,9 @@ PLAIN = (
 )
 
 
-def test_white_space_after_the_closing_token_is_not_learned_and_before_it_is() -> None:
+def test_all_that_a_template_writes_for_an_answer_is_learned() -> None:
     turns = [user("a"), assistant(" b \n"), user("c"), assistant("d")]
-    assert learned_texts(PLAIN, turns) == [" b \n<|e|>", "d<|e|>"]
+    assert learned_texts(PLAIN, turns) == [" b \n<|e|>\n", "d<|e|>\n"]
     without_token = PLAIN.replace("<|e|>", "")
     assert learned_texts(without_token, turns) == [" b \n\n", "d\n"]
 
@@ -469,7 +460,7 @@ def test_white_space_is_learned_whatever_offsets_a_tokenizer_tells(trimmed: bool
 
 def test_a_template_that_closes_the_text_with_the_end_token() -> None:
     closing = PLAIN + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
-    assert learned_texts(closing, *CASES["multi"]) == ["Hello.<|e|>", f"Fine.<|e|>\n{END}"]
+    assert learned_texts(closing, *CASES["multi"]) == ["Hello.<|e|>\n", f"Fine.<|e|>\n{END}"]
 
 
 @pytest.mark.parametrize(
@@ -552,21 +543,87 @@ def test_tools_that_a_template_does_not_know_are_refused() -> None:
         assert piece.text.startswith(start)
 
 
+def test_tools_of_which_only_the_calls_are_there_are_refused() -> None:
+    calling = PLAIN.replace(
+        "{{ m.content }}",
+        "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}",
+    )
+    assert "leaves out the tools" in learned_texts(calling, *CASES["tools"])
+    assert isinstance(learned_texts(calling, CASES["tools"][0]), list)
+    asking = "{{ tools | tojson }}" + calling
+    assert isinstance(learned_texts(asking, *CASES["tools"]), list)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"city": "Bern", "day": None}, '{"city": "Bern", "day": null}']
+)
+@pytest.mark.parametrize(
+    "written", ["arguments", "arguments | tojson", "'' + c.function.arguments"]
+)
+def test_arguments_are_given_as_a_template_takes_them(arguments: Any, written: str) -> None:
+    shown = written if "+" in written else f"c.function.{written}"
+    template = PLAIN.replace(
+        "{{ m.content }}",
+        "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}"
+        "{{ ARGUMENTS }}{% endfor %}".replace("ARGUMENTS", f"({shown})"),
+    )
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    said = '{"city": "Bern", "day": null}'
+    turns = [user("a"), assistant("", tool_calls=[call])]
+    assert learned_texts(template, turns) == [f"f{said}<|e|>\n"]
+    (piece,) = ChatRenderer(tokenizer_for(template), None, "all").prompt(
+        [*turns, turn("tool", "x"), assistant("b")], None
+    )
+    assert f"f{said}<|e|>" in piece.text
+
+
+def test_a_prompt_is_what_comes_before_the_answer_in_training() -> None:
+    """Where an answer does not begin with the generation prompt, as that opens a thought."""
+    opening = MARKED.replace("BODY", "{{ m.content }}") + (
+        "{% if add_generation_prompt %}A:<think>{% endif %}"
+    )
+    turns = [user("q"), assistant("a"), user("r"), assistant("b"), user("s")]
+    (whole,) = ChatRenderer(tokenizer_for(opening), None, "all").example(turns, None)
+    (asked,) = ChatRenderer(tokenizer_for(opening), None, "all").prompt(turns, None)
+    assert (asked.text, whole.text) == ("U:qA:aU:rA:", "U:qA:aU:rA:bU:s")
+
+
 def test_text_that_a_template_spells_as_json_is_there() -> None:
     spelling = PLAIN.replace("{{ m.content }}", "{{ m.content | tojson }}")
-    assert learned_texts(spelling, [user('a "b"\n'), assistant('"é"')]) == ['"\\"é\\""<|e|>']
+    assert learned_texts(spelling, [user('a "b"\n'), assistant('"é"')]) == ['"\\"é\\""<|e|>\n']
 
 
-def test_of_an_answer_with_a_thought_what_follows_it_must_be_there() -> None:
-    dropping = PLAIN.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+CUTTING = PLAIN.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+CUT = "leaves out the thought of an answer"
+
+
+def test_the_thought_of_a_learned_answer_must_be_there() -> None:
     turns = [
         user("a"),
         assistant("<think>hm</think>\nb"),
         user("c"),
         assistant("<think>so</think>d"),
     ]
-    assert learned_texts(dropping, turns) == ["\nb<|e|>", "d<|e|>"]
-    assert learned_texts(PLAIN, turns) == ["<think>hm</think>\nb<|e|>", "<think>so</think>d<|e|>"]
+    assert CUT in learned_texts(CUTTING, turns)
+    assert learned_texts(PLAIN, turns) == [
+        "<think>hm</think>\nb<|e|>\n",
+        "<think>so</think>d<|e|>\n",
+    ]
+    earlier = CUTTING.replace("m.content.split", "m.content if loop.last else m.content.split")
+    assert learned_texts(earlier, turns, learn="last") == ["<think>so</think>d<|e|>\n"]
+    optional = Encoder(tokenizer_for(CUTTING), "chat", 100, thoughts=False)
+    (made,) = optional.examples(table(turns))
+    assert optional.tokenizer.decode(made.input_ids[made.learned]) == "\nb<|e|>\nd<|e|>\n"
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_a_thought_in_a_field_of_its_own_must_be_there(key: str) -> None:
+    turns = [user("a"), assistant("b", **{key: " hm\n"})]
+    assert CUT in learned_texts(PLAIN, turns)
+    showing = PLAIN.replace("{{ m.content }}", "{{ m.KEY or '' }}{{ m.content }}")
+    showing = showing.replace("KEY", key)
+    assert learned_texts(showing, turns) == [" hm\nb<|e|>\n"]
+    assert learned_texts(PLAIN, [user("a"), assistant("b", **{key: ""})]) == ["b<|e|>\n"]
 
 
 def test_a_conversation_without_an_answer() -> None:
@@ -575,7 +632,7 @@ def test_a_conversation_without_an_answer() -> None:
         learned_texts(PLAIN, [user("a")], learn="everything")
         == "the conversation has no assistant turn"
     )
-    assert learned_texts(PLAIN, [user("a"), assistant("b"), user("c")]) == ["b<|e|>"]
+    assert learned_texts(PLAIN, [user("a"), assistant("b"), user("c")]) == ["b<|e|>\n"]
 
 
 # ---- what templates are given

@@ -14,7 +14,13 @@ from s2l_ray.core.storage.schemas import MESSAGES
 from s2l_ray.core.text import encoding
 from s2l_ray.core.text.batching import pad, token_batches
 from s2l_ray.core.text.byte_tokenizer import BYTE_END, BYTE_PAD, byte_tokenizer
-from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN, Encoded, Encoder, check_some_learned
+from s2l_ray.core.text.encoding import (
+    NO_LEARNED_TOKEN,
+    Encoded,
+    Encoder,
+    check_some_learned,
+    some_end,
+)
 from s2l_ray.core.text.turns import prompt_and_answer
 from s2l_ray.errors import UserError
 
@@ -405,6 +411,32 @@ def test_rows_of_which_not_one_is_learned_are_told_before_training() -> None:
         "the row with example_id 0 first). Change proxy.prompt"
     ) in str(refused.value)
     check_some_learned(encoder.examples(conversations(*talks, TALK[5:6])), "proxy")
+
+
+@pytest.mark.parametrize("prompt", ["plain", "alpaca"])
+def test_a_thought_in_a_field_of_its_own_is_learned_before_the_answer(prompt: str) -> None:
+    talk = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "extra": '{"reasoning_content":" hm "}'},
+    ]
+    (made,) = Encoder(byte_tokenizer(), prompt, 1000).examples(conversations(talk))
+    learned = made.input_ids[made.learned].tolist()
+    assert learned == [*b"<think>\nhm\n</think>\n\nb", BYTE_END]
+
+
+def test_answers_that_learn_no_end_are_seen() -> None:
+    tokenizer = byte_tokenizer()
+    table = rows(("a", None, "b"), ("c", None, "d" * 50))
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    for encoder, ends in (
+        (Encoder(tokenizer, "plain", 30), True),
+        (Encoder(tokenizer, "chat", 30, template=template), False),
+        (Encoder(tokenizer, "chat", 30, template=template + "{{ eos_token }}"), True),
+    ):
+        encoded = encoder.examples(table)
+        assert some_end(encoded, encoder) == ends
+        # Rows that are cut lose their end, and say nothing.
+        assert some_end(encoded[1:], encoder)
 
 
 # ---- cut
