@@ -648,6 +648,27 @@ DATA = (
         ("core/data/test_original.py",),
     ),
     Mutation(
+        "links_are_followed_again",
+        "core/data/walk.py",
+        "        if real in seen:",
+        "        if len(seen) > 99 and real in seen:",
+        ("core/data/test_find.py::test_a_link_is_followed_once",),
+    ),
+    Mutation(
+        "the_ids_of_the_last_round_are_kept",
+        "core/data/rounds.py",
+        "columns.setdefault(FIRST_ID, rows.columns[ID])",
+        "columns[FIRST_ID] = rows.columns[ID]",
+        ("core/data/test_rounds.py",),
+    ),
+    Mutation(
+        "a_record_may_name_any_place",
+        "core/data/hub.py",
+        'if not isinstance(name, str) or "/" in name or not is_plain_path(name):',
+        "if not isinstance(name, str):",
+        ("core/data/test_hub.py",),
+    ),
+    Mutation(
         "a_key_may_stand_twice",
         "core/data/formats/json_objects.py",
         "if len(made) < len(pairs):",

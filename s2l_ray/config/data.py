@@ -78,8 +78,8 @@ class Columns(Section):
 class Examples(Section):
     files: list[str] = Field(
         default_factory=list,
-        description="raw files, folders or globs (JSONL, JSON, CSV, Parquet, Arrow; .gz and .zst); "
-        "paths or URIs",
+        description="raw files, folders or globs (JSONL, JSON, CSV, Parquet, Arrow; .gz, .zst, "
+        ".bz2, .xz), or the folder of a subset; paths or URIs",
     )
     root: str | None = Field(
         None,

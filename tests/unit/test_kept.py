@@ -11,9 +11,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from s2l_ray import config, pipeline
+from s2l_ray.config import Columns
+from s2l_ray.core.data.find import find_files
+from s2l_ray.core.data.original import original_texts
+from s2l_ray.core.data.parts import part_ranges
+from s2l_ray.core.data.read import index_file, read_part
 from s2l_ray.stages import STAGES
 from tests import inline_ray, kept_job
 
@@ -105,6 +111,30 @@ def test_what_a_stage_makes_changes_only_with_its_version(
         f"{stage} makes something else than version {VERSIONS[stage]} did, or under another name: "
         "raise its version, and add a line to KEPT"
     )
+
+
+def test_a_subset_is_read_again_as_the_rows_came_in_with_their_first_ids(
+    made: dict[str, Path],
+) -> None:
+    raw = {
+        (file.name, row): json.loads(line)
+        for file in (made["exact"] / "raw").iterdir()
+        for row, line in enumerate(file.read_text().splitlines())
+    }
+    for folder in (made["exact"] / "storage" / "subset").iterdir():
+        places = {
+            row["example_id"]: (row["file"], row["row"])
+            for index in (folder / "index").iterdir()
+            for row in pq.read_table(index).to_pylist()
+        }
+        files = find_files([str(folder)], None)
+        parts = part_ranges(files, [index_file(file, 7) for file in files])
+        texts = [text for p in parts for text in original_texts(read_part(p, Columns()).table)]
+        rows = [json.loads(text) for text in texts]
+        assert sorted(row["first_example_id"] for row in rows) == sorted(places)
+        for row in rows:
+            source, came = row.pop("source"), dict(raw[places[row.pop("first_example_id")]])
+            assert (source, row) == (came.pop("source", "talks"), came)
 
 
 @pytest.fixture

@@ -11,11 +11,13 @@ import numpy as np
 
 from s2l_ray.config import Columns, Evaluation, Examples
 from s2l_ray.core.data.columns import column_names
-from s2l_ray.core.data.find import find_files
+from s2l_ray.core.data.find import find_files, look
 from s2l_ray.core.data.formats.spans import Column, FileIndex, Rows
 from s2l_ray.core.data.hub import store_dataset, stored_dataset
 from s2l_ray.core.data.parts import PartRange, RawFile, part_ranges
 from s2l_ray.core.data.read import index_file
+from s2l_ray.core.data.rounds import of_earlier_round
+from s2l_ray.core.data.rows import without
 from s2l_ray.core.data.uses import IGNORED, Use, column_uses
 from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.core.storage.parquet import schema_from_text
@@ -23,6 +25,8 @@ from s2l_ray.core.storage.records import from_bytes, to_bytes
 from s2l_ray.core.storage.store import IO_THREADS, Store, is_folder
 from s2l_ray.errors import UserError
 
+# Names of files that one message has.
+MOST_SHOWN = 10
 log = logging.getLogger("s2l_ray")
 
 
@@ -71,6 +75,7 @@ class RawFiles:
             self.indexes.update(
                 {file.uri: index for file, index in zip(files, indexes, strict=True)}
             )
+            files, indexes = _with_rows(files, indexes)
             check_columns(files, indexes, section.columns, section.ignore)
             for file, index in zip(files, indexes, strict=True):
                 self.uses.setdefault(name, {})[file.name] = first_uses(file, index, section)
@@ -92,9 +97,9 @@ class RawFiles:
     def _files(self, section: Examples | Evaluation, name: str) -> list[RawFile]:
         dataset = getattr(section, "dataset", None)
         if dataset is None or not isinstance(section, Examples):
-            return find_files(section.files, section.root, name) if section.files else []
+            return self._look(section.files, section.root, name) if section.files else []
         if is_folder(dataset):
-            return find_files([dataset], section.root, name, section.split)
+            return self._look([dataset], section.root, name, section.split)
         where = (self.store, dataset, section.dataset_config, section.split)
         stored = stored_dataset(*where)
         if stored is None and self.assume:
@@ -108,6 +113,14 @@ class RawFiles:
             for file in find_files(stored or store_dataset(*where), None, name)
         ]
 
+    def _look(
+        self, patterns: list[str], root: str | None, name: str, split: str = "train"
+    ) -> list[RawFile]:
+        found = look(patterns, root, name, split)
+        if found.passed_over:
+            say_passed_over(name, len(found.files), found.passed_over)
+        return found.files
+
     def _index(self, file: RawFile, rows_per_part: int) -> FileIndex:
         path = f"index/{fingerprint([file.uri, file.bytes, file.mtime_ns, rows_per_part])}.json"
         try:
@@ -119,6 +132,37 @@ class RawFiles:
         index = index_file(file, rows_per_part)
         self.store.write(path, to_bytes(index))
         return index
+
+
+def say_passed_over(section: str, files: int, passed_over: dict[str, str]) -> None:
+    """Say which files of folders and globs are read and which are not."""
+    shown = [f"{uri} ({why})" for uri, why in list(passed_over.items())[:MOST_SHOWN]]
+    more = len(passed_over) - len(shown)
+    log.info(
+        "%s.files: %d files are read, %d passed over: %s%s",
+        section,
+        files,
+        len(passed_over),
+        ", ".join(shown),
+        f" and {more} more" if more else "",
+    )
+
+
+def _with_rows(
+    files: Sequence[RawFile], indexes: Sequence[FileIndex]
+) -> tuple[list[RawFile], list[FileIndex]]:
+    """The files that have rows, and their indexes.
+
+    Raises:
+        UserError: none has.
+    """
+    pairs = [(file, index) for file, index in zip(files, indexes, strict=True) if index.rows]
+    if files and not pairs:
+        raise UserError(f"reading {files[0].uri}: it has no rows. Remove it, or name other files.")
+    for file in files:
+        if not any(file is kept for kept, _ in pairs):
+            log.info("%s has no rows", file.uri)
+    return [file for file, _ in pairs], [index for _, index in pairs]
 
 
 def check_columns(
@@ -145,6 +189,7 @@ def first_uses(file: RawFile, index: FileIndex, section: Examples | Evaluation) 
     rows = json.loads(index.first or "[]")
     present = dict.fromkeys(name for row in rows for name in row)
     columns: dict[str, Column] = {name: [row.get(name) for row in rows] for name in present}
-    read = Rows(np.arange(len(rows)), columns).without(section.ignore)
+    read = Rows(np.arange(len(rows)), columns)
+    read = without(of_earlier_round(read) if file.of_subset else read, section.ignore)
     ignored = [Use(name, IGNORED) for name in present if name in section.ignore]
     return [*column_uses(read, section.columns, file.uri), *ignored]

@@ -13,7 +13,7 @@ from pyarrow import fs as pafs
 from s2l_ray.core.data.formats.schemas import check_features
 from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.core.storage.parquet import parquet_bytes
-from s2l_ray.core.storage.store import Store, join_uri
+from s2l_ray.core.storage.store import Store, is_plain_path, join_uri
 from s2l_ray.errors import UserError
 
 ROWS_PER_FILE = 65_536
@@ -41,12 +41,13 @@ def saved_files(fs: pafs.FileSystem, folder: str, split: str) -> list[str] | Non
     if state is None and splits is None:
         return None
     try:
-        paths = [f"{folder}/{entry['filename']}" for entry in (state or {})["_data_files"]]
-    except (KeyError, TypeError):
+        files = [plain_name(entry["filename"]) for entry in (state or {})["_data_files"]]
+    except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"reading {folder}: state.json does not list the data set's files. Save the data set "
-            "again."
+            f"reading {folder}: state.json does not list the data set's files by plain names. Save "
+            "the data set again."
         ) from None
+    paths = [f"{folder}/{name}" for name in files]
     missing = [info.path for info in fs.get_file_info(paths) if info.type != pafs.FileType.File]
     if missing:
         raise UserError(
@@ -54,6 +55,13 @@ def saved_files(fs: pafs.FileSystem, folder: str, split: str) -> list[str] | Non
             "set again."
         )
     return paths
+
+
+def plain_name(name: Any) -> str:
+    """The name of a file in the folder that lists it. Raises ValueError for any other path."""
+    if not isinstance(name, str) or "/" in name or not is_plain_path(name):
+        raise ValueError(name)
+    return name
 
 
 def _read_json(fs: pafs.FileSystem, path: str) -> dict[str, Any] | None:
@@ -76,9 +84,15 @@ def stored_dataset(store: Store, name: str, config: str | None, split: str) -> l
     folder = _folder(name, config, split)
     try:
         record = json.loads(store.read(f"{folder}/{RECORD}"))
+        files = [plain_name(name) for name in record["files"]]
     except FileNotFoundError:
         return None
-    return [join_uri(store.uri_of(folder), file) for file in record["files"]]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"reading {store.uri_of(folder)}/{RECORD}: it does not list the data set's files by "
+            "plain names. Remove the folder, and the data set is loaded again."
+        ) from None
+    return [join_uri(store.uri_of(folder), file) for file in files]
 
 
 def store_dataset(store: Store, name: str, config: str | None, split: str) -> list[str]:

@@ -23,6 +23,7 @@ class RawFile:
         name: relative to the root; identifies the file.
         source: of its rows, where no column says it.
         sha256: of its content, once it was read.
+        of_subset: whether it is one of a subset, whose rows keep their first ids.
     """
 
     uri: str
@@ -31,6 +32,7 @@ class RawFile:
     bytes: int
     mtime_ns: int
     sha256: str = ""
+    of_subset: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import csv
 import functools
 import itertools
 import json
+import lzma
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +20,8 @@ from s2l_ray.core.data.formats.source import Source
 from s2l_ray.core.data.formats.spans import Column, FileIndex, Rows
 from s2l_ray.core.data.json_text import values_of
 from s2l_ray.core.data.parts import ID_BITS, PartRange, RawFile
-from s2l_ray.core.data.rows import examples_of, in_utf8
+from s2l_ray.core.data.rounds import of_earlier_round
+from s2l_ray.core.data.rows import examples_of, in_utf8, without
 from s2l_ray.core.storage.store import filesystem
 from s2l_ray.errors import UserError
 
@@ -29,6 +31,8 @@ REJECT_TEXT = 500
 FIRST_ROWS, FIRST_BYTES = 20, 1 << 16
 # Kinds of files that are text, of which a span may be read in part.
 TEXT = ("lines", "array", "csv")
+# What the libraries raise for files that are damaged.
+DAMAGE = (pa.ArrowException, OSError, EOFError, lzma.LZMAError)
 
 
 @dataclass
@@ -45,17 +49,15 @@ def index_file(file: RawFile, rows_per_part: int) -> FileIndex:
     Memory: a chunk or a batch of the file, and the list of parts.
 
     Raises:
-        UserError: a file without rows or with too many, damaged, or not of the format of its name.
+        UserError: a file with too many rows, damaged, or not of the format of its name.
     """
     with _open(file) as stream:
         source = Source(stream, file.name, file.uri)
         try:
             index = replace(formats.cut(source, rows_per_part), sha256=source.sha256())
             first = _first_rows(file, index) if index.rows else []
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
             raise _damaged(file, error) from None
-    if index.rows == 0:
-        raise UserError(f"reading {file.uri}: it has no rows. Remove it, or name other files.")
     if index.rows >= 1 << ID_BITS:
         raise UserError(
             f"reading {file.uri}: {index.rows} rows, but a file may have at most 2^{ID_BITS}. "
@@ -134,9 +136,10 @@ def read_parts(
         rows = formats.read(source, first.kind, [part.span for part in parts], first.head, bad)
         for part in parts:
             try:
-                read = next(rows).without(ignore)
-            except (pa.ArrowException, OSError) as error:
+                read = next(rows)
+            except DAMAGE as error:
                 raise _damaged(file, error) from None
+            read = without(of_earlier_round(read) if file.of_subset else read, ignore)
             yield PartRows(examples_of(read, part, columns, bad), rejects[:])
             rejects.clear()
 

@@ -4,7 +4,7 @@ A row becomes a conversation. All its columns are kept beside it in the struct `
 the row can be written out again as it was.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from s2l_ray.config import Columns
 from s2l_ray.core.data.columns import PartColumns, column_names, is_text
 from s2l_ray.core.data.conversations import conversations
 from s2l_ray.core.data.formats.spans import BadRow, Column, Rows
-from s2l_ray.core.data.json_text import values_of
+from s2l_ray.core.data.json_text import members, object_text, values_of
 from s2l_ray.core.data.original import original_column
 from s2l_ray.core.data.parts import ID_BITS, PartRange
 from s2l_ray.core.data.uses import check_all_read
@@ -69,6 +69,18 @@ def _no_marks_of_media(messages: pa.ListArray, bad: Callable[[int, str, str], No
     ends = np.cumsum(messages.value_lengths().to_numpy(zero_copy_only=False))
     for row in np.unique(np.searchsorted(ends, turns, side="right")).tolist():
         bad(row, "the mark of a picture, film or sound stands in a turn, which is no text", "")
+
+
+def without(rows: Rows, names: Collection[str]) -> Rows:
+    """The rows less these columns, where they have them."""
+    kept = {name: column for name, column in rows.columns.items() if name not in names}
+    if len(kept) == len(rows.columns):
+        return rows
+    texts = rows.texts and [
+        object_text({key: own for key, own in members(text).items() if key not in names})
+        for text in rows.texts
+    ]
+    return Rows(rows.numbers, kept, texts)
 
 
 def _whole(rows: Rows, position: int) -> str:

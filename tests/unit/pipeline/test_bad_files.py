@@ -157,6 +157,10 @@ KINDS: dict[str, Bad] = {
     "an Arrow file without rows": Bad(
         write("x.arrow", arrow(TABLE[:0])), ("x.arrow: it has no rows",)
     ),
+    "a TSV quote that never ends": Bad(
+        write("x.tsv", 'instruction\toutput\nq\ta\nq\t"a\nq\ta\n'),
+        ("x.tsv, row 2: a quote does not end", "unexpected end of data"),
+    ),
     "an empty JSON array": Bad(
         write("x.json", " [ \n ] "), ("x.json: it has no rows", "Remove it")
     ),
@@ -257,7 +261,7 @@ KINDS: dict[str, Bad] = {
     ),
     "a CSV in UTF-16": Bad(
         write("x.csv", "instruction,output\nq,a\n".encode("utf-16")),
-        ("x.csv: expected a header in UTF-8", "Convert the file"),
+        ("x.csv: expected text, as its name says, but it is text in UTF-16", "Convert it to UTF-8"),
     ),
     "a column example_id": Bad(
         write("x.parquet", parquet(TABLE.append_column("example_id", [[1, 2]]))),
@@ -316,8 +320,7 @@ KINDS: dict[str, Bad] = {
     ),
     "lines in UTF-16": Bad(
         write("x.jsonl", json.dumps(GOOD).encode("utf-16")),
-        ("x.jsonl, line 1: expected UTF-8, got byte 0xff", ROW),
-        planned=False,
+        ("x.jsonl: expected text, as its name says, but it is text in UTF-16", "Convert it"),
     ),
     "a field of a CSV that is not UTF-8": Bad(
         write("x.csv", b"instruction,output\nq,a\nr,caf\xe9\n"),

@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 from s2l_ray.core.data.formats import columnar, delimited, json_array, json_lines
 from s2l_ray.core.data.formats.json_objects import SPACE
-from s2l_ray.core.data.formats.names import ARROW_SUFFIXES, bare_name, codec_of
+from s2l_ray.core.data.formats.names import (
+    ARROW_SUFFIXES,
+    PARQUET_SUFFIXES,
+    bare_name,
+    codec_of,
+    has_suffix,
+)
+from s2l_ray.core.data.formats.signatures import check_signature
 from s2l_ray.core.data.formats.source import Source
 from s2l_ray.core.data.formats.spans import BadRow, FileIndex, Rows, Span
 
@@ -35,25 +42,29 @@ def cut(source: Source, every: int) -> FileIndex:
     Raises:
         UserError: the file is not of the format that its name says.
     """
+    check_signature(source)
     name = bare_name(source.name)
-    if name.endswith(".parquet"):
+    if has_suffix(name, PARQUET_SUFFIXES):
         return columnar.cut_parquet(source, every)
-    if name.endswith(ARROW_SUFFIXES):
+    if has_suffix(name, ARROW_SUFFIXES):
         return columnar.cut_arrow(source, every)
-    if name.endswith((".csv", ".tsv")):
+    if has_suffix(name, (".csv", ".tsv")):
         return delimited.cut(source, every)
-    if name.endswith(".json"):
-        return _cut_json(source, every)
-    return json_lines.cut(source, every)
+    return _cut_json(source, every, is_lines=not has_suffix(name, (".json",)))
 
 
-def _cut_json(source: Source, every: int) -> FileIndex:
-    """A file named .json: an array, or an object a line."""
+def _cut_json(source: Source, every: int, is_lines: bool) -> FileIndex:
+    """A file of JSON: an array or an object a line, whatever its name says.
+
+    Args:
+        is_lines: its name says that each line holds an object.
+    """
     begin = source.forward.peek()
     text = begin.removeprefix(UTF8_MARK).lstrip(SPACE)
     if text.startswith(b"["):
         return json_array.cut(source, every, begin.index(b"[") + 1)
-    json_lines.check_first_line(source, text)
+    if not is_lines:
+        json_lines.check_first_line(source, text)
     return json_lines.cut(source, every)
 
 

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from s2l_ray.core.data.formats.names import bare_name
+from s2l_ray.core.data.formats.names import bare_name, has_suffix
 from s2l_ray.core.data.formats.schemas import stored_schema
 from s2l_ray.core.data.formats.source import Source
 from s2l_ray.core.data.formats.spans import BadRow, Column, FileIndex, PieceCounter, Rows, Span
 from s2l_ray.errors import UserError
 
 # Bytes of one field: a quote that is never closed would take the rest of the file.
+# The byte order mark that some programs write first, as Latin-1.
+MARK = "\xef\xbb\xbf"
 LARGEST_FIELD = 1 << 28
 
 
@@ -30,8 +32,9 @@ def cut(source: Source, every: int) -> FileIndex:
         nonlocal position
         # One character a byte: only their number and the ASCII ones matter here.
         for line in io.TextIOWrapper(source.forward, encoding="latin-1", newline=""):
+            unmarked = line if position else line.removeprefix(MARK)
             position += len(line)
-            yield line
+            yield unmarked
 
     records = _records(lines(), source.name)
     try:
@@ -58,7 +61,7 @@ def read(source: Source, spans: Sequence[Span], head: int, bad: BadRow) -> Itera
     Args:
         head: bytes of the header.
     """
-    header = _unmarked(source.at(0, head).decode())
+    header = source.at(0, head).decode("utf-8-sig")
     names = next(_records(io.StringIO(header, newline=""), source.name))
     for span in spans:
         # Bytes that are not UTF-8 become lone surrogates, which only such bytes do.
@@ -78,25 +81,19 @@ def read(source: Source, spans: Sequence[Span], head: int, bad: BadRow) -> Itera
 
 def _records(lines: Iterator[str], name: str) -> Iterator[list[str]]:
     csv.field_size_limit(LARGEST_FIELD)
-    delimiter = "\t" if bare_name(name).endswith(".tsv") else ","
+    delimiter = "\t" if has_suffix(bare_name(name), (".tsv",)) else ","
     return csv.reader(lines, delimiter=delimiter, strict=True)
 
 
 def _names(source: Source, header: list[str]) -> list[str]:
     """The column names of a header that was read as Latin-1."""
     try:
-        names = [name.encode("latin-1").decode() for name in header]
+        return [name.encode("latin-1").decode() for name in header]
     except UnicodeDecodeError as error:
         raise UserError(
             f"reading {source.uri}: expected a header in UTF-8, got byte "
             f"0x{error.object[error.start]:02x}. Convert the file."
         ) from None
-    return [*map(_unmarked, names[:1]), *names[1:]]
-
-
-def _unmarked(text: str) -> str:
-    """Text without the byte order mark that some programs write first."""
-    return text.removeprefix("\ufeff")
 
 
 def _report(number: int, record: list[str], names: list[str], bad: BadRow) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import lzma
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,11 +31,11 @@ class Source:
         self.file, self.name, self.uri = file, name, uri
         self.hashing = _Hashing(file)
         codec = codec_of(name)
-        plain = (
-            self.hashing
-            if codec is None
-            else pa.CompressedInputStream(pa.PythonFile(self.hashing), codec)
-        )
+        plain: Any = self.hashing
+        if codec == "xz":
+            plain = _xz(self.hashing)
+        elif codec is not None:
+            plain = pa.CompressedInputStream(pa.PythonFile(self.hashing), codec)
         self.forward = io.BufferedReader(plain, PEEK)
         self.compressed = codec is not None
         self.position = 0
@@ -73,6 +74,10 @@ class Source:
     def sha256(self) -> str:
         """Hash of the file as it lies there; reads what was not read yet."""
         return self.hashing.finish()
+
+
+def _xz(stream: Any) -> lzma.LZMAFile:
+    return lzma.LZMAFile(stream)
 
 
 class _Hashing(io.RawIOBase):

@@ -1,14 +1,12 @@
 """What a reader of a format takes and gives: spans of rows, the index of a file, and rows."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-
-from s2l_ray.core.data.json_text import members, object_text
 
 # Values of a column: Python objects where the file is JSON or CSV, else Arrow.
 Column: TypeAlias = "list[Any] | pa.ChunkedArray"
@@ -63,17 +61,6 @@ class Rows:
     numbers: np.ndarray
     columns: dict[str, Column]
     texts: list[str] | None = None
-
-    def without(self, names: Collection[str]) -> "Rows":
-        """The rows less these columns, where they have them."""
-        kept = {name: column for name, column in self.columns.items() if name not in names}
-        if len(kept) == len(self.columns):
-            return self
-        return Rows(self.numbers, kept, self.texts and [_less(text, names) for text in self.texts])
-
-
-def _less(text: str, names: Collection[str]) -> str:
-    return object_text({key: own for key, own in members(text).items() if key not in names})
 
 
 def even_spans(rows: int, every: int) -> list[Span]:

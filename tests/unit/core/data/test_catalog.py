@@ -68,6 +68,29 @@ def test_text_is_counted_once_a_file(folder: Path, tmp_path: Path) -> None:
     assert raw.text_bytes(raw.ranges(section(folder), "examples")) == 4 * len(LINE)
 
 
+def test_files_without_rows_are_passed_over_unless_all_are(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "0.csv").write_text("instruction,output\n")
+    (folder / "c.json").write_text("[]")
+    (folder / "notes.txt").write_text("x")
+    raw = RawFiles(Store(str(tmp_path / "storage")), assume=False)
+    with caplog.at_level("INFO", "s2l_ray"):
+        ranges = raw.ranges(section(folder), "examples")
+    assert [(part.file_number, part.file.name) for part in ranges] == [
+        (0, "a.jsonl"),
+        (0, "a.jsonl"),
+        (1, "b.jsonl"),
+    ]
+    assert "4 files are read, 1 passed over" in caplog.text
+    assert "notes.txt (no kind of file that is read)" in caplog.text
+    assert f"{folder / '0.csv'} has no rows" in caplog.text
+    for name in ("a", "b"):
+        (folder / f"{name}.jsonl").unlink()
+    with pytest.raises(UserError, match=r"0.csv: it has no rows. Remove it"):
+        raw.ranges(section(folder, 3), "examples")
+
+
 def test_files_that_are_missing_have_no_parts_only_where_that_is_assumed(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "storage"))
     missing = section(tmp_path / "nowhere")

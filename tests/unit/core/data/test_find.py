@@ -1,19 +1,20 @@
 """Files that paths, folders and globs name."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from s2l_ray.config import Columns
-from s2l_ray.core.data.find import find_files
+from s2l_ray.core.data.find import find_files, look
 from s2l_ray.core.data.parts import part_ranges
 from s2l_ray.core.data.read import index_file, read_part
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.store import Store, filesystem, join_uri
 from s2l_ray.errors import UserError
-from tests.unit.core.data.raw import GOOD, lines, parquet, parts_of
+from tests.unit.core.data.raw import GOOD, lines
 
 
 @pytest.fixture
@@ -91,16 +92,62 @@ def test_a_pattern_that_matches_nothing_is_named(tree: Path, pattern: str) -> No
 
 
 def test_unfit_files_are_named(tree: Path) -> None:
-    with pytest.raises(UserError, match=r"f.text is none of .jsonl, .ndjson, .json.* Convert it"):
+    with pytest.raises(UserError, match=r"f.text is none of .jsonl, .jsonlines.* Convert it"):
         find_files([str(tree / "raw/f.text")], None)
-    (tree / "raw/empty.jsonl").touch()
-    with pytest.raises(UserError, match=r"empty.jsonl is empty. Remove it"):
-        find_files([str(tree / "raw")], None)
-    no_rows = parquet(tree / "none.parquet", {"instruction": pa.array([], pa.string())})
-    with pytest.raises(UserError, match=r"none.parquet: it has no rows"):
-        parts_of(no_rows)
+    (tree / "empty.jsonl").touch()
+    for pattern in ("empty.jsonl", "*.jsonl"):
+        with pytest.raises(UserError, match=r"empty.jsonl is empty. Remove it"):
+            find_files([str(tree / pattern)], None)
     with pytest.raises(UserError, match=r"are both a.jsonl below the root"):
         find_files([f"{tree}/raw/a.jsonl", f"file://{tree}/raw/a.jsonl"], str(tree / "raw"))
+
+
+def passed_over(*patterns: Path) -> dict[str, str]:
+    found = look([str(pattern) for pattern in patterns], None)
+    return {uri.rpartition("/")[2]: why for uri, why in found.passed_over.items()}
+
+
+def test_what_a_folder_or_glob_passes_over_is_listed(tree: Path) -> None:
+    (tree / "raw/empty.csv").touch()
+    lines(tree / "raw/dataset_info.json", {"mine": {"file_name": "a.jsonl"}})
+    assert passed_over(tree / "raw") == {
+        ".hidden.jsonl": "hidden",
+        "dataset_info.json": "a list of data sets for a trainer",
+        "empty.csv": "empty",
+        "f.text": "no kind of file that is read",
+        "notes.txt": "no kind of file that is read",
+    }
+    assert passed_over(tree / "raw/a.*") == {}
+    assert passed_over(tree / "raw/?.*") == {"f.text": "no kind of file that is read"}
+    assert [file.name for file in find_files([str(tree / "raw/.hidden.jsonl")], None)]
+
+
+def test_a_link_is_followed_once(tree: Path) -> None:
+    (tree / "raw/again").symlink_to(".")
+    (tree / "raw/deep/up").symlink_to("..")
+    (tree / "raw/0.jsonl").symlink_to("a.jsonl")
+    (tree / "raw/more").symlink_to(tree / "other")
+    (tree / "raw/gone.jsonl").symlink_to("nothing")
+    os.mkfifo(tree / "raw/pipe.jsonl")
+    found = look([str(tree / "raw")], None)
+    assert [file.name for file in found.files] == [
+        "[x] #1%.jsonl", "a.jsonl", "b.ndjson", "deep/c.jsonl", "deep/er/d.jsonl", "more/g.jsonl",
+    ]  # fmt: skip
+    why = passed_over(tree / "raw")
+    assert why["again"] == f"a link to {tree}/raw, which is read already"
+    assert why["0.jsonl"] == f"a link to {tree}/raw/a.jsonl, which is read already"
+    assert why["up"].startswith("a link to")
+    assert why["gone.jsonl"] == why["pipe.jsonl"] == "a link that leads nowhere, or no plain file"
+    link = tree / "elsewhere"
+    link.symlink_to(tree / "other")
+    assert [file.name for file in find_files([str(link)], None)] == ["g.jsonl"]
+
+
+def test_a_name_that_is_not_utf8_is_refused(tree: Path) -> None:
+    os.close(os.open(os.fsencode(tree) + b"/raw/caf\xe9.jsonl", os.O_CREAT))
+    for pattern in (str(tree / "raw"), os.fsdecode(os.fsencode(tree) + b"/raw/caf\xe9.jsonl")):
+        with pytest.raises(UserError, match=r"caf\\xe9.jsonl' is no name in UTF-8. Rename"):
+            find_files([pattern], None)
 
 
 def test_raw_files_on_s3_are_found_and_read(s3_bucket: str, tmp_path: Path) -> None:

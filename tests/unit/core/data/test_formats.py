@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -45,9 +46,9 @@ def as_array(rows: list[Row], indent: int | None = None) -> bytes:
     return json.dumps(rows, ensure_ascii=False, indent=indent).encode()
 
 
-def as_csv(rows: list[Row], delimiter: str = ",") -> bytes:
+def as_csv(rows: list[Row], delimiter: str = ",", quoting: Any = csv.QUOTE_MINIMAL) -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, delimiter=delimiter)
+    writer = csv.writer(text, delimiter=delimiter, quoting=quoting)
     writer.writerows([list(rows[0]), *([row[name] for name in rows[0]] for row in rows)])
     return text.getvalue().encode()
 
@@ -84,12 +85,18 @@ WRITERS: dict[str, Callable[[list[Row]], bytes]] = {
         gzip.compress(as_lines(rows[:1])) + gzip.compress(as_lines(rows[1:]))
     ),
     "a.jsonl.zst": lambda rows: pa.compress(as_lines(rows), "zstd", asbytes=True),
+    "A.JSONL.XZ": lambda rows: lzma.compress(as_lines(rows)),
+    "a.jsonlines": as_lines,
+    "array.jsonl": as_array,
+    "a.PQ": as_parquet,
+    "B.CSV": as_csv,
+    "quoted.csv": lambda rows: b"\xef\xbb\xbf" + as_csv(rows, quoting=csv.QUOTE_ALL),
     "a.jsonl.bz2": lambda rows: bz2.compress(as_lines(rows)),
     "a.json.gz": lambda rows: gzip.compress(as_array(rows)),
     "a.csv.gz": lambda rows: gzip.compress(as_csv(rows)),
     "a.tsv.zst": lambda rows: pa.compress(as_csv(rows, "\t"), "zstd", asbytes=True),
 }
-ONLY_TEXT = [name for name in WRITERS if ".csv" in name or ".tsv" in name]
+ONLY_TEXT = [name for name in WRITERS if ".csv" in name.lower() or ".tsv" in name]
 
 
 def parts_of(folder: Path, name: str, data: bytes, every: int) -> list[PartRange]:

@@ -86,6 +86,15 @@ def test_a_data_set_is_written_into_the_storage_once(
     assert stored_dataset(store, name, None, "test") is None
 
 
+@pytest.mark.parametrize("files", ['["../../a.parquet"]', "[3]", "7", '["/etc/passwd"]'])
+def test_a_record_names_nothing_outside_its_folder(tmp_path: Path, files: str) -> None:
+    store = Store(str(tmp_path / "storage"))
+    folder = f"datasets/{fingerprint(['org/name', None, 'train'])}"
+    store.write(f"{folder}/dataset.json", f'{{"files": {files}}}'.encode())
+    with pytest.raises(UserError, match=r"dataset.json: .*by plain names. Remove the folder"):
+        stored_dataset(store, "org/name", None, "train")
+
+
 def test_a_folder_without_its_record_does_not_count(tmp_path: Path) -> None:
     tiny.write_jsonl(tmp_path / "hub" / "train.jsonl", ROWS)
     store, name = Store(str(tmp_path / "storage")), str(tmp_path / "hub")
@@ -144,6 +153,12 @@ def test_pictures_are_refused_with_their_column(tmp_path: Path) -> None:
         (
             lambda folder: (folder / "state.json").write_text("{"),
             r"state.json: it is not JSON .*Save the data set again",
+        ),
+        (
+            lambda folder: (folder / "state.json").write_text(
+                '{"_data_files": [{"filename": "../other/data.arrow"}]}'
+            ),
+            r"state.json does not list the data set's files by plain names",
         ),
         (
             lambda folder: (folder / "state.json").write_text("{}"),

@@ -68,6 +68,12 @@ def test_items_of_an_array_stand_in_one_line_each(tmp_path: Path) -> None:
     )
 
 
+def test_numbers_that_a_float_does_not_hold_are_kept_as_json_text(tmp_path: Path) -> None:
+    text = '{"instruction": "q", "output": "a", "f": [0.5, -1e999]}'
+    made = original_rows(read(lines(tmp_path / "x.jsonl", text.encode())).table)
+    assert made["f"].to_pylist() == ["[0.5, -1e999]"]
+
+
 @pytest.mark.parametrize("values", [[{}, {}], [[{}], []], [1, "two"], [2**64, 1], [True, 0.5]])
 def test_values_that_have_no_one_type_are_kept_as_json_text(
     tmp_path: Path, values: list[Any]
