@@ -5,8 +5,9 @@
     python -m s2l_ray.status --storage s2l_ray_storage --verify   read all files, and compare them
 
 A run names the artifacts of its record, runs/NAME/run.json, which is written when it finishes and
-replaced when the name is used again. What these were made from stays too. Prune only while no run
-is working in the storage: what it has made so far is not named yet.
+replaced when the name is used again. What these were made from stays too, and so does what a run
+wants that works or was interrupted (runs/NAME/begun.json). Give --unfinished only while no run is
+working in the storage.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from s2l_ray.core.storage.store import IO_THREADS, Store
 from s2l_ray.display import Console, say
 from s2l_ray.errors import UserError
 from s2l_ray.pipeline import NAMES
+from s2l_ray.pipeline.record import begun
 from s2l_ray.run import exit_status, leave, set_up_logging
 
 # Folders of files that are needed only while a run works.
@@ -58,7 +60,7 @@ class Entry:
         """
         if self.state == "unfinished":
             return unfinished
-        return not self.named_by
+        return not self.named_by or (self.state == "leftover" and unfinished)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -163,10 +165,11 @@ def contents(storage: api.Storage) -> list[Entry]:
             path = f"{stage}/{name}"
             if name not in known:
                 entries.append(Entry(path, None, _bytes(store, path), "", (), "unfinished"))
+    working = tuple(f"{name} (not finished)" for name, wanted in _begun(store).items() if wanted)
     for folder in LEFTOVERS:
         for name in store.folders(folder):
             path = f"{folder}/{name}"
-            entries.append(Entry(path, None, _bytes(store, path), "", (), "leftover"))
+            entries.append(Entry(path, None, _bytes(store, path), "", working, "leftover"))
     return entries
 
 
@@ -178,6 +181,9 @@ def _needed(
     for name in storage.runs():
         for key in sorted(storage.run(name).named()):
             needed.setdefault(key, []).append(name)
+    for name, wanted in _begun(storage.store).items():
+        for key in sorted(wanted):
+            needed.setdefault(key, []).append(f"{name} (not finished)")
     # A manifest gives the fingerprints of its inputs without their stages.
     by_fingerprint = {each.fingerprint: each for each in committed}
     waiting = [fingerprint for _, fingerprint in needed]
@@ -189,6 +195,11 @@ def _needed(
                 needed[used.stage, fingerprint] = [f"for {user.stage} {user.fingerprint[:8]}"]
                 waiting.append(fingerprint)
     return needed
+
+
+def _begun(store: Store) -> dict[str, set[tuple[str, str]]]:
+    """What each run wants that has not finished."""
+    return {name: begun(store, name) for name in store.folders("runs")}
 
 
 def _bytes(store: Store, path: str) -> int:

@@ -77,8 +77,8 @@ def of_system(error: OSError) -> str | None:
         return f"too many files are open: {text}. Raise the limit (ulimit -n). {AGAIN}"
     if REFUSED.search(str(error)):
         return (
-            f"the storage refuses access: {text}. Renew the credentials (see Storage in the "
-            f"README). {AGAIN}"
+            f"the storage refuses access: {text}. Renew the credentials (see Credentials in "
+            f"the README). {AGAIN}"
         )
     if number in OF_THE_NETWORK or isinstance(error, ConnectionError) or REMOTE.search(str(error)):
         return f"the disk or the storage did not answer as it should: {text}. See to it. {AGAIN}"

@@ -17,7 +17,7 @@ from s2l_ray.core.storage.manifest import FORMAT, Manifest
 from s2l_ray.edge.failures import of_system
 from s2l_ray.pipeline import task_graph
 from s2l_ray.pipeline.planning import Node, Plan
-from s2l_ray.pipeline.record import versions, write_record
+from s2l_ray.pipeline.record import versions, write_begun, write_record
 
 log = logging.getLogger("s2l_ray")
 
@@ -42,6 +42,8 @@ def run(plan: Plan, only: set[str] | None = None) -> list[Done]:
     committed = {node.label: node.artifact.committed() for node in nodes}
     missing = [node for node in nodes if committed[node.label] is None]
     on_ray = [node for node in missing if node.request.kind != "nothing"]
+    if missing:
+        write_begun(plan)
     if on_ray:
         _begin(plan, on_ray)
     making = _Making(missing)

@@ -3,13 +3,17 @@
 import importlib
 import importlib.metadata
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from s2l_ray.core.storage.info import flops_of
 from s2l_ray.core.storage.manifest import Manifest
-from s2l_ray.errors import without_credentials
+from s2l_ray.core.storage.records import from_bytes, to_bytes
+from s2l_ray.core.storage.store import Store
+from s2l_ray.errors import UserError, without_credentials
 from s2l_ray.pipeline.planning import Node, Plan
 
+BEGUN = "begun.json"
 PACKAGES = (
     "s2l_ray", "ray", "torch", "transformers", "deepspeed", "pyarrow", "faiss-cpu", "numpy",
 )  # fmt: skip
@@ -25,6 +29,37 @@ def versions() -> dict[str, str]:
             # s2l_ray itself, when a job runs it from its working directory.
             found[package] = importlib.import_module(package).__version__
     return found
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a run that has not finished wants: (stage, fingerprint) of each of its artifacts."""
+
+    artifacts: list[tuple[str, str]]
+
+
+def write_begun(plan: Plan) -> None:
+    """Note what a run will make, until its record names it: nobody deletes it meanwhile."""
+    nodes = [node for node in plan.nodes if node.artifact.store.uri == plan.store.uri]
+    wanted = Begun([(node.artifact.stage, node.artifact.fingerprint) for node in nodes])
+    plan.store.write(f"runs/{plan.job.first.run.name}/{BEGUN}", to_bytes(wanted))
+
+
+def begun(store: Store, name: str) -> set[tuple[str, str]]:
+    """(stage, fingerprint) of what a run that has not finished wants.
+
+    Raises:
+        UserError: its note is damaged.
+    """
+    path = f"runs/{name}/{BEGUN}"
+    try:
+        return set(from_bytes(Begun, store.read(path)).artifacts)
+    except FileNotFoundError:
+        return set()
+    except ValueError as error:
+        raise UserError(
+            f"reading {store.uri_of(path)}: {error}. Run that job again, or remove the file."
+        ) from None
 
 
 def write_record(plan: Plan, manifests: dict[str, Manifest]) -> None:
@@ -50,6 +85,7 @@ def write_record(plan: Plan, manifests: dict[str, Manifest]) -> None:
     }
     text = without_credentials(json.dumps(record, indent=1))
     plan.store.write(f"{folder}/run.json", text.encode())
+    plan.store.delete(f"{folder}/{BEGUN}")
     for node in plan.nodes:
         if node.stage.of_job:
             for entry in manifests[node.label].files:

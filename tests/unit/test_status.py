@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from s2l_ray import config, pipeline
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.store import Store
+from s2l_ray.pipeline.record import begun, write_begun, write_record
 from s2l_ray.status import main
+from tests import tiny
 from tests.committed import commit
-from tests.tiny_storage import subset, tiny_storage, write_record
+from tests.tiny_storage import subset, tiny_storage
+from tests.tiny_storage import write_record as write_tiny_record
 
 NAMED = {"examples/" + "e" * 24, "trajectories/a1" + "0" * 22} | {
     f"subset/{name}" + "0" * 22 for name in ("b1", "b2")
@@ -80,7 +84,7 @@ def test_pruning_keeps_what_a_named_artifact_was_made_from(store: Store) -> None
     commit(Artifact(store, "examples", "f2"), inputs={"extends": "f1"})
     extended = Artifact(store, "examples", "f3")
     commit(extended, inputs={"extends": "f2"})
-    write_record(store, "more", {"s2l": [extended]})
+    write_tiny_record(store, "more", {"s2l": [extended]})
     assert status(store, "--prune") == 0
     assert {"examples/f1", "examples/f2", "examples/f3"} <= folders(store)
 
@@ -136,3 +140,23 @@ def test_all_files_are_verified_against_their_manifests(
     assert f"{data}: expected SHA-256" in said
     assert f"{gone}: the manifest lists it, but it is missing" in said
     assert f"{record}: not a manifest of this version (its content changed" in said
+
+
+def test_pruning_keeps_what_a_run_wants_that_has_not_finished(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = tiny.job(tmp_path)
+    tree["run"] = {"name": "other", "storage": store.uri}
+    made = pipeline.plan(config.load(None, [], tree))
+    write_begun(made)
+    manifests = {node.label: commit(node.artifact) for node in made.nodes}
+    wanted = {node.artifact.path for node in made.nodes}
+    assert status(store, "--prune") == 0
+    left = {name for name in folders(store) if not name.startswith(("index/", "runs/"))}
+    assert left == {*NAMED, "proxy/d1", *wanted, "tokens/t", "scratch/s"}
+    assert "other (not finished)" in " ".join(capsys.readouterr().out.split())
+    write_record(made, manifests)
+    assert begun(store, "other") == set()
+    store.write("runs/other/begun.json", b"[")
+    assert status(store, "--prune") == 1
+    assert "begun.json" in capsys.readouterr().err
