@@ -399,6 +399,27 @@ MODEL = (
         ("core/model/test_families.py",),
     ),
     Mutation(
+        "a_model_that_looks_ahead_is_refused",
+        "core/model/lookahead.py",
+        "if before > TOLERANCE",
+        "if after > TOLERANCE",
+        ("core/model/test_architecture.py",),
+    ),
+    Mutation(
+        "padding_that_is_ignored_is_noticed",
+        "core/model/decoding.py",
+        "return bool(moved <= MOVED_BY_ROUNDING * spread)",
+        "return True",
+        ("core/model/test_architecture.py",),
+    ),
+    Mutation(
+        "unknown_fields_of_a_config_are_refused",
+        "core/model/architecture.py",
+        "if name not in known:",
+        "if False:",
+        ("core/model/test_architecture.py",),
+    ),
+    Mutation(
         "micro_batches_hold_useful_examples",
         "core/model/training.py",
         "(e for e in share if e.learned.any()), key=",

@@ -101,6 +101,10 @@ def _no_models(config: Config) -> Sequence[Training]:
     return ()
 
 
+def _no_texts(config: Config) -> Sequence[tuple[Training, int, str]]:
+    return ()
+
+
 def _nothing(config: Config) -> Request:
     return Request("nothing")
 
@@ -129,6 +133,8 @@ class Stage:
         parts: (config, raw) -> the parts of raw files that it reads itself.
         check: (config, facts); raises UserError for what is known to fail before any work.
         models: config -> models and tokenizers it will use; all are loaded before any work begins.
+        texts: config -> models, how many tokens each is given at most, and what of the config says
+            so.
         request: config -> what it needs of the cluster at once.
         cost: (config, facts) -> what it is estimated to take.
         of_job: it is made once a job, from all artifacts of all variants; `inputs` is not asked.
@@ -144,6 +150,7 @@ class Stage:
     parts: Callable[[Config, RawFiles], list[PartRange]] = _no_parts
     check: Callable[[Config, Facts], None] = _no_check
     models: Callable[[Config], Sequence[Training]] = _no_models
+    texts: Callable[[Config], Sequence[tuple[Training, int, str]]] = _no_texts
     request: Callable[[Config], Request] = _nothing
     cost: Callable[[Config, Facts], Cost] = _no_cost
     of_job: bool = False

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from s2l_ray.contract.work import Outcome, Work
+from s2l_ray.core.model.architecture import check_architecture, check_positions
 from s2l_ray.core.model.loading import check_weights, load_encoder
 from s2l_ray.core.storage.info import stored
 from s2l_ray.core.storage.manifest import FORMAT, Manifest
@@ -111,7 +112,7 @@ def _begin(plan: Plan, missing: list[Node]) -> None:
 
 
 def check_models(missing: list[Node]) -> None:
-    """Load config and tokenizer of every model that will be used, and check its weights' headers.
+    """Load config and tokenizer of every model that will be used, build it, check weights' headers.
 
     Raises:
         UserError: one that cannot be used.
@@ -120,7 +121,10 @@ def check_models(missing: list[Node]) -> None:
         for section in node.stage.models(node.config):
             load_encoder(section)
             if section.trained:
+                check_architecture(section.model)
                 check_weights(section.model)
+        for section, tokens, field in node.stage.texts(node.config):
+            check_positions(section.model, tokens, field)
 
 
 def _import(modules: list[str]) -> None:

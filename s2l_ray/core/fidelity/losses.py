@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from s2l_ray.config import Proxy
 from s2l_ray.core.fidelity.rows import EncodedRows
 from s2l_ray.core.model.architecture import build
+from s2l_ray.core.model.lookahead import check_causal
 from s2l_ray.core.model.scoring import (
     Weights,
     check_finite,
@@ -160,6 +161,7 @@ def measure(
     for column, checkpoint in enumerate(checkpoints):
         weights, examples = checkpoint.load(), checkpoint.examples
         model = weights.model("fp32", device)
+        check_causal(model, device, checkpoint.label)
         reference[:, column] = [plain_loss(model, example, device) for example in examples]
         check_finite("loss", reference[:, column : column + 1], examples, [checkpoint.label])
         on_pass()

@@ -1,31 +1,58 @@
 """Causal language models by their config: reading it, building them, counting their parameters."""
 
 import copy
+import dataclasses
+import re
 from typing import Any
 
-from s2l_ray.config import Model
+from s2l_ray.config import Model, expressions
 from s2l_ray.core.model.places import pretrained
 from s2l_ray.errors import UserError
 
+# Fields that transformers reads though its config classes do not list them.
+OTHER_FIELDS = {
+    "model_type", "torch_dtype", "attn_implementation", "_attn_implementation", "_name_or_path",
+    "rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base", "partial_rotary_factor",
+    "is_decoder", "output_attentions", "use_mems",
+}  # fmt: skip
+# Parameters of a model that is tried on the CPU before any work.
+SMALL = 200_000_000
+# Names of tensors that hold a row for every position.
+POSITION_TABLE = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?)(\.weight)?$")
+
 
 def load_config(model: Model) -> Any:
-    """The transformers config of a model.
+    """The transformers config of a model; the text part where it is of text and images.
 
     Raises:
-        UserError: it cannot be found or is not one that transformers knows.
+        UserError: it cannot be found, is not one that transformers knows, or has an encoder.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         if model.config is not None:
-            return AutoConfig.for_model(**model.config)
-        name, options = pretrained(model)
-        return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = model.path or model.hub or f"model.config {model.config}"
+            config = AutoConfig.for_model(**model.config)
+        else:
+            name, options = pretrained(model)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        # What a strict config refuses stands in the cause.
+        why = str(error.__cause__ or error).rstrip(".")
         raise UserError(
-            f"reading the config of {what}: {error}. Correct the section's model."
+            f"reading the config of {name_of(model)}: {why}. Correct the section's model."
         ) from None
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"reading the config of {name_of(model)}: {config.model_type} is an encoder-decoder, "
+            "and a causal language model (a decoder alone) was expected. Choose another model."
+        )
+    return config.get_text_config(decoder=True)
+
+
+def name_of(model: Model) -> str:
+    """What to call a model in a message."""
+    return model.path or model.hub or f"model.config of type {(model.config or {})['model_type']}"
 
 
 def build(
@@ -60,6 +87,102 @@ def _without_dropout(config: Any) -> None:
             _without_dropout(value)
         elif type(value) in (int, float) and ("drop" in name or "jitter" in name):
             setattr(config, name, type(value)(0))
+
+
+def check_architecture(model: Model) -> None:
+    """Build a model without weights and refuse what cannot be computed.
+
+    One of at most SMALL parameters is also made with random weights and tried on a few tokens.
+
+    Raises:
+        UserError: naming the field of the config and what to do.
+    """
+    import torch
+
+    from s2l_ray.core.model.lookahead import check_causal
+
+    what, config = name_of(model), load_config(model)
+    _check_fields(model, config)
+    doing = f"building the model of {what}"
+    try:
+        with torch.device("meta"):
+            built = build(config)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        value = error.args[0] if error.args else None
+        at_fault = [name for name, own in vars(config).items() if own == value]
+        if isinstance(error, KeyError) and at_fault:
+            raise UserError(
+                f"{doing}: {at_fault[0]} = {value!r} is not known to transformers. Correct it."
+            ) from None
+        raise UserError(
+            f"{doing}: its fields do not fit together ({type(error).__name__}: {error}). Correct "
+            "the config."
+        ) from None
+    if sum(tensor.numel() for tensor in built.parameters()) <= SMALL:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            try:
+                check_causal(build(config).eval(), "cpu", what)
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                raise UserError(
+                    f"trying the model of {what} on 16 tokens: {type(error).__name__}: {error}. "
+                    "Correct the config, such as its numbers of heads and its sizes."
+                ) from None
+
+
+def _check_fields(model: Model, config: Any) -> None:
+    """Refuse fields that the family does not have, and sizes that make no model."""
+    given = model.config or {}
+    known = {field.name for field in dataclasses.fields(config)} | OTHER_FIELDS
+    known |= set(type(config).attribute_map)
+    if config.model_type == given.get("model_type"):
+        for name in given:
+            if name not in known:
+                words = expressions.unknown("field", name, sorted(known - OTHER_FIELDS))
+                raise UserError(f"reading model.config of type {config.model_type}: {words}.")
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value < 1:
+            raise UserError(
+                f"reading the config of {name_of(model)}: expected {name} of at least 1, got "
+                f"{value}. Correct it."
+            )
+    heads, groups = (
+        getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads")
+    )
+    if isinstance(heads, int) and isinstance(groups, int) and (groups < 1 or heads % groups):
+        raise UserError(
+            f"reading the config of {name_of(model)}: expected num_attention_heads to be a "
+            f"multiple of num_key_value_heads, got {heads} and {groups}. Correct one of them."
+        )
+
+
+def most_positions(built: Any) -> int | None:
+    """How many tokens fit into a model's table of positions; None where it has no table."""
+    tensors = [*built.named_parameters(), *built.named_buffers()]
+    has_table = any(tensor.ndim == 2 and POSITION_TABLE.search(name) for name, tensor in tensors)
+    return getattr(built.config, "max_position_embeddings", None) if has_table else None
+
+
+def check_positions(model: Model, tokens: int, field: str) -> None:
+    """Refuse texts that are longer than a model's table of positions.
+
+    Args:
+        tokens: of the longest text.
+        field: what of the config says so.
+
+    Raises:
+        UserError: the table is shorter.
+    """
+    import torch
+
+    with torch.device("meta"):
+        most = most_positions(build(load_config(model)))
+    if most is not None and tokens > most:
+        raise UserError(
+            f"planning with {name_of(model)}: {field} = {tokens} tokens, but its table of "
+            f"positions has {most}. Lower {field}, or choose a model for longer texts."
+        )
 
 
 def parameters(model: Model) -> int | None:

@@ -93,7 +93,10 @@ def tensor_reader(model: Model) -> Callable[[str], Any] | None:
         else snapshot_download(name, allow_patterns=["*.safetensors", "*.json"], **options)
     )
     files = _headers(folder)
-    owner = {tensor: file for file, shapes in files.items() for tensor in shapes}
+    # By the names that they have in the model of the text part alone.
+    owner = {
+        text_name(stored): (file, stored) for file, shapes in files.items() for stored in shapes
+    }
 
     def read(tensor: str) -> Any:
         if tensor not in owner:
@@ -101,10 +104,19 @@ def tensor_reader(model: Model) -> Callable[[str], Any] | None:
                 f"loading weights from {folder}: no tensor {tensor!r}. Is config.json that of "
                 "these weights?"
             )
-        with safe_open(Path(folder) / owner[tensor], framework="pt") as file:
-            return file.get_tensor(tensor)
+        name, stored = owner[tensor]
+        with safe_open(Path(folder) / name, framework="pt") as file:
+            return file.get_tensor(stored)
 
     return read
+
+
+def text_name(stored: str) -> str:
+    """A stored tensor's name in the text part of a model of text and images."""
+    for prefix in ("model.language_model.", "language_model.model."):
+        if stored.startswith(prefix):
+            return "model." + stored.removeprefix(prefix)
+    return stored.removeprefix("language_model.")
 
 
 def _headers(folder: str) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -143,7 +155,7 @@ def check_weights(model: Model) -> None:
         return
     shapes: dict[str, tuple[int, ...]] = {}
     for file in _headers(local_folder(model.path)).values():
-        shapes |= file
+        shapes |= {text_name(stored): shape for stored, shape in file.items()}
     with torch.device("meta"):
         expected = stored_tensors(build(load_config(model)))
     for name, tensor in expected.items():

@@ -19,6 +19,7 @@ from s2l_ray.core.hashing import DROPOUT, keyed_hash
 from s2l_ray.core.memory import keep_freed_memory
 from s2l_ray.core.model.checkpoint import checkpoint_files, save_checkpoint
 from s2l_ray.core.model.engine import BuildModel, LoadWeight, make_engine
+from s2l_ray.core.model.lookahead import check_causal
 from s2l_ray.core.model.losses import token_losses
 from s2l_ray.core.model.schedule import TrainingSetup, accumulation, learning_rate_at
 from s2l_ray.core.model.state import newest_state, restore_state, save_state
@@ -78,8 +79,8 @@ def train(
     engine = make_engine(build_model, load_weight, setup, worker, resuming=state is not None)
     if state is not None:
         restore_state(engine, state, files, worker, lambda: _blank_step(engine, worker.device))
-    elif 0 in setup.checkpoint_steps:
-        save_checkpoint(engine.module, 0, setup.section.dtype, files, worker)
+    else:
+        _begin(engine, setup, files, worker)
     _train_from(step, engine, shares, setup, files, worker, on_step)
     engine.destroy()
 
@@ -94,6 +95,13 @@ def _is_complete(setup: TrainingSetup, files: Files) -> bool:
             f"would be lost: end them with {total_steps}."
         )
     return all(checkpoint_files(files, step) is not None for step in steps)
+
+
+def _begin(engine: Any, setup: TrainingSetup, files: Files, worker: Worker) -> None:
+    """Refuse a model that looks ahead, and store the weights before any step where they are due."""
+    check_causal(engine, worker.device, "the model to train")
+    if 0 in setup.checkpoint_steps:
+        save_checkpoint(engine.module, 0, setup.section.dtype, files, worker)
 
 
 def _train_from(

@@ -1,8 +1,9 @@
 """`evaluation`: the target's losses and answers on held-out rows."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from s2l_ray.config import Config, Evaluation
+from s2l_ray.config import Config, Evaluation, Training
 from s2l_ray.contract.stage import Request, Stage
 from s2l_ray.core.data.catalog import RawFiles
 from s2l_ray.core.data.parts import PartRange
@@ -21,6 +22,14 @@ def _section(config: Config) -> Evaluation:
     return config.evaluation
 
 
+def texts(config: Config) -> Sequence[tuple[Training, int, str]]:
+    """A prompt, and the answer that the target makes to it."""
+    if config.target is None:
+        return ()
+    tokens = config.target.max_length + _section(config).max_new_tokens
+    return [(config.target, tokens, "target.max_length + evaluation.max_new_tokens")]
+
+
 def request(config: Config) -> Request:
     scaling = config.scaling.evaluation
     return Request("actors", scaling.workers, scaling.cpus, scaling.gpus, stage="evaluation")
@@ -34,5 +43,6 @@ EVALUATION = Stage(
     inputs=lambda config: {"target": "target"},
     wanted=lambda config: config.evaluation is not None,
     parts=parts,
+    texts=texts,
     request=request,
 )

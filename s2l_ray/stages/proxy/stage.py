@@ -81,6 +81,7 @@ PROXY = Stage(
     given=given,
     check=check,
     models=models,
+    texts=lambda config: [(own, own.max_length, "proxy.max_length") for own in models(config)],
     request=lambda config: training_request(config.scaling.proxy, "proxy"),
     cost=cost,
 )

@@ -29,6 +29,7 @@ TARGET = Stage(
     inputs=lambda config: {"subset": "subset"},
     wanted=lambda config: config.target is not None,
     models=models,
+    texts=lambda config: [(own, own.max_length, "target.max_length") for own in models(config)],
     request=lambda config: training_request(config.scaling.target, "target"),
     cost=cost,
 )

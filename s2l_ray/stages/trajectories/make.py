@@ -17,6 +17,7 @@ from s2l_ray.core.data.incremental import scored_parts
 from s2l_ray.core.hashing import SCORED, keyed_hash
 from s2l_ray.core.model.cost import scoring_flops
 from s2l_ray.core.model.loading import load_encoder
+from s2l_ray.core.model.lookahead import check_causal
 from s2l_ray.core.model.scoring import (
     checkpoint_labels,
     device_of,
@@ -118,6 +119,8 @@ class Scorer:
                 context.config.proxy.each(), members, labels, strict=True
             )
         ]
+        for own in self.members:
+            check_causal(own.models[0], self.device, own.labels[0])
 
     def make_part(self, job: dict[str, Any]) -> Part:
         """Score one part; rows that cannot be scored keep their place, with nulls and a reason."""

@@ -292,7 +292,51 @@ def used_clusters_are_not_there(case: Case) -> list[str]:
     return ["clusters.use", "no manifest.json"]
 
 
+def of_config(case: Case, **fields: Any) -> None:
+    case.job["proxy"] |= {"model": {"config": {**tiny.LLAMA, **fields}}, "tokenizer": "bytes"}
+
+
+def a_field_of_the_model_is_misspelt(case: Case) -> list[str]:
+    of_config(case, hidden_sise=32)
+    return ["model.config of type llama", "hidden_sise", "Did you mean hidden_size?"]
+
+
+def an_activation_is_unknown(case: Case) -> list[str]:
+    of_config(case, hidden_act="swishh")
+    return ["hidden_act = 'swishh' is not known"]
+
+
+def heads_do_not_divide(case: Case) -> list[str]:
+    of_config(case, num_attention_heads=3)
+    return ["hidden size (32) is not a multiple of the number of attention heads (3)"]
+
+
+def a_model_without_layers(case: Case) -> list[str]:
+    of_config(case, num_hidden_layers=0)
+    return ["expected num_hidden_layers of at least 1, got 0"]
+
+
+def a_model_that_looks_ahead(case: Case) -> list[str]:
+    fields = {name: value for name, value in tiny.LLAMA.items() if "key_value" not in name}
+    case.job["proxy"] |= {
+        "model": {"config": {**fields, "model_type": "bert"}},
+        "tokenizer": "bytes",
+    }
+    return ["It looks ahead", "is_decoder: true"]
+
+
+def texts_beyond_the_positions(case: Case) -> list[str]:
+    sizes = {"n_positions": 32, "n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 260}
+    case.job["proxy"] |= {
+        "model": {"config": {"model_type": "gpt2", **sizes}},
+        "tokenizer": "bytes",
+    }
+    return ["proxy.max_length = 64 tokens", "has 32", "Lower proxy.max_length"]
+
+
 KINDS = [
+    a_field_of_the_model_is_misspelt, an_activation_is_unknown, heads_do_not_divide,
+    a_model_without_layers, a_model_that_looks_ahead, texts_beyond_the_positions,
     no_folder, no_config, config_is_no_json, unknown_family, missing_shard, damaged_shard,
     weights_of_another_size,
     pickled_weights, index_is_no_json, no_tokenizer, tokenizer_is_damaged, no_end_token,
