@@ -18,6 +18,7 @@ from s2l_ray.core.text.messages import (
     message_of,
     refuse_cut_thoughts,
     refuse_omissions,
+    refuse_python_arguments,
     shows,
     strings,
 )
@@ -216,8 +217,9 @@ class ChatRenderer:
                     text, marks = conversation.marked(len(turns))
                 else:
                     text, marks = conversation.text(len(turns)), None
-                refuse_omissions(turns, conversation.schemas, conversation.messages, text)
+                refuse_omissions(turns, conversation.schemas, text)
                 conversation.refuse_unused_tools(text)
+                refuse_python_arguments(conversation.messages, text)
             except Refused as reason:
                 refused = refused or reason
             else:

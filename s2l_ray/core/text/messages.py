@@ -75,15 +75,9 @@ def function_names(tools: list[Any]) -> list[str]:
     return [str(function.get("name", "")) for function in functions(tools)]
 
 
-def refuse_omissions(
-    turns: Sequence[Turn], schemas: list[Any] | None, messages: list[dict[str, Any]], text: str
-) -> None:
+def refuse_omissions(turns: Sequence[Turn], schemas: list[Any] | None, text: str) -> None:
     """Refuse a text without a turn, a tool call or a tool: some templates drop silently what they
-    do not know.
-
-    Args:
-        messages: the turns as the template got them.
-    """
+    do not know."""
     for turn in turns:
         if not shows(text, turn):
             raise Refused(
@@ -92,6 +86,14 @@ def refuse_omissions(
             )
     if not all(name in text for name in function_names(schemas or [])):
         raise Refused(NO_TOOLS)
+
+
+def refuse_python_arguments(messages: list[dict[str, Any]], text: str) -> None:
+    """Refuse a text with the arguments of a tool call as Python writes an object.
+
+    Args:
+        messages: the turns as the template got them.
+    """
     for message in messages:
         for function in functions(message.get("tool_calls") or []):
             arguments = function.get("arguments")
