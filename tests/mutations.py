@@ -148,6 +148,13 @@ SELECTION = (
         ("core/selection/test_rules.py",),
     ),
     Mutation(
+        "ifd_is_the_ratio_of_losses",
+        "config/rules.py",
+        '"where(at(answer_loss) > 0, at(answer_loss), 1)",',
+        '"1",',
+        ("core/selection/test_rules.py",),
+    ),
+    Mutation(
         "facility_lazy_ties_by_hash",
         "core/selection/facility.py",
         "current = (-self._gain(row), hash_, row)",

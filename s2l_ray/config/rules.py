@@ -54,26 +54,43 @@ class Rule(Section):
 
 
 # Names for rules: the baselines of the S2L paper (Yang et al. 2024, section 4) and of later work,
-# each as its own paper defines it.
+# each as its own paper defines it. Where the authors' code is public, its repository on GitHub,
+# commit and file are named, and the rule orders rows as that file does. None was found for the
+# others.
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "s2l": Rule(group="cluster"),
-        # the authors' code as published, with clusters.within: source and subset.small_last: 2
+        # BigML-CS-UCLA/S2L 2bc84dd, schedules/s2l.py: shares of sources, smallest first, and inside
+        # them k-means. As published with clusters.within: source and subset.small_last: 2.
         "s2l_within_sources": Rule(group="source / cluster"),
         "random": Rule(),
         "source_balanced": Rule(group="source"),
         "longest": Rule(score="-num_tokens"),
         "least_confidence": Rule(score="at(mean_probability)"),
-        "middle_perplexity": Rule(score="exp(at(loss))", take="middle"),  # Marion et al. 2023
-        "high_learnability": Rule(score="-(first(loss) - last(loss))"),  # Zhou et al. 2023
-        "el2n": Rule(score="-at(el2n)"),  # Paul et al. 2021, the largest first
-        "grand": Rule(score="-at(grand)"),  # Paul et al. 2021, the largest first
-        # The "ambiguous" region of data maps, Swayamdipta et al. 2020. It is about what training
-        # did, so without step 0.
+        # Marion et al. 2023.
+        "middle_perplexity": Rule(score="exp(at(loss))", take="middle"),
+        # Zhou et al. 2023.
+        "high_learnability": Rule(score="-(first(loss) - last(loss))"),
+        # Paul et al. 2021, the largest first: mansheej/data_diet aee462e, data_diet/scores.py
+        # (l2_error, grad_norm) and keep_max_scores of data_diet/data.py. There a row has one label;
+        # here these are of its learned tokens, and GraNd of the output layer alone.
+        "el2n": Rule(score="-at(el2n)"),
+        "grand": Rule(score="-at(grand)"),
+        # The "ambiguous" region of data maps, Swayamdipta et al. 2020: allenai/cartography 3df3438,
+        # cartography/selection/train_dy_filtering.py (np.std, descending). It is about what
+        # training did, so without step 0.
         "variability": Rule(score="-std(after(mean_probability))"),
-        # Instruction-following difficulty, Li et al. 2023: the largest ratio of perplexities
-        # below 1 first. At 1 and above the instruction does not help: these rows come last.
+        # Instruction-following difficulty, Li et al. 2023: MingLiiii/Cherry_LLM ad15ef5,
+        # cherry_seletion/data_by_IFD.py. The largest ratio of mean losses up to 1 first. Above 1
+        # the instruction does not help: the code leaves these rows out, here they come last.
         "ifd": Rule(
+            score="where(at(loss) <= at(answer_loss), -1, 1) * at(loss) / "
+            "where(at(answer_loss) > 0, at(answer_loss), 1)",
+        ),
+        # Superfiltering, Li et al. 2024: tianyi-lab/Superfiltering f0764af,
+        # code_ifd/put_analysis_to_data.py and select_data.py. The same with the ratio of
+        # perplexities, below 1.
+        "superfiltering": Rule(
             score="where(at(loss) < at(answer_loss), -1, 1) * exp(at(loss) - at(answer_loss))",
         ),
         "medoid": Rule(group="cluster", score="distance"),

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from s2l_ray.config import FACILITY_LOCATION, RULES, Config, Rule, Subset, load
+from s2l_ray.config import FACILITY_LOCATION, RULES, Config, Rule, Subset, expressions, load
 from s2l_ray.contract.work import Work
 from s2l_ray.core.hashing import keyed_hash
 from s2l_ray.core.query import Query
@@ -168,6 +168,11 @@ def take_first(
 
 
 def ifd(rows: Any) -> np.ndarray:
+    ratio = rows.losses[:, :, -1] / rows.answer_loss[:, :, -1]
+    return np.where(ratio <= 1, -ratio, ratio).mean(axis=1)
+
+
+def superfiltering(rows: Any) -> np.ndarray:
     ratio = np.exp(rows.losses[:, :, -1] - rows.answer_loss[:, :, -1])
     return np.where(ratio < 1, -ratio, ratio).mean(axis=1)
 
@@ -184,6 +189,7 @@ BY_HAND: dict[str, Callable[[Any], np.ndarray]] = {
     "grand": lambda rows: -rows.grand[:, :, -1].mean(axis=1),
     "variability": lambda rows: -rows.mean_probability[:, :, 1:].std(axis=2).mean(axis=1),
     "ifd": ifd,
+    "superfiltering": superfiltering,
     "medoid": lambda rows: rows.distance,
     "stable_in_cluster": lambda rows: (
         np.abs(np.diff(rows.losses[:, :, 1:])).sum(axis=2).mean(axis=1)
@@ -424,3 +430,16 @@ def test_only_some_rules_look_at_one_step() -> None:
     assert uses_at(Subset(rule="el2n"))
     assert not uses_at(Subset(rule="variability"))
     assert not uses_at(Subset(rule="facility_location"))
+
+
+def test_ifd_and_superfiltering_rank_as_their_authors_do() -> None:
+    """Four rows by hand: equal differences of losses, and ratios that differ."""
+    losses, alone = np.array([0.5, 2.0, 1.5, 3.0]), np.array([1.0, 2.5, 1.5, 2.0])
+    arrays = {"loss": losses[:, None], "answer_loss": alone[:, None]}
+    columns = expressions.Columns(arrays, num_rows=4, num_steps=1, at=0)
+    scores = {n: expressions.parse(RULES[n].score)(columns) for n in ("ifd", "superfiltering")}
+    # data_by_IFD.py: 1.0, 0.8, 0.5; 1.5 is left out.
+    assert np.argsort(scores["ifd"]).tolist() == [2, 1, 0, 3]
+    # select_data.py: exp(-0.5) twice; 1.0 and e are left out.
+    assert scores["superfiltering"][0] == scores["superfiltering"][1] == -np.exp(-0.5)
+    assert np.argsort(scores["superfiltering"])[2:].tolist() == [2, 3]
