@@ -32,6 +32,7 @@ LOOKS_LIKE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("reasoning", "reasoning_content", "thinking", "thought"), ()),
 }
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+OF_PAIRS = ("input", "history")
 # What a turn names its parts by: no text of the conversation.
 NO_TEXT = ("role", "from", "type")
 
@@ -152,7 +153,9 @@ def _texts(made: dict[str, pa.Array]) -> list[str]:
 def _unread(name: str, row: int, part: PartColumns, given: Columns) -> UserError:
     meanings: Sequence[str] = LOOKS_LIKE.get(name, () if name in MEDIA else ("messages",))
     said = f"column {name!r} looks like a part of the conversation, but its value is in no text"
-    remedy = "".join(f"name it as examples.columns.{meaning}, or " for meaning in meanings)
+    # Beside whole conversations no column can be named that is a part of them.
+    open_ = [m for m in meanings if "messages" not in part.names or m not in OF_PAIRS]
+    remedy = "".join(f"name it as examples.columns.{meaning}, or " for meaning in open_)
     if name == "label":
         said = f"column {name!r} says that the row is not a good one"
         remedy = "leave such rows out with examples.columns.label: label, or learn all rows and "

@@ -139,5 +139,6 @@ def test_trainers_are_told_which_answers_are_not_to_be_learned() -> None:
     assert axolotl["message_field_training"] == "train"
     assert trl["data_files"] == ["b.jsonl", "a.jsonl"]
     assert b"it learns 2 answers that have train: false" in files["trl.yaml"]
+    assert b"prompt: alpaca and plain, whose headings TRL does not write" in files["trl.yaml"]
     _, without, _ = written(stanzas([ChatFile("a.jsonl", 0, 0)]))
     assert "message_field_training" not in without

@@ -55,7 +55,11 @@ def test_what_goes_with_a_conversation_is_read_and_the_rest_is_data(
     ("row", "column", "said"),
     [
         ({**PAIR, "input": "", "context": "i"}, "context", "Name it as examples.columns.input"),
-        ({"messages": TALK, "context": "i"}, "context", "is in no text"),
+        (
+            {"messages": TALK, "context": "i"},
+            "context",
+            "as messages. To go without it",
+        ),
         ({"messages": TALK, "history": [["b", "c"]]}, "history", "is in no text"),
         ({"messages": TALK, "talk": [{"from": "human", "value": "x"}]}, "talk", "columns.messages"),
         ({**PAIR, "reasoning_content": "hm"}, "reasoning_content", "is in no text"),
