@@ -51,10 +51,10 @@ def conversation(number: int) -> dict[str, Any]:
 
 
 def learned(row: dict[str, Any]) -> int:
-    """Number of learned bytes: every answer, the calls it makes, its end token."""
+    """Number of learned bytes: every answer, the calls it makes, its end token and line end."""
     answers = [turn for turn in row["messages"] if turn["role"] == "assistant"]
     return sum(
-        len(a["content"]) + (len('upper({"word": "ab"})') if "tool_calls" in a else 0) + 1
+        len(a["content"]) + (len('upper({"word": "ab"})') if "tool_calls" in a else 0) + 2
         for a in answers
     )
 
@@ -108,7 +108,7 @@ def test_every_turn_is_scored_and_what_cannot_be_rendered_says_why(chatted: Fini
 
 def test_the_last_answer_is_evaluated_and_decoded(chatted: Finished) -> None:
     evaluated = rows_of(chatted.artifact("evaluation"))
-    assert [row["num_tokens"] for row in evaluated] == [len("20 "), *[3] * 7]
+    assert [row["num_tokens"] for row in evaluated] == [len("20e\n"), *[4] * 7]
     assert all(isinstance(row["generated"], str) and row["exact"] is not None for row in evaluated)
 
 
