@@ -697,6 +697,13 @@ DATA = (
         ("core/data/test_hub.py",),
     ),
     Mutation(
+        "a_row_may_have_any_size",
+        "core/data/formats/source.py",
+        "if size > LARGEST_ROW:",
+        "if size < 0:",
+        ("core/data/test_large_rows.py",),
+    ),
+    Mutation(
         "a_key_may_stand_twice",
         "core/data/formats/json_objects.py",
         "if len(made) < len(pairs):",

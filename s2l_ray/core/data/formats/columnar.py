@@ -19,6 +19,8 @@ def cut_parquet(source: Source, every: int) -> FileIndex:
     begins = np.cumsum([0, *(group.num_rows for group in groups)])[:-1].tolist()
     size, rows = sum(group.total_byte_size for group in groups), file.metadata.num_rows
     spans = _placed(even_spans(rows, every), begins)
+    for begin, group in zip(begins, groups, strict=True):
+        source.check_row(begin + 1, group.total_byte_size // max(1, group.num_rows))
     schema = stored_schema(source.uri, file.schema_arrow)
     return FileIndex("parquet", rows, size, spans, schema=schema)
 

@@ -31,7 +31,9 @@ def cut(source: Source, every: int) -> FileIndex:
     def lines() -> Iterator[str]:
         nonlocal position
         # One character a byte: only their number and the ASCII ones matter here.
-        for line in io.TextIOWrapper(source.forward, encoding="latin-1", newline=""):
+        text = io.TextIOWrapper(source.forward, encoding="latin-1", newline="")
+        for line in iter(lambda: text.readline(LARGEST_FIELD + 1), ""):
+            source.check_row(counter.pieces + 1, len(line))
             unmarked = line if position else line.removeprefix(MARK)
             position += len(line)
             yield unmarked

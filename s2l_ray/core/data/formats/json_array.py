@@ -84,6 +84,7 @@ def cut(source: Source, every: int, start: int) -> FileIndex:
                 "line."
             )
         position += len(chunk)
+        source.check_row(counter.pieces + 1, (position if end is None else end) - counter.begin)
     if end is None:
         raise UserError(
             f"reading {source.uri}: expected an array of objects, but the file ends before the "

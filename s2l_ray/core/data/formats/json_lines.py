@@ -20,6 +20,7 @@ def cut(source: Source, every: int) -> FileIndex:
         ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == NEWLINE) + 1
         counter.add(position + ends)
         position, last = position + len(chunk), chunk[-1:]
+        source.check_row(counter.pieces + 1, position - counter.begin)
     # The last line may lack its end.
     counter.pieces += last != b"\n"
     return FileIndex("lines", counter.pieces, position, counter.spans(position))

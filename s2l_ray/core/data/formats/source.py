@@ -17,6 +17,8 @@ CHUNK = 1 << 20
 PEEK = 1 << 16
 # Bytes of text that one Arrow column can hold.
 LARGEST_SPAN = (1 << 31) - 1
+# Bytes of one row: no memory would be enough for a file that unpacks to a single endless one.
+LARGEST_ROW = 1 << 28
 
 
 class Source:
@@ -70,6 +72,19 @@ class Source:
                 "examples.rows_per_part."
             )
         return self.at(span.start, span.end)
+
+    def check_row(self, row: int, size: int) -> None:
+        """Refuse a row of more than LARGEST_ROW bytes, `row` counted from 1.
+
+        Raises:
+            UserError: it is larger.
+        """
+        if size > LARGEST_ROW:
+            raise UserError(
+                f"reading {self.uri}, row {row}: expected at most {LARGEST_ROW >> 20} MiB in a "
+                "row, got more. If the rows are one to a line or items of one array, look at that "
+                "row; remove it."
+            )
 
     def sha256(self) -> str:
         """Hash of the file as it lies there; reads what was not read yet."""

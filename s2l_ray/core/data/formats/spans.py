@@ -77,12 +77,15 @@ class PieceCounter:
 
     def __init__(self, every: int, start: int) -> None:
         self.every, self.pieces, self.starts = every, 0, [start]
+        # Where the piece that is not counted yet begins.
+        self.begin = start
 
     def add(self, ends: np.ndarray) -> None:
         """Count pieces by the positions just behind them, int64, ascending."""
         first = -self.pieces % self.every or self.every
         self.starts += ends[first - 1 :: self.every].tolist()
         self.pieces += len(ends)
+        self.begin = int(ends[-1]) if len(ends) else self.begin
 
     def add_one(self, end: int) -> None:
         """Count a piece that ends just before `end`."""
