@@ -450,8 +450,8 @@ MODEL = (
     Mutation(
         "state_is_complete",
         "core/model/state.py",
-        'if "state.json" in files.list(f"state/{name}"):',
-        'if files.list(f"state/{name}"):',
+        'if "state.json" in files.list(f"state/{name}")]',
+        'if files.list(f"state/{name}")]',
         ("core/model/test_state.py",),
     ),
     Mutation(

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from s2l_ray.config import Training
+from s2l_ray.config import Config, Training
 from s2l_ray.errors import UserError
 
 
@@ -57,6 +57,27 @@ def checkpoint_steps(total_steps: int, count: int) -> tuple[int, ...]:
             "for more epochs or with a smaller batch."
         )
     return tuple((2 * i * total_steps + count) // (2 * count) for i in range(1, count + 1))
+
+
+def stored_steps(config: Config, rows: int) -> list[list[int]]:
+    """The steps of each proxy that trajectories will have, step 0 first.
+
+    None at all where they cannot be known before the work: of a proxy that is used, and of epochs
+    over rows that may be rejected.
+
+    Args:
+        rows: of the raw files.
+    """
+    if config.proxy.use is not None:
+        return []
+    made = []
+    for section in config.proxy.each():
+        if section.steps is None and config.examples.on_bad_row == "reject":
+            return []
+        total = section.steps or -(-rows * int(section.epochs or 0) // section.global_batch)
+        if 1 <= section.checkpoints <= total:
+            made.append([0, *checkpoint_steps(total, section.checkpoints)])
+    return made
 
 
 def accumulation(setup: TrainingSetup, world_size: int) -> int:

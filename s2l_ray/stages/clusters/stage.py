@@ -6,6 +6,7 @@ from typing import Any
 from s2l_ray.config import Config
 from s2l_ray.contract.stage import Cost, Facts, Request, Stage
 from s2l_ray.core.kmeans.features import bytes_of_row
+from s2l_ray.core.model.schedule import stored_steps
 from s2l_ray.core.selection.rules import by_cluster
 from s2l_ray.core.storage.artifact import Artifact, artifact_at
 from s2l_ray.errors import UserError
@@ -28,6 +29,14 @@ def check(config: Config, facts: Facts) -> None:
             f"planning clusters: clusters.k = {section.k}, but only {facts.scored} of "
             f"{facts.rows} rows are scored. Lower clusters.k, or raise trajectories.sample."
         )
+    named = section.steps if isinstance(section.steps, list) else []
+    for steps in stored_steps(config, facts.rows):
+        missing = [step for step in named if step not in steps]
+        if missing:
+            raise UserError(
+                f"planning clusters: clusters.steps names step {missing[0]}, but the steps that "
+                f"will be stored are {', '.join(map(str, steps))}. Change clusters.steps."
+            )
 
 
 def request(config: Config) -> Request:

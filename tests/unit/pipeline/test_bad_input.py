@@ -334,7 +334,18 @@ def texts_beyond_the_positions(case: Case) -> list[str]:
     return ["proxy.max_length = 64 tokens", "has 32", "Lower proxy.max_length"]
 
 
+def clusters_of_a_step_that_is_not_stored(case: Case) -> list[str]:
+    case.job["clusters"]["steps"] = [1, 3]
+    return ["clusters.steps names step 1", "will be stored are 0, 2, 3", "Change clusters.steps"]
+
+
+def a_rule_at_a_step_that_is_not_stored(case: Case) -> list[str]:
+    case.job["subset"] |= {"rule": {"score": "at(loss)"}, "at": 1}
+    return ["subset.at", "0, 2, 3; got 1"]
+
+
 KINDS = [
+    clusters_of_a_step_that_is_not_stored, a_rule_at_a_step_that_is_not_stored,
     a_field_of_the_model_is_misspelt, an_activation_is_unknown, heads_do_not_divide,
     a_model_without_layers, a_model_that_looks_ahead, texts_beyond_the_positions,
     no_folder, no_config, config_is_no_json, unknown_family, missing_shard, damaged_shard,
