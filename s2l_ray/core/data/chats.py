@@ -19,6 +19,8 @@ Turn = tuple[int, str, str | None, bool]
 # Keys by which data sets say of a turn whether it is learned: OpenAI, axolotl, ms-swift, torchtune.
 LEARNED_KEYS = ("weight", "train", "training", "loss", "loss_weight")
 MASKED_KEY = "masked"
+# Keys of which parts of a turn are learned, which cannot be followed.
+DETAIL_KEYS = ("train_detail", "training_detail")
 # Keys of the text in a part of a content of several parts.
 TEXT_KEYS = ("text", "value", "content")
 
@@ -166,6 +168,12 @@ def _masked(extra: dict[str, Any], number: int) -> bool:
     Raises:
         BadValue: it says neither yes nor no, such as a weight between 0 and 1.
     """
+    for key in DETAIL_KEYS:
+        if extra.get(key):
+            raise BadValue(
+                f"expected turns that are learned whole or not at all, got the key {key!r}",
+                f", turn {number}",
+            )
     said = {key: extra[key] for key in (*LEARNED_KEYS, MASKED_KEY) if key in extra}
     for key, value in said.items():
         if value not in (0, 1):

@@ -407,6 +407,13 @@ def test_a_mark_between_yes_and_no_is_named(tmp_path: Path) -> None:
             read(tmp_path / "x.jsonl", [{"messages": [user("a"), assistant("b", weight=value)]}])
 
 
+def test_marks_of_parts_of_a_turn_are_named(tmp_path: Path) -> None:
+    detail = [{"begin_offset": 0, "end_offset": 1, "train": False}]
+    turns = [user("a"), assistant("b", train_detail=detail)]
+    with pytest.raises(UserError, match=r"learned whole or not at all, got the key 'train_detail'"):
+        read(tmp_path / "x.jsonl", [{"messages": turns}])
+
+
 def test_answers_in_a_prompt_are_not_learned(tmp_path: Path) -> None:
     prompt = said(("user", "a"), ("assistant", "b"), ("user", "c"))
     row = {"prompt": prompt, "completion": said(("assistant", "d"))}
