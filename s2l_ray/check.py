@@ -133,8 +133,12 @@ def _read_rows(
         UserError: none of the rows that were drawn can be scored.
     """
     from s2l_ray.core.fidelity.rows import draw, encode
+    from s2l_ray.core.model.architecture import check_architecture
     from s2l_ray.core.model.loading import load_encoder
 
+    for proxy in first.proxy.each():
+        if proxy.trained:
+            check_architecture(proxy.model)
     drawn = draw(examples.ranges, first.examples, args.rows, args.seed)
     rows = encode(drawn.table, [load_encoder(proxy) for proxy in first.proxy.each()])
     console.print(_left_out(drawn.rejects, rows.reasons))

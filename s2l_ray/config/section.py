@@ -23,8 +23,12 @@ def short(value: Any) -> str:
 def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """A new tree: mappings are merged, anything else is replaced.
 
-    A model of another kind (path, hub, config) replaces the whole model.
+    A model of another kind (path, hub, config) replaces the whole model, and a config of another
+    model_type the whole config.
     """
+    family = old.get("model_type")
+    if family is not None and new.get("model_type", family) != family:
+        old = {}
     if {"path", "hub", "config"} & old.keys() and {
         "path",
         "hub",

@@ -7,6 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from s2l_ray import config
+from s2l_ray.config.section import merge
 from s2l_ray.core.selection.quotas import budget_rows
 from s2l_ray.errors import UserError
 
@@ -516,3 +517,11 @@ def test_the_number_of_feature_columns_is_that_of_the_features(
     section = config.Clusters.model_validate(fields)
     stored = [[0, 5 * step] for step in range(13)] + [[1, 5 * step] for step in range(5)]
     assert section.num_features([12, 4]) == columns == len(feature_steps(stored, section))
+
+
+def test_a_config_of_another_family_replaces_the_whole_config() -> None:
+    old = {"model": {"config": {"model_type": "llama", "hidden_size": 8, "num_key_value_heads": 2}}}
+    other = {"model": {"config": {"model_type": "gpt_neox", "hidden_size": 16}}}
+    assert merge(old, other) == other
+    wider = merge(old, {"model": {"config": {"hidden_size": 16}}})
+    assert wider["model"]["config"] == {**old["model"]["config"], "hidden_size": 16}
