@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from s2l_ray import config, pipeline
+from tests import tiny
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -14,7 +15,8 @@ def test_the_job_of_the_readme_is_a_whole_one(tmp_path: Path) -> None:
         for block in text.split("```")[1::2]
         if block.startswith("yaml\nrun: ")
     ]
-    (tmp_path / "job.yaml").write_text(shown)
+    tiny.write_jsonl(tmp_path / "mixture" / "a.jsonl", tiny.rows(2000))
+    (tmp_path / "job.yaml").write_text(shown.replace("/data/mixture", f"{tmp_path}/mixture"))
     assert len(shown.splitlines()) <= 10
     job = config.load(str(tmp_path / "job.yaml"), [f"run.storage={tmp_path}"])
     assert "subset" in pipeline.plan(job, "subset", assume=True).of("s2l")
