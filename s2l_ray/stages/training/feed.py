@@ -55,8 +55,10 @@ class Rows:
         """The conversations of a part."""
         return self.artifact.read_part(part, ["example_id", "messages", "tools"], self.role)
 
-    def take(self, wanted: np.ndarray) -> pa.Table:
-        """The conversations in some rows, in their order; holds one whole part at a time.
+    def take(self, wanted: np.ndarray) -> Iterator[pa.Table]:
+        """The conversations in some rows, in their order, ROWS_AT_ONCE at a time.
+
+        Of the parts, one is held whole at a time.
 
         Args:
             wanted: number of the part and row in the part, int64 [n, 2].
@@ -68,7 +70,9 @@ class Rows:
             self.read(self.parts[part]).take(pa.array(rows))
             for part, rows in zip(parts.tolist(), rows_of_parts, strict=True)
         ]
-        return pa.concat_tables(taken).take(pa.array(np.argsort(by_part)))
+        together, order = pa.concat_tables(taken), np.argsort(by_part)
+        for first in range(0, len(order), ROWS_AT_ONCE):
+            yield together.take(pa.array(order[first : first + ROWS_AT_ONCE]))
 
 
 @dataclass(frozen=True)
@@ -175,9 +179,8 @@ def _encode_windows(
         window = Window(**raw)
         mine = feed.order.owned(window, rank, world_size, first_step)
         if len(mine):
-            table = feed.rows.take(feed.order.rows_of(window)[mine])
-            for first in range(0, len(mine), ROWS_AT_ONCE):
-                yield _to_arrow(encoder.examples(table.slice(first, ROWS_AT_ONCE)))
+            for table in feed.rows.take(feed.order.rows_of(window)[mine]):
+                yield _to_arrow(encoder.examples(table))
 
 
 def _to_arrow(encoded: list[Encoded]) -> pa.Table:

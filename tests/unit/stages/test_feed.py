@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from s2l_ray.core.storage.manifest import Part
+from s2l_ray.core.text.encoding import ROWS_AT_ONCE
 from s2l_ray.stages.training.feed import Rows
 
 
@@ -24,8 +25,9 @@ def test_rows_come_in_the_wanted_order_while_one_whole_part_is_held() -> None:
     parts = [Part(index, 50, {}) for index in range(9)]
     artifact: Any = SimpleNamespace(read_part=read_part)
     draw = np.random.default_rng(0)
-    wanted = np.stack([draw.integers(0, 9, 200), draw.integers(0, 50, 200)], axis=1)
+    wanted = np.stack([draw.integers(0, 9, 900), draw.integers(0, 50, 900)], axis=1)
     wanted = wanted[wanted[:, 0] != 4]
-    taken = Rows(artifact, parts, "data").take(wanted)
-    assert taken["example_id"].to_pylist() == (wanted @ [100, 1]).tolist()
+    taken = list(Rows(artifact, parts, "data").take(wanted))
+    assert max(table.num_rows for table in taken) == ROWS_AT_ONCE
+    assert pa.concat_tables(taken)["example_id"].to_pylist() == (wanted @ [100, 1]).tolist()
     assert len(held) == 8
