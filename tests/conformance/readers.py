@@ -113,7 +113,7 @@ def _columnar(path: Path, name: str) -> tuple[str, str]:
         return outcome, said
     if outcome == REFUSED:
         raise _Wrong(f"pyarrow reads it, but refused: {said}")
-    if table.num_columns:
+    if table.num_rows:
         theirs = {column: str(_plain(table[column])) for column in table.column_names}
         if {column: str(values) for column, values in ours.items()} != theirs:
             raise _Wrong("other values than pyarrow's")

@@ -232,44 +232,32 @@ def test_the_chosen_rows_are_read_by_pandas_polars_duckdb_and_datasets(
     import datasets
 
     ids = read(storage, medoid, "data")["example_id"].to_pylist()
-    files = sorted(str(path) for path in folder.glob("part-*.parquet"))
-    assert pd.concat(map(pd.read_parquet, files))["example_id"].tolist() == ids
-    assert pl.read_parquet(f"{folder}/part-*.parquet")["example_id"].to_list() == ids
-    query = f"select example_id from read_parquet('{folder}/part-*.parquet') order by all"
+    assert pd.read_parquet(folder / "data")["example_id"].tolist() == ids
+    assert pl.read_parquet(folder / "data")["example_id"].to_list() == ids
+    query = f"select example_id from read_parquet('{folder}/data/*.parquet') order by all"
     assert [row[0] for row in duckdb.sql(query).fetchall()] == ids
-    for builder, pattern in (
-        ("parquet", "part-*.parquet"),
-        ("json", "jsonl/*.jsonl"),
-        ("parquet", "index/*.parquet"),
-    ):
-        loaded = datasets.load_dataset(
-            builder, data_files=f"{folder}/{pattern}", split="train", cache_dir=str(tmp_path)
-        )
+    for role in ("data", "jsonl", "index"):
+        loaded = datasets.load_dataset(str(folder / role), split="train", cache_dir=str(tmp_path))
         assert loaded["example_id"][:] == ids
 
 
 def test_trajectories_are_an_open_table(storage: str, tmp_path: Path) -> None:
     import datasets
 
-    pattern = f"{storage}/trajectories/{synthetic.NAME}/part-*.parquet"
+    data = f"{storage}/trajectories/{synthetic.NAME}/data"
     artifact = Artifact(Store(storage), "trajectories", synthetic.NAME)
     table = pa.concat_tables([artifact.read_part(part) for part in artifact.manifest().parts])
     losses = np.array(table["losses"].to_pylist(), np.float32)
-    files = sorted(
-        str(path) for path in Path(storage).glob(f"trajectories/{synthetic.NAME}/part-*.parquet")
-    )
-    frame = pd.concat(map(pd.read_parquet, files))
+    frame = pd.read_parquet(data)
     np.testing.assert_array_equal(np.stack(frame["losses"].to_numpy()), losses)
-    np.testing.assert_array_equal(pl.read_parquet(pattern)["losses"].to_numpy(), losses)
+    np.testing.assert_array_equal(pl.read_parquet(data)["losses"].to_numpy(), losses)
     query = (
         f"select example_id, losses[{STEPS}] - losses[1] "
-        f"from read_parquet('{pattern}') order by all"
+        f"from read_parquet('{data}/*.parquet') order by all"
     )
     found = duckdb.sql(query).fetchnumpy()
     np.testing.assert_array_equal(list(found.values())[1], losses[:, -1] - losses[:, 0])
-    loaded = datasets.load_dataset(
-        "parquet", data_files=pattern, split="train", cache_dir=str(tmp_path)
-    )
+    loaded = datasets.load_dataset(data, split="train", cache_dir=str(tmp_path))
     np.testing.assert_array_equal(np.array(loaded.with_format("numpy")["losses"][:]), losses)
 
 

@@ -295,13 +295,13 @@ def test_a_request_that_leaves_no_cpu_for_reading_is_refused(tmp_path: Path, run
 @pytest.mark.parametrize(
     ("damaged", "change"),
     [
-        ("examples/*/part-00003-*.parquet", "--proxy.seed=9"),
+        ("examples/*/data/part-00003-*.parquet", "--proxy.seed=9"),
         (
             "proxy/*/member-0/checkpoint/step-000000/model.safetensors",
             "--trajectories.tokens_per_batch=99",
         ),
-        ("trajectories/*/part-00003-*.parquet", "--clusters.seed=9"),
-        ("clusters/*/part-00003-*.parquet", "--subset.seed=9"),
+        ("trajectories/*/data/part-00003-*.parquet", "--clusters.seed=9"),
+        ("clusters/*/data/part-00003-*.parquet", "--subset.seed=9"),
     ],
     ids=["read by training", "read by scorers", "read by shards", "read by tasks"],
 )

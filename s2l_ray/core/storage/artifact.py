@@ -122,13 +122,12 @@ class Artifact:
         """Write a part's files, then its receipt.
 
         Args:
-            files: role -> (suffix, bytes). The main file has the role "data"; a file of another
-                role lies in a folder named by it.
+            files: role -> (suffix, bytes). The files of a role lie in a folder named by it, which
+                holds nothing else, so that other libraries open it as one table. The main file has
+                the role "data".
         """
         entries = {
-            role: self.write_file(
-                f"part-{index:05d}" if role == "data" else f"{role}/part-{index:05d}", suffix, data
-            )
+            role: self.write_file(f"{role}/part-{index:05d}", suffix, data)
             for role, (suffix, data) in files.items()
         }
         part = Part(index, rows, entries, node, run, stats)

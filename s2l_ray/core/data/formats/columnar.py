@@ -16,8 +16,9 @@ def cut_parquet(source: Source, every: int) -> FileIndex:
     """Cut a Parquet file into spans of `every` rows by its footer, without reading rows."""
     file = open_parquet(source.file, source.uri)
     groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-    begins = np.cumsum([0, *(group.num_rows for group in groups)])[:-1].tolist()
-    size, rows = sum(group.total_byte_size for group in groups), file.metadata.num_rows
+    # The number of all rows, which stands there too, is wrong in files of some writers.
+    *begins, rows = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
+    size = sum(group.total_byte_size for group in groups)
     spans = _placed(even_spans(rows, every), begins)
     for begin, group in zip(begins, groups, strict=True):
         source.check_row(begin + 1, group.total_byte_size // max(1, group.num_rows))

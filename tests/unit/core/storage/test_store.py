@@ -235,7 +235,9 @@ def test_data_files_carry_their_content_in_their_names(store: Store) -> None:
     data = artifact.read(one.files["data"].name)
     digest = hashlib.sha256(data).hexdigest()
     assert one == same
-    assert one.files["data"] == FileEntry(f"part-00003-{digest[:16]}.parquet", len(data), digest)
+    assert one.files["data"] == FileEntry(
+        f"data/part-00003-{digest[:16]}.parquet", len(data), digest
+    )
     assert other.files["data"].name != one.files["data"].name
     assert artifact.read_part(one) == TABLE
 
@@ -288,7 +290,7 @@ def test_a_killed_writer_leaves_nothing_that_counts(tmp_path: Path) -> None:
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert killed.returncode == -9
-    on_disk = [path.name for path in (tmp_path / artifact.path).iterdir()]
+    on_disk = [path.name for path in (tmp_path / artifact.path).rglob("*")]
     assert any(name.endswith(".tmp") for name in on_disk)
     assert sorted(artifact.finished_parts()) == [0]
     assert not any(name.endswith(".tmp") for name in artifact.store.list(""))
