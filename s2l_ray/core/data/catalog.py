@@ -12,6 +12,7 @@ import numpy as np
 from s2l_ray.config import Columns, Evaluation, Examples
 from s2l_ray.core.data.columns import column_names
 from s2l_ray.core.data.find import find_files, look
+from s2l_ray.core.data.formats.schemas import check_media
 from s2l_ray.core.data.formats.spans import Column, FileIndex, Rows
 from s2l_ray.core.data.hub import store_dataset, stored_dataset
 from s2l_ray.core.data.parts import PartRange, RawFile, part_ranges
@@ -100,7 +101,7 @@ class RawFiles:
             return self._look(section.files, section.root, name) if section.files else []
         if is_folder(dataset):
             return self._look([dataset], section.root, name, section.split)
-        where = (self.store, dataset, section.dataset_config, section.split)
+        where = (self.store, dataset, section.dataset_config, section.split, section.ignore)
         stored = stored_dataset(*where)
         if stored is None and self.assume:
             return []
@@ -172,9 +173,10 @@ def check_columns(
     left out.
 
     Raises:
-        UserError: a file whose columns fit no schema.
+        UserError: a file whose columns fit no schema, or one of pictures or the like.
     """
     for file, index in zip(files, indexes, strict=True):
+        check_media(file.uri, index.media, ignore)
         if index.schema:
             names = schema_from_text(index.schema, file.uri).names
             column_names([name for name in names if name not in ignore], columns, file.uri)

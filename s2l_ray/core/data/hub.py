@@ -5,12 +5,13 @@ written into the storage once, as Parquet; its files are raw files like others f
 """
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from pyarrow import fs as pafs
 
-from s2l_ray.core.data.formats.schemas import check_features
+from s2l_ray.core.data.formats.schemas import check_media, media
 from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.store import Store, is_plain_path, join_uri
@@ -79,12 +80,15 @@ def _read_json(fs: pafs.FileSystem, path: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else {}
 
 
-def stored_dataset(store: Store, name: str, config: str | None, split: str) -> list[str] | None:
+def stored_dataset(
+    store: Store, name: str, config: str | None, split: str, ignore: Sequence[str] = ()
+) -> list[str] | None:
     """URIs of the files of a Hub data set that the storage holds; None where it does not."""
     folder = _folder(name, config, split)
     try:
         record = json.loads(store.read(f"{folder}/{RECORD}"))
         files = [plain_name(name) for name in record["files"]]
+        left_out = record.get("left_out", [])
     except FileNotFoundError:
         return None
     except (KeyError, TypeError, ValueError):
@@ -92,20 +96,27 @@ def stored_dataset(store: Store, name: str, config: str | None, split: str) -> l
             f"reading {store.uri_of(folder)}/{RECORD}: it does not list the data set's files by "
             "plain names. Remove the folder, and the data set is loaded again."
         ) from None
+    if not set(left_out) <= set(ignore):
+        return None
     return [join_uri(store.uri_of(folder), file) for file in files]
 
 
-def store_dataset(store: Store, name: str, config: str | None, split: str) -> list[str]:
+def store_dataset(
+    store: Store, name: str, config: str | None, split: str, ignore: Sequence[str] = ()
+) -> list[str]:
     """Load a data set from the Hub and write it into the storage; URIs of its files.
 
     Args:
         name: `org/name` or `org/name@revision`.
+        ignore: columns that are left out where they hold pictures or the like.
 
     Raises:
         UserError: the Hub does not answer, or has no such data set; a column that is no plain data.
     """
     dataset = _load(name, config, split)
-    check_features(name, dataset.features.to_dict())
+    pictures = media(dataset.features.to_dict())
+    check_media(name, pictures, ignore)
+    dataset = dataset.remove_columns(list(pictures))
     rows, folder = dataset.num_rows, _folder(name, config, split)
     size = max(1, dataset.data.nbytes // max(1, rows))
     step = max(1, min(ROWS_PER_FILE, BYTES_PER_FILE // size))
@@ -120,6 +131,7 @@ def store_dataset(store: Store, name: str, config: str | None, split: str) -> li
         "split": split,
         "rows": rows,
         "files": files,
+        "left_out": list(pictures),
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     store.write(f"{folder}/{RECORD}", json.dumps(record, indent=1).encode())

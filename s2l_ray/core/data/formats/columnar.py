@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from s2l_ray.core.data.formats.schemas import stored_schema
+from s2l_ray.core.data.formats.schemas import media_of, stored_schema
 from s2l_ray.core.data.formats.source import Source
 from s2l_ray.core.data.formats.spans import BadRow, FileIndex, Rows, Span, even_spans
 from s2l_ray.core.storage.parquet import open_arrow_file, open_arrow_stream, open_parquet
@@ -23,7 +23,8 @@ def cut_parquet(source: Source, every: int) -> FileIndex:
     for begin, group in zip(begins, groups, strict=True):
         source.check_row(begin + 1, group.total_byte_size // max(1, group.num_rows))
     schema = stored_schema(source.uri, file.schema_arrow)
-    return FileIndex("parquet", rows, size, spans, schema=schema)
+    media = media_of(file.schema_arrow.metadata)
+    return FileIndex("parquet", rows, size, spans, schema=schema, media=media)
 
 
 def cut_arrow(source: Source, every: int) -> FileIndex:
@@ -44,7 +45,8 @@ def cut_arrow(source: Source, every: int) -> FileIndex:
     spans = even_spans(rows, every)
     if kind == "arrow file":
         spans = _placed(spans, begins)
-    return FileIndex(kind, rows, size, spans, schema=stored_schema(source.uri, schema))
+    text, media = stored_schema(source.uri, schema), media_of(schema.metadata)
+    return FileIndex(kind, rows, size, spans, schema=text, media=media)
 
 
 def read(

@@ -1,6 +1,7 @@
 """Columns of raw files that can be stored, checked from a file's schema before any row is read."""
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +25,7 @@ def stored_schema(uri: str, schema: pa.Schema) -> str:
     """The schema that a file's rows will have in the storage, as text.
 
     Raises:
-        UserError: two columns of one name, or a column of pictures or the like.
+        UserError: two columns of one name, or two keys of one name in a struct.
     """
     names = schema.names
     if len(set(names)) < len(names):
@@ -36,7 +37,6 @@ def stored_schema(uri: str, schema: pa.Schema) -> str:
                 f"reading {uri}, field {column.name!r}: expected each key once in a struct, got "
                 f"{twice!r} twice. Rename one, or remove the field."
             )
-    _check_metadata(uri, schema.metadata or {})
     return schema_text(pa.schema([(column.name, plain_type(column.type)) for column in schema]))
 
 
@@ -50,28 +50,39 @@ def _name_twice(kind: pa.DataType) -> str | None:
     return next(filter(None, (_name_twice(field.type) for field in inner)), None)
 
 
-def _check_metadata(uri: str, metadata: dict[bytes, bytes]) -> None:
-    """Check the features that the `datasets` library notes in the metadata of its files."""
+def media_of(metadata: dict[bytes, bytes] | None) -> dict[str, str]:
+    """Columns of pictures and the like, by the features that the `datasets` library notes in the
+    metadata of its files."""
     try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError):
-        return
-    check_features(uri, features)
+        return {}
+    return media(features) if isinstance(features, dict) else {}
 
 
-def check_features(what: str, features: dict[str, Any]) -> None:
-    """Refuse columns of pictures, sound and the like.
+def media(features: dict[str, Any]) -> dict[str, str]:
+    """Column -> feature, of columns that are no text, numbers, or lists and objects of them.
+
+    Args:
+        features: column -> its feature of the `datasets` library, as JSON.
+    """
+    odd = {name: sorted(_feature_types(own) - PLAIN_FEATURES) for name, own in features.items()}
+    return {name: kinds[0] for name, kinds in odd.items() if kinds}
+
+
+def check_media(what: str, found: dict[str, str], ignore: Collection[str]) -> None:
+    """Refuse columns of pictures, sound and the like that are not ignored.
 
     Args:
         what: the file or data set, for messages.
-        features: column -> its feature of the `datasets` library, as JSON.
+        found: column -> its feature.
     """
-    for name, feature in features.items():
-        odd = sorted(_feature_types(feature) - PLAIN_FEATURES)
-        if odd:
+    for name, feature in found.items():
+        if name not in ignore:
             raise UserError(
                 f"reading {what}, field {name!r}: expected text, numbers, or lists and objects of "
-                f"them, got the feature {odd[0]}. Remove the column."
+                f"them, got the feature {feature}. Leave the column out with examples.ignore: "
+                f"[{name}]."
             )
 
 

@@ -1,7 +1,7 @@
 """What a reader of a format takes and gives: spans of rows, the index of a file, and rows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
@@ -36,6 +36,7 @@ class FileIndex:
         text_bytes: uncompressed.
         head: bytes before the first row.
         schema: of the rows, as text, where the file itself has one.
+        media: column -> its kind, of columns of pictures and the like.
         sha256: of the file as it lies there.
         first: JSON text of a list of its first rows; None where an earlier version made the index.
     """
@@ -46,6 +47,7 @@ class FileIndex:
     spans: list[Span]
     head: int = 0
     schema: str | None = None
+    media: dict[str, str] = field(default_factory=dict)
     sha256: str = ""
     first: str | None = None
 

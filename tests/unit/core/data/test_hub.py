@@ -130,21 +130,32 @@ def test_the_plan_takes_a_data_set_by_name_or_folder(tmp_path: Path) -> None:
 
 def test_pictures_are_refused_with_their_column(tmp_path: Path) -> None:
     features = datasets.Features(
-        {"prompt": datasets.Value("string"), "picture": {"of": datasets.Image()}}
+        {
+            "prompt": datasets.Value("string"),
+            "completion": datasets.Value("string"),
+            "picture": {"of": datasets.Image()},
+        }
     )
-    rows = {"prompt": ["q"], "picture": [{"of": None}]}
+    rows = {"prompt": ["q"] * 20, "completion": ["a"] * 20, "picture": [{"of": None}] * 20}
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "seen")
     with pytest.raises(
         UserError,
-        match=r"field 'picture': expected text.* got the feature Image. Remove the column",
+        match=r"field 'picture': expected text.* got the feature Image. Leave .*ignore",
     ):
-        rows_of([str(tmp_path / "seen")])
+        planned(tmp_path, dataset=str(tmp_path / "seen"))
+    node = planned(tmp_path, dataset=str(tmp_path / "seen"), ignore=["picture"])
+    assert sum(part.rows for part in node.ranges) == 20
     datasets.Dataset.from_dict(rows, features=features).to_parquet(
         tmp_path / "hub" / "train.parquet"
     )
     with pytest.raises(UserError, match=r"hub, field 'picture': expected text"):
         store_dataset(Store(str(tmp_path / "storage")), str(tmp_path / "hub"), None, "train")
-    assert not (tmp_path / "storage").exists()
+    where = (Store(str(tmp_path / "storage")), str(tmp_path / "hub"), None, "train")
+    assert stored_dataset(*where) is None
+    files = store_dataset(*where, ["picture"])
+    assert rows_of(files)[0] == [{"prompt": "q", "completion": "a"}] * 20
+    assert stored_dataset(*where, ["picture"]) == files
+    assert stored_dataset(*where) is None
 
 
 @pytest.mark.parametrize(
