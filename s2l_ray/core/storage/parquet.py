@@ -118,12 +118,15 @@ def open_arrow_stream(handle: pa.NativeFile, what: str) -> pa.RecordBatchStreamR
     """
     try:
         head = handle.read_at(8, 0)
-        length = int.from_bytes(head[4:], "little")
-        if head[:4] != CONTINUATION or not 0 < length < handle.size():
+        # Before Arrow 0.15, nothing stood before the length of a message.
+        mark = CONTINUATION if head.startswith(CONTINUATION) else b""
+        start = len(mark) + 4
+        length = int.from_bytes(head[len(mark) : start], "little")
+        if not 0 < length < handle.size():
             raise pa.ArrowInvalid("it does not begin as one")
-        if handle.read_at(8, max(0, handle.size() - 8)) != CONTINUATION + bytes(4):
+        if handle.read_at(start, max(0, handle.size() - start)) != mark + bytes(4):
             raise pa.ArrowInvalid("its end is missing")
-        _refuse_extensions(EXTENSION_KEY in handle.read_at(length, 8), what)
+        _refuse_extensions(EXTENSION_KEY in handle.read_at(length, start), what)
         handle.seek(0)
         return pa.ipc.open_stream(handle)
     except (pa.ArrowException, OSError) as error:

@@ -25,12 +25,21 @@ def stored_schema(uri: str, schema: pa.Schema) -> str:
     """The schema that a file's rows will have in the storage, as text.
 
     Raises:
-        UserError: two columns of one name, or two keys of one name in a struct.
+        UserError: two columns of one name, two keys of one name in a struct, or a type that pyarrow
+            cannot give to Python.
     """
     names = schema.names
     if len(set(names)) < len(names):
         raise UserError(f"reading {uri}: two columns have the same name in {names}. Rename one.")
     for column in schema:
+        try:
+            pa.nulls(0, column.type)
+        # Intervals of months alone, or of days.
+        except KeyError:
+            raise UserError(
+                f"reading {uri}, field {column.name!r}: its type {column.type} is one that pyarrow "
+                "cannot give to Python. Convert or remove the column."
+            ) from None
         twice = _name_twice(column.type)
         if twice is not None:
             raise UserError(

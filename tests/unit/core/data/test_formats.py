@@ -59,10 +59,10 @@ def as_parquet(rows: list[Row], group: int = 3) -> bytes:
     return sink.getvalue()
 
 
-def as_arrow(rows: list[Row], stream: bool, batch: int = 3) -> bytes:
+def as_arrow(rows: list[Row], stream: bool, batch: int = 3, **options: Any) -> bytes:
     table, sink = pa.Table.from_pylist(rows), io.BytesIO()
     new = pa.ipc.new_stream if stream else pa.ipc.new_file
-    with new(sink, table.schema) as writer:
+    with new(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
         writer.write_table(table, max_chunksize=batch)
     return sink.getvalue()
 
@@ -79,6 +79,7 @@ WRITERS: dict[str, Callable[[list[Row]], bytes]] = {
     "a.parquet": as_parquet,
     "file.arrow": lambda rows: as_arrow(rows, False),
     "stream.arrow": lambda rows: as_arrow(rows, True),
+    "old.arrow": lambda rows: as_arrow(rows, True, use_legacy_format=True),
     "a.feather": lambda rows: as_arrow(rows, False),
     "a.jsonl.gz": lambda rows: gzip.compress(as_lines(rows)),
     "two.jsonl.gz": lambda rows: (
