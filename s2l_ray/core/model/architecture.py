@@ -19,6 +19,8 @@ OTHER_FIELDS = {
 SMALL = 200_000_000
 # Names of tensors that hold a row for every position.
 POSITION_TABLE = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?)(\.weight)?$")
+# The deepest models that are public have fewer than two hundred.
+MOST_LAYERS = 2_000
 
 
 def load_config(model: Model) -> Any:
@@ -36,6 +38,11 @@ def load_config(model: Model) -> Any:
         else:
             name, options = pretrained(model)
             config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+    except RecursionError:
+        raise UserError(
+            f"reading the config of {name_of(model)}: it is nested deeper than any config. Correct "
+            "the section's model."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         # What a strict config refuses stands in the cause.
         why = str(error.__cause__ or error).rstrip(".")
@@ -47,12 +54,25 @@ def load_config(model: Model) -> Any:
             f"reading the config of {name_of(model)}: {config.model_type} is an encoder-decoder, "
             "and a causal language model (a decoder alone) was expected. Choose another model."
         )
+    _refuse_giants(config, name_of(model))
     return config.get_text_config(decoder=True)
 
 
 def name_of(model: Model) -> str:
     """What to call a model in a message."""
     return model.path or model.hub or f"model.config of type {(model.config or {})['model_type']}"
+
+
+def _refuse_giants(config: Any, what: str) -> None:
+    """Refuse a config of more layers than can be built in bounded time and memory."""
+    for name, value in vars(config).items():
+        if hasattr(value, "model_type"):
+            _refuse_giants(value, what)
+        elif "layers" in name and isinstance(value, int) and value > MOST_LAYERS:
+            raise UserError(
+                f"reading the config of {what}: expected at most {MOST_LAYERS:,} layers, got "
+                f"{name} = {value:,}. Correct the section's model."
+            )
 
 
 def build(

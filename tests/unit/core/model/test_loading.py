@@ -186,3 +186,11 @@ def test_parameters_are_counted_without_making_them() -> None:
     )
     assert architecture.parameters(Model(hub="org/name", parameters=7)) == 7
     assert architecture.parameters(Model(hub="org/name")) is None
+
+
+def test_a_config_that_no_model_has_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at most 2,000 layers, got num_hidden_layers = 100,000"):
+        architecture.parameters(Model(config={**LLAMA, "num_hidden_layers": 100_000}))
+    (tmp_path / "config.json").write_text('{"a": ' * 200_000 + "1" + "}" * 200_000)
+    with pytest.raises(UserError, match="nested deeper than any config"):
+        architecture.load_config(Model(path=str(tmp_path)))
