@@ -926,6 +926,41 @@ STORAGE = (
 
 PIPELINE = (
     Mutation(
+        "the_plan_counts_the_sample",
+        "stages/clusters/stage.py",
+        "section.k > facts.scored",
+        "section.k > facts.rows",
+        ("pipeline/test_small_data.py",),
+    ),
+    Mutation(
+        "a_damaged_state_falls_back_to_the_one_before",
+        "core/model/state.py",
+        "if damage is None:",
+        "if True:",
+        ("core/model/test_state.py",),
+    ),
+    Mutation(
+        "pruning_keeps_what_a_run_wants",
+        "status.py",
+        "for key in sorted(wanted):",
+        "for key in ():",
+        ("test_status.py",),
+    ),
+    Mutation(
+        "no_access_is_not_tried_again",
+        "edge/failures.py",
+        "cause.errno in FULL | FORBIDDEN or",
+        "cause.errno in FULL or",
+        ("edge/test_failures.py",),
+    ),
+    Mutation(
+        "yaml_is_not_deeper_than_a_config",
+        "config/loading.py",
+        "if self.level > MOST_LEVELS:",
+        "if False:",
+        ("config/test_config.py",),
+    ),
+    Mutation(
         "what_is_left_is_counted_host_by_host",
         "edge/packing.py",
         "np.minimum(fewest[number:]",

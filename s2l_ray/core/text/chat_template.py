@@ -23,6 +23,7 @@ from s2l_ray.core.text.messages import (
     strings,
 )
 from s2l_ray.core.text.rendering import Piece
+from s2l_ray.core.text.template_limits import limited
 from s2l_ray.core.text.turns import (
     Refused,
     Turn,
@@ -120,14 +121,18 @@ class _Conversation:
         import jinja2
 
         try:
-            texts, marks = self.renderer.engine(
-                [self.messages[:count]],
-                tools=self.schemas,
-                chat_template=self.template,
-                return_assistant_tokens_mask=marked,
-                add_generation_prompt=prompt,
-                **self.renderer.variables,
-            )
+            with limited():
+                texts, marks = self.renderer.engine(
+                    [self.messages[:count]],
+                    tools=self.schemas,
+                    chat_template=self.template,
+                    return_assistant_tokens_mask=marked,
+                    add_generation_prompt=prompt,
+                    **self.renderer.variables,
+                )
+        except UserError:
+            # Of the limits: not this conversation is at fault.
+            raise
         except jinja2.TemplateSyntaxError as error:
             raise UserError(
                 f"reading the chat template: line {error.lineno}: {error.message}. Correct the "

@@ -17,7 +17,7 @@ from s2l_ray.errors import UserError
 
 # Of one conversation: a turn of a loop costs one, a call of a macro ten, and so many
 # characters or items one.
-MOST_COST = 1_000_000
+MOST_COST = 500_000
 SIZE_OF_ONE = 256
 LONGEST_TEXT = 1 << 26
 # A number that makes long texts of short ones: a width, a count.
@@ -141,6 +141,9 @@ def _environment() -> Any:
             return _charge_size(super().call_binop(context, operator, left, right))
 
         def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+            if getattr(__obj, "__self__", None) is __self:
+                # One of the above.
+                return __obj(*args)
             if isinstance(getattr(__obj, "__self__", None), str | bytes):
                 _check_numbers([*args, *kwargs.values()])
             return _charge_size(super().call(__context, __obj, *args, **kwargs))
