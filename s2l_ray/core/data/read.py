@@ -32,7 +32,7 @@ FIRST_ROWS, FIRST_BYTES = 20, 1 << 16
 # Kinds of files that are text, of which a span may be read in part.
 TEXT = ("lines", "array", "csv")
 # What the libraries raise for files that are damaged.
-DAMAGE = (pa.ArrowException, OSError, EOFError, lzma.LZMAError)
+DAMAGE = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, lzma.LZMAError)
 
 
 @dataclass

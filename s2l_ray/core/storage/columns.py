@@ -114,7 +114,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return pa.string()
     if pa.types.is_binary_view(kind):
         return pa.binary()
-    if pa.types.is_dictionary(kind):
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(plain_type(kind.value_type), kind.list_size)
@@ -129,6 +129,8 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """The column in its `plain_type`."""
+    if pa.types.is_run_end_encoded(column.type):
+        column = pc.run_end_decode(column)
     kind = plain_type(column.type)
     if column.type == kind:
         return column
@@ -136,6 +138,10 @@ def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
         column.type
     ):  # whose values may be views, which a cast of the whole does not take
         return pa.chunked_array([_decoded(chunk, kind) for chunk in column.chunks], kind)
+    # A cast keeps what lies between the values of list views, and then they cannot be joined.
+    if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
+        chunks = [pa.array(chunk.to_pylist(), kind) for chunk in column.chunks]
+        return pa.chunked_array(chunks, kind)
     return column.cast(kind)
 
 

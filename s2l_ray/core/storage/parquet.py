@@ -64,7 +64,8 @@ def open_parquet(source: bytes | pa.NativeFile, what: str) -> pq.ParquetFile:
         footer = _footer(handle)
         _refuse_extensions(any(trace in footer for trace in EXTENSION_TRACES), what)
         return pq.ParquetFile(handle, arrow_extensions_enabled=False)
-    except (pa.ArrowException, OSError) as error:
+    # The last one: names of columns that are not UTF-8.
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"reading {what}: expected a whole Parquet file, but {error}. Replace the file, or "
             "name other files."

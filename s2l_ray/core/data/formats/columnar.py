@@ -16,6 +16,8 @@ def cut_parquet(source: Source, every: int) -> FileIndex:
     """Cut a Parquet file into spans of `every` rows by its footer, without reading rows."""
     file = open_parquet(source.file, source.uri)
     groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    if any(group.num_rows < 0 for group in groups):
+        raise pa.ArrowInvalid("a row group has fewer than no rows")
     # The number of all rows, which stands there too, is wrong in files of some writers.
     *begins, rows = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
     size = sum(group.total_byte_size for group in groups)
