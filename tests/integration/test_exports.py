@@ -34,7 +34,7 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"ty
 
 def turn(role: str, content: str, input: str | None = None, **extra: Any) -> dict[str, Any]:
     text = json.dumps(extra, sort_keys=True, separators=(",", ":")) if extra else None
-    return {"role": role, "content": content, "input": input, "extra": text}
+    return {"role": role, "content": content, "input": input, "extra": text, "masked": False}
 
 
 def conversation(number: int) -> list[dict[str, Any]]:
