@@ -28,13 +28,15 @@ from s2l_ray.errors import UserError
 from s2l_ray.progress import track
 from s2l_ray.run import exit_status, job_parser, leave, load_job, set_up_logging
 
-if TYPE_CHECKING:  # torch is loaded once there is something to compute
+# torch is loaded once there is something to compute
+if TYPE_CHECKING:
     from s2l_ray.core.fidelity.losses import Checkpoint, Setting
     from s2l_ray.core.fidelity.rows import EncodedRows
     from s2l_ray.core.fidelity.shifts import Grouping, Shift
     from s2l_ray.core.text.encoding import Encoded, Encoder
 
-SHOWN = 1_000  # characters shown of each masked or learned stretch of the sample row
+# characters shown of each masked or learned stretch of the sample row
+SHOWN = 1_000
 # In nats. In fp32 only the order of sums differs: some 1e-6 to 1e-5. bf16 keeps 8 bits of weights
 # and activations: on 500 short answers a small trained model showed up to 0.034, half of the rows
 # under 0.001. A wrong mask, position or cap moves whole nats.

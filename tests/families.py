@@ -12,7 +12,8 @@ import torch
 from s2l_ray.core.text.encoding import Encoded
 
 VOCABULARY = 97
-WINDOW = 8  # of the families with sliding attention; rows are up to 40 tokens long
+# of the families with sliding attention; rows are up to 40 tokens long
+WINDOW = 8
 SPAN = 50.0
 
 COMMON = {
@@ -122,7 +123,8 @@ def model(family: str, tied: bool = False) -> Any:
         for name, parameter in made.named_parameters():
             if parameter.ndim > 1:
                 parameter.mul_(4)
-            elif "bias" in name:  # which start at 0 and would hide their own loss
+            # which start at 0 and would hide their own loss
+            elif "bias" in name:
                 parameter.normal_(0, 0.5)
         head = made.get_output_embeddings().weight
         while span(made) < SPAN:

@@ -29,7 +29,8 @@ from s2l_ray.core.storage.store import Store
 from tests.committed import commit, info_with
 
 STATISTICS = list(expressions.STATISTICS)
-NAME = "made"  # the fingerprint of all of them
+# the fingerprint of all of them
+NAME = "made"
 
 
 def build(

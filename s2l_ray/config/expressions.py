@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 HASH = "hash"
-MAX_LENGTH = 500  # characters; more is no rule, and deep nesting costs the parser its stack
+# characters; more is no rule, and deep nesting costs the parser its stack
+MAX_LENGTH = 500
 STATISTICS = ("mean_probability", "min_probability", "el2n", "grand", "answer_loss")
 # what may stand in a score -> the stored column that it reads
 COLUMNS = {
@@ -138,9 +139,8 @@ def _constant(node: ast.Constant) -> _Compute:
     if type(node.value) not in (int, float):
         raise ExpressionError(f"{ast.unparse(node)!r}: the only constants in a score are numbers")
     try:
-        value = np.full(
-            (1, 1), node.value, np.float64
-        )  # never Python's own integers, whose powers know no bound
+        # never Python's own integers, whose powers know no bound
+        value = np.full((1, 1), node.value, np.float64)
     except OverflowError:
         raise ExpressionError("a number is too large for a score") from None
     return lambda columns: value

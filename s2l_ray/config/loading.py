@@ -141,7 +141,8 @@ def _variants(given: Any, where: str) -> dict[str, dict[Any, Any] | None]:
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), JobYaml)  # a SafeLoader
+        # a SafeLoader
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), JobYaml)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(
             f"reading the job file {path}: {error}. Expected a YAML file that can be read."

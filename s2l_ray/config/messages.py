@@ -14,9 +14,8 @@ from s2l_ray.config.section import short
 def explain(error: ValidationError) -> list[str]:
     lines = []
     for item in error.errors():
-        loc = [
-            piece for piece in item["loc"] if not str(piece).startswith("(")
-        ]  # without the tags of unions
+        # without the tags of unions
+        loc = [piece for piece in item["loc"] if not str(piece).startswith("(")]
         dotted = ".".join(str(piece) for piece in loc)
         if item["type"] == "extra_forbidden":
             known = _fields_at(loc[:-1])
@@ -50,7 +49,8 @@ def _section_of(info: FieldInfo) -> type[BaseModel] | None:
         kind = open_.pop()
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
-        open_ += getattr(kind, "__args__", ())  # of a union, or what Annotated is about
+        # of a union, or what Annotated is about
+        open_ += getattr(kind, "__args__", ())
     return None
 
 

@@ -55,8 +55,8 @@ class Rule(Section):
 
 # Names for rules: the baselines of the S2L paper (Yang et al. 2024, section 4) and of later work,
 # each as its own paper defines it. Where the authors' code is public, its repository on GitHub,
-# commit and file are named, and the rule orders rows as that file does. None was found for the
-# others.
+# commit and file are named, and the rule orders rows as that file does; others were not
+# compared with code.
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "s2l": Rule(group="cluster"),
@@ -105,7 +105,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 
 
 FACILITY_LOCATION = (
-    "facility_location"  # the one rule that is no expression: what it takes depends on what it took
+    # the one rule that is no expression: what it takes depends on what it took
+    "facility_location"
 )
 
 

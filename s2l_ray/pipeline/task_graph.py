@@ -7,9 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 log = logging.getLogger("s2l_ray")
-Needs = Mapping[
-    str, Collection[str]
-]  # by name, what must be there first; names that are no keys are there
+# by name, what must be there first; names that are no keys are there
+Needs = Mapping[str, Collection[str]]
 
 
 def in_order(needs: Needs, make: Callable[[str], Any], at_once: int) -> None:

@@ -56,12 +56,12 @@ from s2l_ray.core.kmeans.shard import Shard  # noqa: E402
 from s2l_ray.core.query import Query, ask_here  # noqa: E402
 from tests.bench import frame  # noqa: E402
 
-Fit = Callable[[], np.ndarray]  # the centroids
+# the centroids
+Fit = Callable[[], np.ndarray]
 # Sides that count making inside their seconds.
 OURS = {"ours", "without bounds", "without tiles"}
-MAKING: dict[
-    str, list[float]
-] = {}  # seconds, by side; of ours one for each fit, the one to warm up included
+# seconds, by side; of ours one for each fit, the one to warm up included
+MAKING: dict[str, list[float]] = {}
 FAISS_DEFAULTS = (
     faiss.cvar.distance_compute_blas_threshold,
     faiss.cvar.distance_compute_blas_query_bs,
@@ -321,7 +321,8 @@ def serve(pipe: Any, args: argparse.Namespace, number: int) -> None:
     faiss.omp_set_num_threads(1)
     own = Here(args, trajectories(args.rows, args.steps, args.noise), number)
     pipe.send(None)
-    with contextlib.suppress(EOFError):  # the other end is gone
+    # the other end is gone
+    with contextlib.suppress(EOFError):
         while True:
             own.ask(pipe.recv())
             pipe.send(own.answer())

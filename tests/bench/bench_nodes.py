@@ -76,7 +76,8 @@ from tests.cluster.hosts import GIB, Hosts  # noqa: E402
 from tests.committed import commit, info_with  # noqa: E402
 
 COUNTERS = Path("/sys/fs/cgroup/cpuacct")
-OBJECT_STORE = 300_000_000  # holds all keys of subset on one host
+# holds all keys of subset on one host
+OBJECT_STORE = 300_000_000
 MODEL = {**tiny.LLAMA, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
 NO_TREE = 10**9
 # Words of a command line that identify the kind of a process; the first match counts.
@@ -154,7 +155,8 @@ def main() -> None:
     hosts, without = [], []
     everywhere = os.sched_getaffinity(0)
     if args.core is not None:
-        os.sched_setaffinity(0, {args.core})  # and all that is started from here
+        # and all that is started from here
+        os.sched_setaffinity(0, {args.core})
     if args.slice:
         set_slice(args.slice)
     with tempfile.TemporaryDirectory() as folder:
@@ -246,7 +248,8 @@ class Cluster:
     def note(self) -> None:
         """Note what all processes have spent so far, in the order of SPENT."""
         for pid in (self.group / "cgroup.procs").read_text().split():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            # it has just ended
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 self._add(pid, Path("/proc", pid))
         self._spent[0] = int((self.group / "cpuacct.usage").read_text()) / 1e9
         self.noted.append((time.time(), self._spent.copy()))
@@ -350,7 +353,8 @@ def marks_of(driver: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
     for line in driver.stdout:
         if line.startswith("{"):
             yield {"at": time.time(), **json.loads(line)}
-            time.sleep(0.3)  # so that it is noted
+            # so that it is noted
+            time.sleep(0.3)
             print("on", file=driver.stdin, flush=True)
 
 
@@ -412,13 +416,15 @@ def drive(args: argparse.Namespace) -> None:
     import ray
 
     while not ray.is_initialized():
-        with contextlib.suppress(ConnectionError):  # the head is not up yet
+        # the head is not up yet
+        with contextlib.suppress(ConnectionError):
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
         time.sleep(0.5)
     (count,) = args.hosts
     while sum(node["Alive"] for node in ray.nodes()) < count:
         time.sleep(0.2)
-    time.sleep(5)  # workers that Ray starts ahead come up
+    # workers that Ray starts ahead come up
+    time.sleep(5)
     began = time.time()
     mark("up")
     time.sleep(args.idle)
@@ -721,7 +727,8 @@ class Plain:
 
 def plain_actor(pipe: Any, *args: Any) -> None:
     """Answer with what a shard actor does, and the processor seconds that it took."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # before numpy multiplies for the first time
+    # before numpy multiplies for the first time
+    os.environ["OMP_NUM_THREADS"] = "1"
     from s2l_ray.stages.clusters.shards import ShardActor
 
     actor = ShardActor.__ray_metadata__.modified_class(*args)  # type: ignore[attr-defined]

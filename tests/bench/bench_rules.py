@@ -69,7 +69,8 @@ def main() -> None:
         synthetic.build(storage, args.rows, steps=args.steps, sources=sources, clusters=args.k)
         print(f"built {args.rows:,} rows in {time.monotonic() - began:.0f} s", flush=True)
         session.connect(config_of(storage, "random").scaling)
-        draw_seconds(storage, "random")  # starts the workers, which a run has long done by then
+        # starts the workers, which a run has long done by then
+        draw_seconds(storage, "random")
         results = []
         for rule, _, fan_in in itertools.product(
             args.rules, range(args.repeats), args.fan_in or [reduction.FAN_IN]

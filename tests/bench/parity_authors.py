@@ -64,9 +64,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=262_039, help="rows in all")
     args = parser.parse_args()
     sources, losses = made_up(args.rows)
-    one = (
-        sources == "source 10"
-    )  # some of its clusters have one or two rows, all but one of which are needed
+    # some of its clusters have one or two rows, all but one of which are needed
+    one = sources == "source 10"
     tasks = {
         "half of all, as shipped": (sources, losses, (args.rows + 1) // 2),
         "11 % of all": (sources, losses, int(0.11 * args.rows)),
@@ -187,7 +186,8 @@ def run_theirs(checkout: Path, sources: np.ndarray, losses: np.ndarray, budget: 
     schedule.sources, schedule.losses = sources, torch.from_numpy(losses)
     schedule.n_components, schedule.init_label_num = K, budget
     schedule.labeled_idx = torch.zeros(len(sources), dtype=torch.bool)
-    np.random.seed(0)  # they do not seed it
+    # they do not seed it
+    np.random.seed(0)
     faiss.Kmeans = Watched
     try:
         schedule.initialize_labeled_data()

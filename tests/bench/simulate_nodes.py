@@ -65,8 +65,10 @@ from s2l_ray.stages.subset.search import ROWS_PER_TASK, rows_per_task  # noqa: E
 from tests.bench import frame  # noqa: E402
 
 NO_TREE = 10**9
-IN_MESSAGE = 100_000  # bytes of an answer from which on Ray leaves it in the object store
-MOST_ROWS = 2 * 10**6  # of a run that the model is calibrated on
+# bytes of an answer from which on Ray leaves it in the object store
+IN_MESSAGE = 100_000
+# of a run that the model is calibrated on
+MOST_ROWS = 2 * 10**6
 MEASURED: dict[str, Any] = {
     # bench_out_of_core --rows 262144 1000000, shards of 2 cores that read anew every round: seconds
     "calibration": {
@@ -121,7 +123,8 @@ class Nodes:
     all_storage: float
     latency: float
     threads: int
-    flops: float  # of all accelerators of a node; 0: none
+    # of all accelerators of a node; 0: none
+    flops: float
 
     def storage_seconds(self, moved: float, files: float) -> dict[str, float]:
         """For bytes and files, spread evenly."""
@@ -145,9 +148,12 @@ class Job:
     proxy_epochs: int
     global_batch: int
     fan_in: int
-    write_calls: str  # shard or part: what one call to a shard writes
-    streamed: bool | None = None  # None: where memory is short
-    rows_per_chunk: int | None = None  # of subset; None: as the stage does
+    # shard or part: what one call to a shard writes
+    write_calls: str
+    # None: where memory is short
+    streamed: bool | None = None
+    # of subset; None: as the stage does
+    rows_per_chunk: int | None = None
     most_tasks: int = MOST_TASKS
 
     @property
@@ -202,7 +208,8 @@ class Rows:
 def calibrated(small: dict[str, Any]) -> Rows:
     """Slopes over the rows of the busiest of two shards, and what is left of the smaller size."""
     busiest = [_busiest(rows, small["rows_per_part"], small["cores"]) for rows in small["rows"]]
-    steps = small["rounds"] + 1  # with the assignment after the last round
+    # with the assignment after the last round
+    steps = small["rounds"] + 1
     more = busiest[1] - busiest[0]
     slope = {
         name: (small[name][1] - small[name][0]) / more
@@ -254,7 +261,8 @@ def _stage(
     alone = amounts.pop("alone", 0.0) + job.parts * (
         costs["manifest of a part"] + manifests * costs["read manifest of a part"]
     )
-    files = {"read": manifests * job.parts, "written": 2 * job.parts}  # a receipt with every part
+    # a receipt with every part
+    files = {"read": manifests * job.parts, "written": 2 * job.parts}
     together = together | nodes.storage_seconds(
         amounts["read"] + amounts["written"], files["read"] + files["written"]
     )
@@ -286,10 +294,10 @@ def _proxy(job: Job, nodes: Nodes, measured: dict[str, Any]) -> Stage:
         work = 6 * measured["parameters"] * tokens / nodes.flops / nodes.count
     else:
         work = tokens * measured["training of a token"] / nodes.cores / nodes.count
-    gradients = 2 * 4 * measured["parameters"] * (nodes.count - 1)  # of a step, all nodes together
-    reduce = (
-        steps * gradients / nodes.count / nodes.network
-    )  # one after the other with the work of a step
+    # of a step, all nodes together
+    gradients = 2 * 4 * measured["parameters"] * (nodes.count - 1)
+    # one after the other with the work of a step
+    reduce = steps * gradients / nodes.count / nodes.network
     amounts = {
         "read": rows * job.bytes_of_row / 2,
         "written": 4.0 * measured["parameters"] * job.checkpoints,

@@ -180,9 +180,8 @@ class Hosts:
         outer, init = self._inits.pop(i)
         self._switch("link", "del", f"host{i}")
         if outer.poll() is None:
-            os.kill(
-                init, signal.SIGKILL
-            )  # the kernel ends all processes of the namespace with its first
+            # the kernel ends all processes of the namespace with its first
+            os.kill(init, signal.SIGKILL)
         outer.wait(timeout=60)
 
     def cut(self, i: int) -> None:
@@ -200,9 +199,8 @@ class Hosts:
             (group / "memory.max").write_text(str(limit))
             (group / "memory.swap.max").write_text("0")
             return
-        with_swap = (
-            group / "memory.memsw.limit_in_bytes"
-        )  # counts both, and may not be below the limit of memory
+        # counts both, and may not be below the limit of memory
+        with_swap = group / "memory.memsw.limit_in_bytes"
         if with_swap.exists():
             with_swap.write_text("-1")
         (group / "memory.limit_in_bytes").write_text(str(limit))
@@ -330,7 +328,8 @@ class Hosts:
 
     def _plug_in(self, i: int) -> None:
         _, init = self._inits[i]
-        mac = f"02:4d:00:00:00:{i:02x}"  # stays the same over a boot, as others remember it
+        # stays the same over a boot, as others remember it
+        mac = f"02:4d:00:00:00:{i:02x}"
         self._switch(
             "link",
             "add",
@@ -362,9 +361,8 @@ def _memory_root() -> Path | None:
     root = Path("/sys/fs/cgroup")
     if (root / "memory" / "memory.limit_in_bytes").exists():
         return root / "memory"
-    enabled = (
-        root / "cgroup.subtree_control"
-    )  # of cgroup v2; switching it on is the owner's business
+    # of cgroup v2; switching it on is the owner's business
+    enabled = root / "cgroup.subtree_control"
     return root if enabled.exists() and "memory" in enabled.read_text().split() else None
 
 
@@ -407,12 +405,14 @@ def _serve_as_init(spec: dict[str, Any]) -> None:
     """Process 1 of a host: arranges its files, says its process id as the machine sees it, then
     reaps orphans.
     """
-    process_id = os.readlink("/proc/self")  # /proc is still this machine's
+    # /proc is still this machine's
+    process_id = os.readlink("/proc/self")
     _arrange_files(spec)
     socket.sethostname(spec["name"])
     signal.signal(signal.SIGCHLD, _reap)
     print(process_id, flush=True)
-    os.read(0, 1)  # end of file: the test is over, and all processes of the host end with this one
+    # end of file: the test is over, and all processes of the host end with this one
+    os.read(0, 1)
 
 
 def _arrange_files(spec: dict[str, Any]) -> None:

@@ -61,7 +61,8 @@ class RayHosts:
             ray = self.hosts.popen(
                 i, [*argv, "--disable-usage-stats", "--block"], env=self.env, **output
             )
-        self._started.append(ray)  # an unreferenced Popen warns when it is collected
+        # an unreferenced Popen warns when it is collected
+        self._started.append(ray)
 
     def nodes(self) -> set[str]:
         """Returns the addresses of the nodes that the head thinks alive.
@@ -97,7 +98,8 @@ class RayHosts:
             time.sleep(0.3)
             try:
                 seen = self.nodes()
-            except OSError as error:  # the dashboard is not up yet, or too busy
+            # the dashboard is not up yet, or too busy
+            except OSError as error:
                 seen = {str(error)}
 
     def submit(

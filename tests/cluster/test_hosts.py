@@ -72,7 +72,8 @@ def test_each_host_has_its_own_empty_home_and_temporary_folders(hosts: Hosts) ->
 
 
 def test_the_checkout_is_absent_and_the_running_python_is_there(hosts: Hosts) -> None:
-    python = Path(sys.prefix)  # a virtual environment in the checkout is all that may be seen of it
+    # a virtual environment in the checkout is all that may be seen of it
+    python = Path(sys.prefix)
     inside = {python.relative_to(CHECKOUT).parts[0]} if python.is_relative_to(CHECKOUT) else set()
     assert set(shell(hosts, 1, f"ls -A {CHECKOUT}").split()) == inside
     assert hosts.run(1, [sys.executable, "-c", "import ray"]).returncode == 0

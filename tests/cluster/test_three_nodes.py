@@ -80,7 +80,8 @@ def test_one_node_chooses_the_same_bytes(storage: Path, tmp_path: Path) -> None:
         [*RUN, *arguments], cwd=REPO, env=env, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
-    assert len(manifests(tmp_path)["trajectories"]) == 1  # found again, not scored again
+    # found again, not scored again
+    assert len(manifests(tmp_path)["trajectories"]) == 1
     assert data_files(tmp_path, "clusters") == data_files(storage, "clusters")
     assert data_files(tmp_path, "subset") == data_files(storage, "subset")
 

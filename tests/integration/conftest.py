@@ -23,8 +23,10 @@ from s2l_ray.core.storage.store import Store
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
-MARK = "S2L_RAY_TEST"  # an environment variable that every process started by a run inherits
-TOO_LONG = 3  # rows of the tiny run whose prompt alone is longer than max_length
+# an environment variable that every process started by a run inherits
+MARK = "S2L_RAY_TEST"
+# rows of the tiny run whose prompt alone is longer than max_length
+TOO_LONG = 3
 
 
 @dataclass

@@ -13,9 +13,8 @@ boto3 = pytest.importorskip("boto3", reason="Ray's AWS launcher needs boto3")
 
 @pytest.fixture
 def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(
-        "HOME", str(tmp_path)
-    )  # the launcher keeps the SSH key that it makes in ~/.ssh
+    # the launcher keeps the SSH key that it makes in ~/.ssh
+    monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "AWS_PROFILE"):
@@ -50,9 +49,8 @@ def test_the_launcher_resolves_network_key_and_rights(aws: None, tmp_path: Path)
         if name != config["head_node_type"]:
             assert given[name].items() <= truth[name]["resources"].items()
     iam = boto3.client("iam", region_name=config["provider"]["region"])
-    assert (
-        iam.list_roles()["Roles"] == []
-    )  # the file names its own profiles, so Ray grants itself nothing
+    # the file names its own profiles, so Ray grants itself nothing
+    assert iam.list_roles()["Roles"] == []
 
 
 def without_internal_fields(config: dict[str, Any]) -> dict[str, Any]:

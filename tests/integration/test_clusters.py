@@ -45,7 +45,8 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 K, FEW = 6, 4
 STEPS = [[0, step] for step in (0, 5, 10, 15, 20)]
 PART_ROWS = (700, 256, 1, 512, 300, 19, 400, 512, 333, 7)
-OLD_PARTS = 7  # of which an earlier run knew; the source "new" comes only after them
+# of which an earlier run knew; the source "new" comes only after them
+OLD_PARTS = 7
 SECTION = {"k": K, "tolerance": 0.0, "max_rounds": 8, "seed": 3}
 
 
@@ -192,9 +193,8 @@ def test_every_source_has_its_own_consecutive_clusters(data: Data, within: Manif
 def test_a_source_gets_no_more_clusters_than_it_has_distinct_rows(
     data: Data, within: Manifest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert within.info["fewer"] == {
-        "few": 1
-    }  # its trajectories are constant: centred, all rows are alike
+    # its trajectories are constant: centred, all rows are alike
+    assert within.info["fewer"] == {"few": 1}
     raw = make(data, "raw", data.config(within="source"))
     assert raw.info["fewer"] == {"few": FEW}
     assert raw.info["cluster_sources"].count("few") == FEW
@@ -220,9 +220,8 @@ def test_a_source_is_clustered_as_if_it_were_alone(data: Data, within: Manifest)
         np.testing.assert_allclose(found, alone.centroids, atol=1e-6)
         squares = ((rows[:, None].astype(np.float64) - found) ** 2).sum(axis=2)
         expected = np.bincount(squares.argmin(axis=1), minlength=count)
-        assert (
-            within.info["sizes"][first : first + count] == expected.tolist()
-        )  # of all rows, not of the sample
+        # of all rows, not of the sample
+        assert within.info["sizes"][first : first + count] == expected.tolist()
         first += count
     assert first == within.info["k"]
 
@@ -233,7 +232,8 @@ def test_the_objective_is_that_of_all_rows(data: Data, within: Manifest) -> None
     labels = labels_of(data, within)[data.scored]
     objective = ((rows - np.array(within.info["centroids"])[labels]) ** 2).sum()
     assert within.info["objective"] == pytest.approx(objective, rel=1e-6)
-    assert within.info["objectives"][-1] < 0.5 * objective  # the history is of the samples
+    # the history is of the samples
+    assert within.info["objectives"][-1] < 0.5 * objective
 
 
 def test_any_number_of_shards_and_any_order_of_parts_give_the_same_bytes(
@@ -297,13 +297,15 @@ def test_a_dead_run_goes_on_with_the_source_it_was_at(
         for state in (json.loads(place.read(f"rounds/{n}")) for n in place.list("rounds"))
     }
     assert sorted(states) == ["a upper", "b/copy"]
-    assert states["a upper"]["history"][-1]["shift"] == 0  # at rest
+    # at rest
+    assert states["a upper"]["history"][-1]["shift"] == 0
     done = len(states["b/copy"]["history"])
     assert 0 < done < 8
     calls = watch(monkeypatch, -1, None)
     assert_same(data, within, make(data, "dead", data.config(**WITHIN), shards=3))
     steps = Counter(source for source, kind in calls if kind is LloydStep)
-    assert steps[0] == 1  # that assigns all rows
+    # that assigns all rows
+    assert steps[0] == 1
     assert 2 <= steps[1] <= 8 - done + 1
     assert {source for source, kind in calls if kind is SmallestHashes} == {2, 3}
 
@@ -324,7 +326,8 @@ def test_parts_written_before_a_death_are_kept(
 
     def die_after_one(calls: list[Any]) -> Iterator[Any]:
         for answer in completed(calls):
-            if isinstance(answer, list):  # of the parts that one shard has written
+            # of the parts that one shard has written
+            if isinstance(answer, list):
                 raise Interrupted
             yield answer
 
@@ -439,9 +442,8 @@ def test_a_base_made_in_another_way_is_refused_with_what_differs(data: Data, old
 
 
 def test_features_that_make_rows_alike_are_refused_with_a_remedy(data: Data) -> None:
-    config = data.config(
-        features="zscored", steps=2
-    )  # two z-scored numbers are 1 and -1, or -1 and 1, or 0 and 0
+    # two z-scored numbers are 1 and -1, or -1 and 1, or 0 and 0
+    config = data.config(features="zscored", steps=2)
     with pytest.raises(
         UserError, match=rf"clusters.k = {K} distinct trajectories, got 3\. .*clusters.features"
     ):

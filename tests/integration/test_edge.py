@@ -154,7 +154,8 @@ def test_one_job_makes_an_artifact_and_a_dead_one_gives_way(
         holder.wait()
         assert got.wait(60)
         thread.join()
-        with lease.lease(wanted):  # was given back
+        # was given back
+        with lease.lease(wanted):
             pass
     lease.log.removeHandler(heard)
     assert caplog.text.count("another job makes it; waiting") == 1

@@ -219,9 +219,8 @@ def test_facility_location_covers_the_trajectories_better_than_chance(storage: s
         apart[numbers.choice(ROWS, 40, replace=False)].min(axis=0).sum() for _ in range(20)
     ]
     assert uncovered < min(by_chance)
-    assert (
-        uncovered < 1.25 * nearest.sum()
-    )  # six small blocks, merged, come close to greedy on all rows
+    # six small blocks, merged, come close to greedy on all rows
+    assert uncovered < 1.25 * nearest.sum()
 
 
 # -------------------------------------------------------------------------------- read by libraries
@@ -269,7 +268,8 @@ def test_trl_reads_its_config_and_tokenises_every_row(
     from transformers import LlamaConfig, LlamaForCausalLM
 
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
-    monkeypatch.chdir(shutil.copytree(folder, tmp_path / "copy"))  # as good as where it was made
+    # as good as where it was made
+    monkeypatch.chdir(shutil.copytree(folder, tmp_path / "copy"))
     parser = trl.TrlParser((trl.DatasetMixtureConfig,))
     (mixture,) = parser.parse_args_and_config(["--config", "trl.yaml"])
     data = trl.get_dataset(mixture)["train"]
@@ -311,7 +311,8 @@ def test_llama_factory_finds_its_files_by_the_entry(
     assert {Path(file).suffix for file in files} == {".jsonl"}
     loaded = datasets.load_dataset("json", data_files=files, split="train", cache_dir=str(tmp_path))
     assert set(entry["columns"].values()) <= set(loaded.column_names)
-    assert entry["formatting"] == "openai"  # some rows call tools
+    # some rows call tools
+    assert entry["formatting"] == "openai"
     tags = entry["tags"]
     roles = {turn[tags["role_tag"]] for row in loaded for turn in row[entry["columns"]["messages"]]}
     assert roles == {tags[f"{role}_tag"] for role in ("user", "assistant", "system", "observation")}

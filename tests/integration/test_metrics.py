@@ -24,7 +24,8 @@ def test_every_step_counts_once_and_the_later_attempt_wins(tmp_path: Path) -> No
     place = Place(Artifact(Store(str(tmp_path)), "proxy", "p"), "member-0/")
     assert latest_metrics(place) == {"step": 0}
     attempt(place, 1, 2550, 1.0)
-    attempt(place, 2501, 3600, 2.0)  # from the state of step 2,500
+    # from the state of step 2,500
+    attempt(place, 2501, 3600, 2.0)
     metrics = read_metrics(place)
     assert [entry["step"] for entry in metrics] == list(range(1, 3601))
     assert [entry["loss"] for entry in metrics] == [1.0] * 2500 + [2.0] * 1100

@@ -222,7 +222,8 @@ Refused = Callable[..., str]
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refused:
     """Runs a job that must be refused before Ray is looked at, and gives the message."""
-    monkeypatch.setitem(sys.modules, "s2l_ray.edge.session", None)  # importing it would fail
+    # importing it would fail
+    monkeypatch.setitem(sys.modules, "s2l_ray.edge.session", None)
     return lambda job, *arguments: error_of(capsys, job, *arguments)
 
 

@@ -18,7 +18,8 @@ from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN
 from s2l_ray.stages.trajectories.make import NOT_SAMPLED
 from tests.integration.conftest import TOO_LONG, Finished, Runs
 
-END = 256  # the byte tokenizer's end token
+# the byte tokenizer's end token
+END = 256
 STATISTICS = ("answer_loss", "grand", "el2n", "min_probability", "mean_probability")
 
 

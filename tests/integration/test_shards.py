@@ -45,6 +45,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 K, STEPS = 12, 5
+# parts of 256 rows: sixteen of unequal size, one of 1 row, the last of 7
 FILE_ROWS = (
     1000,
     700,
@@ -52,7 +53,7 @@ FILE_ROWS = (
     512,
     300,
     519,
-)  # parts of 256 rows: sixteen of unequal size, one of 1 row, the last of 7
+)
 
 NO_LOSS = "no learned token within max_length"
 
@@ -99,11 +100,13 @@ def make_trajectories(source: Artifact, manifest: Manifest) -> Manifest:
         rows = source.read_part(part, ["example_id", "source"])
         scored = numbers.random(part.rows) < 0.93
         if part.rows == 1:
-            scored[:] = False  # a part without any trajectory
+            # a part without any trajectory
+            scored[:] = False
         losses = shapes[numbers.choice(9, part.rows, p=np.arange(1, 10) / 45)] + numbers.normal(
             0, 0.2, (part.rows, STEPS)
         )
-        losses = np.concatenate([losses[:, :1], losses], axis=1)  # step 0 comes first
+        # step 0 comes first
+        losses = np.concatenate([losses[:, :1], losses], axis=1)
         reasons = np.where(scored, None, NO_LOSS)
         columns = {
             "example_id": rows["example_id"],
@@ -349,9 +352,8 @@ def test_kmeans_goes_on_after_the_last_stored_round(
     calls = watch(monkeypatch, -1, None)
     grouped = cluster(source, config, "resumed", shards=5)
     rounds = len(alone[0].info["objectives"])
-    assert (
-        calls.count(LloydStep) == rounds - 5 + 1
-    )  # the last one assigns all rows to the final centroids
+    # the last one assigns all rows to the final centroids
+    assert calls.count(LloydStep) == rounds - 5 + 1
     assert SmallestHashes not in calls
     assert_same(config, alone, grouped)
 
@@ -366,7 +368,8 @@ def test_parts_written_before_a_death_are_kept(
 
     def die_after_one(calls: list[Any]) -> Iterator[Any]:
         for answer in completed(calls):
-            if isinstance(answer, list):  # of the parts that one shard has written
+            # of the parts that one shard has written
+            if isinstance(answer, list):
                 raise Interrupted
             yield answer
 
@@ -375,9 +378,8 @@ def test_parts_written_before_a_death_are_kept(
         with pytest.raises(Interrupted):
             cluster(source, config, "half", shards=2)
     place = Path(config.run.storage) / "clusters" / "half"
-    finished = [
-        path.stem for path in (place / "receipts").iterdir()
-    ]  # a part counts once it has its receipt
+    # a part counts once it has its receipt
+    finished = [path.stem for path in (place / "receipts").iterdir()]
     times = {path: path.stat().st_mtime_ns for stem in finished for path in place.glob(f"{stem}-*")}
     assert len(times) >= 4
     grouped = cluster(source, config, "half", shards=2)

@@ -101,9 +101,8 @@ def test_an_interrupted_sweep_says_so(finished: Finished) -> None:
     )
     assert driver.stderr is not None
     said = ""
-    while (
-        "examples" not in said
-    ):  # Ray is up, and the shared artifacts are there: the trials come next
+    # Ray is up, and the shared artifacts are there: the trials come next
+    while "examples" not in said:
         line = driver.stderr.readline()
         assert line, said
         said += line

@@ -29,7 +29,8 @@ from s2l_ray.core.text.encoding import Encoded
 
 VOCABULARY = 97
 SECTION = Training(
-    model=Model(config={"model_type": "llama"}),  # each job builds its own
+    # each job builds its own
+    model=Model(config={"model_type": "llama"}),
     tokenizer="bytes",
     steps=3,
     global_batch=8,
@@ -388,7 +389,8 @@ def test_one_pass_of_eight_equals_four_passes_of_two(root: Path) -> None:
 def test_clipping_is_that_of_torch(root: Path, stage: int) -> None:
     expected, _ = plain_torch(changed(SHORT, gradient_clipping=0.5))
     assert max(line["grad_norm"] for line in metrics(root, f"clipped-{stage}")) > 0.5
-    assert_close(weights(root, f"clipped-{stage}", 3), expected, 3e-6)  # the norm itself is rounded
+    # the norm itself is rounded
+    assert_close(weights(root, f"clipped-{stage}", 3), expected, 3e-6)
 
 
 def test_metrics_count_the_global_batch(root: Path) -> None:

@@ -27,7 +27,8 @@ from s2l_ray.core.storage.columns import (
 from s2l_ray.core.storage.parquet import parquet_bytes, schema_from_text, schema_text
 
 NAME = "original"
-SCHEMA_KEY = b"s2l_ray_schema"  # of the metadata of `original` where it is JSON text
+# of the metadata of `original` where it is JSON text
+SCHEMA_KEY = b"s2l_ray_schema"
 # Keys in objects, over all rows of a part, beyond which a column is stored as JSON text.
 MAX_LEAVES = 256
 # Lists and objects inside each other, likewise; Arrow cannot read schemas of much more.

@@ -50,9 +50,8 @@ def template_text(training: Training) -> str | None:
 
 def load_encoder(training: Training) -> Encoder:
     """The encoder of a training section, checked against the model's vocabulary."""
-    vocabulary = load_config(
-        training.model
-    ).vocab_size  # first: transformers reads the config for the tokenizer too
+    # first: transformers reads the config for the tokenizer too
+    vocabulary = load_config(training.model).vocab_size
     encoder = make_encoder(training)
     encoder.check_vocabulary(
         vocabulary, training.tokenizer or str(training.model.path or training.model.hub)

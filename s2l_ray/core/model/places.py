@@ -79,7 +79,8 @@ def _hub_commit(name: str) -> str:
     repository, _, revision = name.partition("@")
     try:
         return str(model_info(repository, revision=revision or None).sha)
-    except Exception as error:  # whatever its HTTP library raises; the cause is kept in the message
+    # whatever its HTTP library raises; the cause is kept in the message
+    except Exception as error:
         raise UserError(
             f"looking up {name} on the Hugging Face Hub: {type(error).__name__}: {error}. Download "
             "the model and name its folder as model.path, or give this machine access to the Hub."
@@ -102,9 +103,8 @@ def local_folder(uri: str) -> str:
         )
         try:
             os.rename(copy, target)
-        except (
-            OSError
-        ):  # another worker of this machine was faster; what it copied has the same content
+        # another worker of this machine was faster; what it copied has the same content
+        except OSError:
             shutil.rmtree(copy)
     return str(target)
 

@@ -16,8 +16,10 @@ import numpy as np
 from s2l_ray.core.storage.info import Moved
 
 # Shapes: T steps, K clusters, S sources.
-MAX_TEXT = 600  # characters shown of a prompt or completion
-MAX_LABEL = 28  # characters shown of a source or variant in a picture
+# characters shown of a prompt or completion
+MAX_TEXT = 600
+# characters shown of a source or variant in a picture
+MAX_LABEL = 28
 # Characters not allowed in XML or UTF-8.
 FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 

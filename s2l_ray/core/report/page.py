@@ -34,8 +34,10 @@ from s2l_ray.core.report.pictures import (
     draw_stages,
 )
 
-MAX_MOVES = 12  # clusters in the table of what moved
-Best = Callable[[list[float]], float]  # min or max: which of several values of a metric is the best
+# clusters in the table of what moved
+MAX_MOVES = 12
+# min or max: which of several values of a metric is the best
+Best = Callable[[list[float]], float]
 
 
 def render(data: ReportData) -> str:

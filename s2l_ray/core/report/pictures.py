@@ -177,9 +177,8 @@ def _draw_sizes(axes: Axes, clustering: Clustering, order: np.ndarray) -> None:
     axes.set_yscale("log")
     axes.minorticks_off()
     largest = max(2, int(np.max(clustering.sizes)))
-    axes.set_ylim(
-        0.7, largest * (largest / 0.7) ** 0.22
-    )  # room for the legend above the highest bar
+    # room for the legend above the highest bar
+    axes.set_ylim(0.7, largest * (largest / 0.7) ** 0.22)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(axis="x", visible=False)
     axes.set_title("Cluster sizes and quotas, log scale", loc="left")
@@ -214,9 +213,8 @@ def _style_heat(axes: Axes, bar: Axes, image: AxesImage, title: str, labels: lis
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     ticks = None
-    if isinstance(
-        image.norm, LogNorm
-    ):  # powers of ten only, unless so narrow a scale might hold none
+    # powers of ten only, unless so narrow a scale might hold none
+    if isinstance(image.norm, LogNorm):
         wide = (image.norm.vmax or 1) > 30 * (image.norm.vmin or 1)
         ticks = LogLocator(subs=(1,) if wide else (1, 2, 5))
     colorbar = axes.figure.colorbar(
@@ -267,9 +265,8 @@ def draw_sources(data: ReportData, variants: list[str]) -> Picture:
             _draw_mark(axes, x, y, color, marker, hollow=value == 0)
     axes.set_xscale("log")
     axes.set_xlim(0.8 * drawn.min(), min(1.25 * drawn.max(), 106))
-    axes.xaxis.set_major_locator(
-        LogLocator(subs=(1, 2, 5))
-    )  # powers of ten alone may all lie outside
+    # powers of ten alone may all lie outside
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     axes.minorticks_off()
     axes.set_yticks(range(len(order)), [label_of(data.sources[s]) for s in order])

@@ -134,9 +134,8 @@ def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = plain_type(column.type)
     if column.type == kind:
         return column
-    if pa.types.is_dictionary(
-        column.type
-    ):  # whose values may be views, which a cast of the whole does not take
+    # whose values may be views, which a cast of the whole does not take
+    if pa.types.is_dictionary(column.type):
         return pa.chunked_array([_decoded(chunk, kind) for chunk in column.chunks], kind)
     # A cast keeps what lies between the values of list views, and then they cannot be joined.
     if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):

@@ -20,7 +20,8 @@ EXTENSION_TRACES = [
     base64.b64encode(bytes(shift) + EXTENSION_KEY)[first : (shift + len(EXTENSION_KEY)) * 4 // 3]
     for shift, first in ((0, 0), (1, 2), (2, 3))
 ]
-CONTINUATION = b"\xff" * 4  # begins every message of an Arrow stream
+# begins every message of an Arrow stream
+CONTINUATION = b"\xff" * 4
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -36,7 +36,8 @@ from s2l_ray.edge.parts import PartContext, adopt_parts, parts_by_actors
 from s2l_ray.errors import UserError
 
 NOT_SAMPLED = "not in trajectories.sample"
-COLUMNS = ["example_id", "source", "messages", "tools"]  # that a row is encoded from
+# that a row is encoded from
+COLUMNS = ["example_id", "source", "messages", "tools"]
 
 
 def make(work: Work) -> Outcome:

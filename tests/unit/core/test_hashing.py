@@ -63,13 +63,13 @@ def test_purposes_neighbouring_seeds_and_neighbouring_ids_give_unrelated_hashes(
     pairs = [(hashes[0], other) for other in hashes[1:]] + [(hashes[0, 1:], hashes[0, :-1])]
     for a, b in pairs:
         flipped = np.bitwise_count(a ^ b).mean()
-        assert 31.5 < flipped < 32.5  # 64 fair bits, 4096 times: 32 +- 0.0625
+        # 64 fair bits, 4096 times: 32 +- 0.0625
+        assert 31.5 < flipped < 32.5
 
 
 def test_each_leading_value_is_about_equally_frequent() -> None:
     counts = np.bincount(
         (keyed_hash("a", 3, np.arange(256_000)) >> np.uint64(56)).astype(int), minlength=256
     )
-    assert (
-        (counts - 1000.0) ** 2 / 1000
-    ).sum() < 400  # chi-square, 255 degrees of freedom: p(400) < 1e-7
+    # chi-square, 255 degrees of freedom: p(400) < 1e-7
+    assert ((counts - 1000.0) ** 2 / 1000).sum() < 400

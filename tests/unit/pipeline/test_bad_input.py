@@ -372,7 +372,8 @@ def test_it_is_refused_in_one_message_before_ray_and_nothing_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = kind(case)
-    monkeypatch.setitem(sys.modules, "s2l_ray.edge.session", None)  # importing it would fail
+    # importing it would fail
+    monkeypatch.setitem(sys.modules, "s2l_ray.edge.session", None)
     before = set(case.storage.rglob("manifest.json")) if case.storage.is_dir() else set()
     path = case.folder / "job.yaml"
     path.write_text(yaml.safe_dump(case.job))

@@ -44,11 +44,12 @@ def test_the_paper_run_costs_what_its_models_say(tmp_path: Path) -> None:
     assert costs["proxy"].flops == 6 * proxy * 3 * tokens
     assert costs["trajectories"].flops == 2 * proxy * 13 * tokens
     assert costs["target"].rows == int(0.11 * 262_039)
-    assert costs["clusters"].flops == 3 * 262_039 * 12 * 100 * 100  # columns x clusters x rounds
-    assert (
-        costs["target"].memory == target * 18 / 8
-    )  # ZeRO-3: bf16 weights, fp32 gradients, master and two moments, 8 ways
-    assert costs["proxy"].memory == proxy * (2 + 4 + 12 / 4)  # ZeRO-1 shards the optimiser only
+    # columns x clusters x rounds
+    assert costs["clusters"].flops == 3 * 262_039 * 12 * 100 * 100
+    # ZeRO-3: bf16 weights, fp32 gradients, master and two moments, 8 ways
+    assert costs["target"].memory == target * 18 / 8
+    # ZeRO-1 shards the optimiser only
+    assert costs["proxy"].memory == proxy * (2 + 4 + 12 / 4)
 
 
 def test_statistics_cost_what_they_compute(tmp_path: Path) -> None:
@@ -63,7 +64,8 @@ def test_statistics_cost_what_they_compute(tmp_path: Path) -> None:
     plain = scoring()
     assert scoring("el2n", "mean_probability", "min_probability") == plain
     size, rows = 37_280, 300
-    length = plain / (2 * size * rows * 4)  # tokens of a row: the file's bytes, cut at max_length
+    # tokens of a row: the file's bytes, cut at max_length
+    length = plain / (2 * size * rows * 4)
     assert length == 64
     assert scoring("answer_loss") - plain == pytest.approx(2 * size * rows * 4 * (length / 2 + 1))
     assert scoring("grand") - plain == pytest.approx(

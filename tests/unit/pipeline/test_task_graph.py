@@ -53,7 +53,8 @@ def test_one_at_a_time_keeps_the_order_given() -> None:
 
 
 def test_what_needs_nothing_of_one_another_is_made_at_the_same_time() -> None:
-    together = threading.Barrier(2, timeout=20)  # broken, and so an error, unless two wait at it
+    # broken, and so an error, unless two wait at it
+    together = threading.Barrier(2, timeout=20)
     in_order(
         {"a": set(), "b": set(), "c": set(), "d": set()}, lambda name: together.wait() and None, 2
     )

@@ -216,7 +216,8 @@ def test_the_objective_is_that_of_faiss_and_scikit_learn_from_the_same_start(
     ).fit(rows.astype(np.float64))
     assert ours.objective == pytest.approx(objective(rows, ours.centroids), rel=1e-6)
     assert ours.objective == pytest.approx(objective(rows, reference.cluster_centers_), rel=1e-4)
-    if rows[0, 0] < 900:  # FAISS alone loses half of its digits where all values share an offset
+    # FAISS alone loses half of its digits where all values share an offset
+    if rows[0, 0] < 900:
         other = faiss.Kmeans(rows.shape[1], 20, niter=20, max_points_per_centroid=len(rows), seed=1)
         other.train(np.ascontiguousarray(rows), init_centroids=start)
         assert ours.objective == pytest.approx(objective(rows, other.centroids), rel=1e-4)
@@ -314,7 +315,8 @@ def test_leaving_out_far_centroids_does_not_change_the_nearest_one(
 ) -> None:
     draw = np.random.default_rng(k)
     centroids = rows[draw.permutation(len(rows))[:k]].copy()
-    centroids[: k // 4] = centroids[-(k // 4) :] if k >= 4 else centroids[:0]  # equal ones
+    # equal ones
+    centroids[: k // 4] = centroids[-(k // 4) :] if k >= 4 else centroids[:0]
     index = CentroidIndex(centroids)
     # copies in narrow heaps, so that the balls are small; on a grid, so that distances tie
     heaps = np.concatenate([np.repeat(rows[i : i + 1], 2048, axis=0) for i in range(0, 900, 100)])
@@ -329,9 +331,8 @@ def test_leaving_out_far_centroids_does_not_change_the_nearest_one(
         assert np.mean([*balls.tiles_to_search(index)]) < 0.5
     inside = np.linalg.norm(heaps[:2048] - balls.centres[0], axis=1)
     assert inside.max() <= balls.radii[0]
-    assert (
-        balls.radii[0] <= inside.max() * 1.01 or inside.max() > 1e18
-    )  # squares leave float32: no ball
+    # squares leave float32: no ball
+    assert balls.radii[0] <= inside.max() * 1.01 or inside.max() > 1e18
 
 
 @pytest.mark.parametrize("start", [None, PLAIN[:10]])
@@ -399,10 +400,11 @@ def test_empty_clusters_get_the_farthest_distinct_rows() -> None:
     result = run(rows, 3, start=start, on_round=states.append)
     first = states[0]
     assert first.history[0].reseeded == 2
+    # row 4, not its double 9, then the tie 17
     assert first.centroids[1:].tolist() == [
         [8, 0],
         [0, 8],
-    ]  # row 4, not its double 9, then the tie 17
+    ]
     assert sorted(result.sizes.tolist()) == [1, 3, 26]
     assert result.converged
     assert result.history[-1].reseeded == 0
@@ -417,7 +419,8 @@ def test_a_round_that_seeds_a_cluster_is_not_the_last_although_no_other_centroid
 
 @pytest.mark.parametrize("sizes", [[], [1, 2, 3, 50, 100], [700, 7]])
 def test_the_farthest_rows_are_those_of_a_full_sort(sizes: list[int]) -> None:
-    rows = PLAIN[np.arange(1000) % 400]  # later rows repeat earlier ones
+    # later rows repeat earlier ones
+    rows = PLAIN[np.arange(1000) % 400]
     centroids, taken = PLAIN[:5], PLAIN[100:200]
     squared = ((rows[:, None].astype(np.float64) - centroids[None]) ** 2).sum(axis=2).min(axis=1)
     first = [i for i in np.lexsort((np.arange(1000), -squared)) if i < 400 and not 100 <= i < 200][
@@ -506,7 +509,8 @@ def test_fixed_point_sums_are_exact_sums_of_the_rounded_values(data: st.DataObje
     expected = [[0] * steps for _ in range(k)]
     for row, label in zip(rows, labels, strict=True):
         for t, value in enumerate(row.tolist()):
-            expected[label][t] += round(Fraction(value) * scale)  # exact, half to even
+            # exact, half to even
+            expected[label][t] += round(Fraction(value) * scale)
     assert totals.sums.tolist() == expected
     fixed = [[round(Fraction(value) * scale) for value in row] for row in rows.tolist()]
     assert totals.squares == sum(value**2 for row in fixed for value in row)
@@ -545,7 +549,8 @@ def test_sums_of_many_rows_are_those_of_plain_int64(num: int, scale: float, kind
     }[kind]
     rows = (rows * np.float64(scale)).astype(np.float32)
     labels = draw.integers(0, 400, num).astype(np.uint16)
-    labels[labels > 300] = 300  # a large one, and empty ones behind it
+    # a large one, and empty ones behind it
+    labels[labels > 300] = 300
     exponent = fixed_point_exponent(num, float(np.abs(rows).max()))
     fixed = np.rint(rows.astype(np.float64) * 2.0**exponent).astype(np.int64)
 
@@ -656,7 +661,8 @@ def test_bounds_leave_out_only_rows_that_faiss_would_leave_where_they_are(
     draw = np.random.default_rng(k)
     rows = rows[np.argsort(rows[:, 0])]
     centroids = rows[draw.permutation(len(rows))[:k]].copy()
-    centroids[: k // 8] = centroids[k // 8 : 2 * (k // 8)]  # equal ones, until they part
+    # equal ones, until they part
+    centroids[: k // 8] = centroids[k // 8 : 2 * (k // 8)]
     pruning, labels = Pruning(rows), nearest(rows, CentroidIndex(centroids))
     drift = np.zeros(k)
     for number in range(12):
@@ -672,7 +678,8 @@ def test_bounds_leave_out_only_rows_that_faiss_would_leave_where_they_are(
         )
         before, centroids = centroids, (centroids + step).astype(np.float32)
         if number == 6:
-            centroids[-1] = rows[0]  # as an empty cluster that gets another row
+            # as an empty cluster that gets another row
+            centroids[-1] = rows[0]
         drift = shard_module._drift(before, centroids)
 
 
@@ -685,7 +692,8 @@ def test_what_is_not_near_a_ball_is_farther_from_its_rows_than_two_others(
 ) -> None:
     draw = np.random.default_rng(k)
     offsets = rows[draw.permutation(len(rows))[:k]].astype(np.float64)
-    offsets[: k // 8] = offsets[k // 8 : 2 * (k // 8)]  # equal ones
+    # equal ones
+    offsets[: k // 8] = offsets[k // 8 : 2 * (k // 8)]
     error = np.full(k, 1e-12 * float(np.abs(rows).max()) ** 2)
     for size in (1, 5, 30, 300) * 10:
         first = draw.integers(0, len(rows) - size + 1)
@@ -785,7 +793,8 @@ def test_clusters_under_other_numbers_keep_what_is_known_of_their_rows(k: int) -
 
 
 def test_spread_is_the_sum_of_squared_deviations_of_the_members() -> None:
-    rows = np.tile(PLAIN, (3, 1))  # more than a block
+    # more than a block
+    rows = np.tile(PLAIN, (3, 1))
     centroids = np.concatenate([PLAIN[:7], np.full((1, 12), 1e6, np.float32)])
     labels = nearest(rows, CentroidIndex(centroids))
     expected = [

@@ -72,7 +72,8 @@ def facts(answer: Any) -> Any:
 def test_a_tree_of_shards_answers_as_one_shard(
     query: Query[Shard, Any], tree: Callable[[int], list[list[int]]], reverse: bool
 ) -> None:
-    cuts = [0, 1, 1, 200, 290, 640, 641, ROWS]  # one row, no row, many
+    # one row, no row, many
+    cuts = [0, 1, 1, 200, 290, 640, 641, ROWS]
     shards = [Shard([(IDS[a:b], VALUES[a:b])]) for a, b in zip(cuts, cuts[1:], strict=False)]
     answer = in_tree(shards, tree(len(shards)), 0, query, reverse)
     alone = query.of(Shard([(IDS, VALUES)]))

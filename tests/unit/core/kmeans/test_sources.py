@@ -17,7 +17,8 @@ from s2l_ray.errors import UserError
 
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]
 SIZES = (500, 0, 1, 300, 77, 640)
-SOURCES = 4  # the last one has no rows
+# the last one has no rows
+SOURCES = 4
 
 
 def section(**fields: Any) -> Clusters:

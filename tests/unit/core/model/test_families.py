@@ -138,7 +138,8 @@ def plain(made: Any, row: Encoded) -> dict[str, float]:
     """
     made = copy.deepcopy(made).double()
     if hasattr(made.config, "num_experts_per_tok"):
-        made.set_experts_implementation("eager")  # the default has no fp64
+        # the default has no fp64
+        made.set_experts_implementation("eager")
     layer = made.get_output_embeddings()
     layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
     ids = torch.from_numpy(row.input_ids).long()

@@ -16,8 +16,10 @@ from tests.families import examples, model, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FEW = ("gpt_neox", "llama", "gemma2")  # test_families.py has all of them
-CLOSE = {"rtol": 1e-6, "atol": 1e-5}  # fp32 numbers near 50 lie 4e-6 apart
+# test_families.py has all of them
+FEW = ("gpt_neox", "llama", "gemma2")
+# fp32 numbers near 50 lie 4e-6 apart
+CLOSE = {"rtol": 1e-6, "atol": 1e-5}
 
 
 def batched(made: Any, rows: list[Encoded], pad_id: int = 0) -> torch.Tensor:
@@ -79,9 +81,8 @@ def test_token_losses_come_in_row_major_order(family: str) -> None:
 def test_gradients_equal_those_of_the_plain_loss(family: str) -> None:
     made, rows = copy.deepcopy(model(family)).double(), examples(5, 4)
     with torch.no_grad():
-        made.get_output_embeddings().weight.mul_(
-            0.05
-        )  # away from saturation, so that no gradient vanishes
+        # away from saturation, so that no gradient vanishes
+        made.get_output_embeddings().weight.mul_(0.05)
     ids_BL, learned_BL = (torch.from_numpy(array) for array in pad(rows, 0))
     labels_BL = ids_BL.masked_fill(~learned_BL, -100)
 

@@ -14,7 +14,8 @@ from s2l_ray.config import Model, Training
 from s2l_ray.core.model.order import PASSES, Order
 from s2l_ray.errors import UserError
 
-Row = tuple[int, int]  # part, row of the part
+# part, row of the part
+Row = tuple[int, int]
 # part * 10 + row, as first written
 KEPT = [11, 0, 10, 20, 13, 2, 1, 21, 12, 2, 0, 13, 10, 20, 21, 12, 11, 1]
 

@@ -133,5 +133,6 @@ def test_flops_count_each_pass_and_the_gram_matrices() -> None:
     assert scoring_flops(1000, (50, 8), lengths, learned, ["answer_loss"]) == 2 * 1000 * (
         40 + 24 + 2
     )
-    grams = 2 * (4 * 4 + 20 * 8) * 58  # the second is longer than the layer is wide
+    # the second is longer than the layer is wide
+    grams = 2 * (4 * 4 + 20 * 8) * 58
     assert scoring_flops(1000, (50, 8), lengths, learned, ["grand"]) == 2 * 1000 * 40 + grams

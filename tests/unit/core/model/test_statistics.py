@@ -186,9 +186,8 @@ def test_hopeless_tokens_have_finite_statistics() -> None:
     assert found["loss"] == 200.0
     assert found["mean_probability"] == found["min_probability"] == 0.0
     assert found["el2n"] == pytest.approx(2**0.5)
-    assert found["grand"] == pytest.approx(
-        1.0
-    )  # two tokens, errors and hidden states orthogonal: sqrt(2 * 2) / 2
+    # two tokens, errors and hidden states orthogonal: sqrt(2 * 2) / 2
+    assert found["grand"] == pytest.approx(1.0)
 
 
 def test_errors_that_cancel_give_no_gradient() -> None:
@@ -235,13 +234,13 @@ def test_losses_do_not_depend_on_how_the_vocabulary_is_cut(
 def test_tokens_that_are_forbidden_by_the_layer_add_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        losses, "CPU_BLOCK", (4, 16)
-    )  # whole blocks are forbidden, the first among them
+    # whole blocks are forbidden, the first among them
+    monkeypatch.setattr(losses, "CPU_BLOCK", (4, 16))
     made, _ = table(8, 16, True, "nothing")
     with torch.no_grad():
         made.layer.bias[:10] = -torch.inf
-        made.layer.bias[10:] -= 200  # and all others are far below 0
+        # and all others are far below 0
+        made.layer.bias[10:] -= 200
     batch = [Encoded(0, np.arange(9, 23, dtype=np.int32), np.arange(14) > 0)]
     ids = torch.arange(9, 23)
     with torch.no_grad():

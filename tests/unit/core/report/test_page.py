@@ -28,7 +28,8 @@ HOSTILE = (
     "$\\frac{1}$ \x00\x1b\u4e2d\u6587"
 )
 SHORT = (
-    "$\\frac{1$ \x00\x1b</text>&"  # what is cut for a picture still has all that could break one
+    # what is cut for a picture still has all that could break one
+    "$\\frac{1$ \x00\x1b</text>&"
 )
 SECTIONS = ("variants", "sources", "clusters", "proxy", "left-out", "costs", "examples", "versions")
 VOID = {"meta", "img", "br"}
@@ -226,7 +227,8 @@ def test_hostile_text_is_shown_and_never_interpreted() -> None:
         versions={HOSTILE: HOSTILE},
     )
     text = render(data)
-    text.encode("utf-8")  # a lone surrogate would stop the write
+    # a lone surrogate would stop the write
+    text.encode("utf-8")
     page = Page(text)
     assert "script" not in {tag for tag, _ in page.tags}
     assert page.words.count('<script>alert("x")</script>') >= 8
@@ -289,7 +291,8 @@ def test_beyond_36_clusters_the_largest_get_panels() -> None:
 def test_missing_and_undefined_numbers_are_dashes() -> None:
     data = full_data()
     mean = np.array(data.clusterings[0].mean)
-    mean[2] = np.nan  # an empty cluster
+    # an empty cluster
+    mean[2] = np.nan
     empty = np.where(np.arange(5) == 2, 0, 7)
     shape = clustering(
         5,
@@ -323,7 +326,8 @@ def test_missing_and_undefined_numbers_are_dashes() -> None:
     assert not any(re.search(r"\b(nan|inf)\b", svg) for svg in page.pictures())
     assert "mean loss \u2013 to \u2013" in page.words
     assert "4 of the clusters whole" in page.words
-    assert "macro mean of 1 sources" in page.words  # only camel has a value for both
+    # only camel has a value for both
+    assert "macro mean of 1 sources" in page.words
     assert "Exact match" not in page.words
 
 

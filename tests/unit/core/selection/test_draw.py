@@ -133,10 +133,10 @@ def test_a_realistic_draw_is_exact_and_exchanges_few_keys(
     sizes = asking(chunks)(GroupSizes())
     found = draw(ask, sizes, taken, take, sample=4096, gathered=8192)
     np.testing.assert_array_equal(found.chosen(points), full_sort(points, taken, take))
-    assert len(exchanged) <= 5  # sample, count, perhaps once more, and the keys at the ends
-    assert (
-        max(exchanged) < 4 * 9000
-    )  # a sample of 4096 is about that many; counts come from all four chunks
+    # sample, count, perhaps once more, and the keys at the ends
+    assert len(exchanged) <= 5
+    # a sample of 4096 is about that many; counts come from all four chunks
+    assert max(exchanged) < 4 * 9000
 
 
 def test_many_groups_are_found_all_at_once() -> None:

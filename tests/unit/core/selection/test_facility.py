@@ -63,9 +63,8 @@ def test_the_choice_is_that_of_plain_greedy(kind: str, seed: int) -> None:
     draw = np.random.default_rng(seed)
     rows = {
         "curves": curves(60, seed),
-        "grid": draw.integers(0, 4, (60, 2)).astype(
-            np.float32
-        ),  # many equal distances, many equal rows
+        # many equal distances, many equal rows
+        "grid": draw.integers(0, 4, (60, 2)).astype(np.float32),
         "duplicates": curves(6, seed)[draw.integers(0, 6, 60)],
         "one column": np.round(64 * curves(60, seed)[:, :1]) / 64,
     }[kind]
@@ -98,7 +97,8 @@ def test_a_larger_budget_only_adds_rows() -> None:
         sums.append(total(rows, chosen))
     gains = -np.diff(sums)
     assert (gains >= 0).all()
-    assert (np.diff(gains) <= 1e-5).all()  # submodular: every further row gains less
+    # submodular: every further row gains less
+    assert (np.diff(gains) <= 1e-5).all()
 
 
 @pytest.mark.parametrize("seed", [0, 1])

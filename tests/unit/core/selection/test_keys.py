@@ -88,4 +88,5 @@ def test_order_of_floats_is_the_order_of_their_bits() -> None:
     values = np.array([-np.inf, -1.7e308, -1.0, -5e-324, 0.0, 5e-324, 1.0, np.inf])
     assert (np.diff(ordered_bits(values).astype(object)) > 0).all()
     assert ordered_bits(np.array([-0.0])) == ordered_bits(np.array([0.0]))
-    assert ordered_bits(values).max() < 2**64 - 1  # what stands above every key
+    # what stands above every key
+    assert ordered_bits(values).max() < 2**64 - 1

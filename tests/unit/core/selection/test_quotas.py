@@ -38,7 +38,8 @@ def test_quotas_follow_the_rule_spend_the_budget_and_fill_like_water(
     cut = taken[taken < sizes]
     if len(cut):
         assert cut.max() - cut.min() <= 1
-        assert taken.max() <= cut.min() + 1  # no group got more than one that could have given more
+        # no group got more than one that could have given more
+        assert taken.max() <= cut.min() + 1
 
 
 def test_quotas_of_equal_groups_give_what_the_floors_leave_to_the_last() -> None:
@@ -105,10 +106,12 @@ def test_bug_12_a_source_with_more_rows_than_its_share_and_fewer_than_clusters()
     This is the quotas' half of that bug.
     """
     sizes = np.zeros((2, 100), np.int64)
-    sizes[0, :60] = 1  # a cluster for each of its rows, the others empty
+    # a cluster for each of its rows, the others empty
+    sizes[0, :60] = 1
     sizes[1] = 9
     parents = np.repeat([0, 1], 100)
-    for small in (0, 2):  # 2: all clusters of the first source are tiny, and used all the same
+    # 2: all clusters of the first source are tiny, and used all the same
+    for small in (0, 2):
         taken = quotas(sizes.reshape(-1), 80, small, parents).reshape(2, 100)
         assert taken.sum(axis=1).tolist() == [40, 40]
         assert (taken <= sizes).all()

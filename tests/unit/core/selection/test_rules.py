@@ -222,7 +222,8 @@ def test_s2l_within_sources_shares_over_sources_first(storage: str) -> None:
     ids, _ = chosen_ids(work_for(storage, "s2l_within_sources"))
     per_source = [int((rows.source[np.isin(rows.ids, ids)] == source).sum()) for source in SOURCES]
     assert sum(per_source) == BUDGET
-    assert max(per_source) - min(per_source) <= 1  # every source has more than its share
+    # every source has more than its share
+    assert max(per_source) - min(per_source) <= 1
     for source in SOURCES:
         mine = rows.source == source
         taken = [int(np.isin(rows.ids[mine & (rows.cluster == k)], ids).sum()) for k in range(7)]

@@ -307,17 +307,22 @@ def without(text: str) -> Any:
 
 # How to turn the learned text of X_training (generation marks) into that of X (prefixes).
 DIFFERENCES = {
-    "qwen2_5": without("\n"),  # the line end after the role is inside the marks
+    # the line end after the role is inside the marks
+    "qwen2_5": without("\n"),
     # The next turn's role is the token that ends an answer: inside the marks, but X writes it for
     # the next turn only.
     "glm4moe": lambda spans: [re.sub(r"<\|(user|observation)\|>$", "", span) for span in spans],
-    "gptoss": without("<|start|>assistant"),  # the header is inside the marks
-    "qwen3_6": without("<think>\n"),  # the generation prompt of X opens the thought
+    # the header is inside the marks
+    "gptoss": without("<|start|>assistant"),
+    # the generation prompt of X opens the thought
+    "qwen3_6": without("<think>\n"),
 }
 REFUSED_BY_PREFIXES = {
-    ("qwen3", "multi"),  # drops the empty thought of earlier answers
+    # drops the empty thought of earlier answers
+    ("qwen3", "multi"),
     ("qwen3", "tools"),
-    ("gptoss", "multi"),  # ends the last answer with another token
+    # ends the last answer with another token
+    ("gptoss", "multi"),
     ("qwen3_6", "multi"),
     # Their generation prompt opens a thought.
     *itertools.product(["deepseekv3"], ["single", "multi", "system"]),

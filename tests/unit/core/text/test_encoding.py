@@ -250,7 +250,8 @@ TALK = [
     {"role": "assistant", "content": "Five"},
     {"role": "user", "content": "Six"},
 ]
-TALK_TEXTS = {  # masked and learned text in turn; an end token follows each learned one
+# masked and learned text in turn; an end token follows each learned one
+TALK_TEXTS = {
     "plain": [
         "Be kind.\n[tools]\nOne\nTwo\n",
         f"Three\n{CALLS_TEXT}",
