@@ -1,9 +1,9 @@
 """Bad data that only show once Ray reads or computes them: one error that names the thing and the
 remedy, and no artifact of it."""
 
-import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,11 @@ class Case:
     def rewrite(self, stage: str, change: Callable[[bytes], bytes], wanted: str) -> str:
         """Give an artifact's file other content, with the right size and hash in the manifest."""
         artifact = self.artifact(stage)
-        raw = json.loads(artifact.read("manifest.json"))
-        entries = [
-            *raw["files"],
-            *(entry for part in raw["parts"] for entry in part["files"].values()),
-        ]
-        entry = next(entry for entry in entries if wanted in entry["name"])
-        data = change(artifact.read_file(FileEntry(**entry)))
-        entry.update(vars(artifact.write_named(entry["name"], data)))
-        artifact.write("manifest.json", json.dumps(raw).encode())
-        return str(entry["name"])
+        manifest = artifact.manifest()
+        entry = next(entry for entry in manifest.data_files if wanted in entry.name)
+        written = artifact.write_named(entry.name, change(artifact.read_file(entry)))
+        write_with_entry(artifact, written)
+        return entry.name
 
     def rows(self, *content: dict[str, Any]) -> None:
         """Other raw rows; everything is made anew."""
@@ -58,6 +53,21 @@ class Case:
         self.job["examples"]["files"] = [str(self.folder / "raw")]
         self.job["proxy"] |= {"epochs": None, "steps": 3}
         self.job["subset"]["budget"] = 5
+
+
+def write_with_entry(artifact: Artifact, entry: FileEntry) -> None:
+    """Write the manifest of an artifact with this entry for the file of its name."""
+
+    def changed(old: FileEntry) -> FileEntry:
+        return entry if old.name == entry.name else old
+
+    manifest = artifact.manifest()
+    parts = [
+        replace(part, files={role: changed(old) for role, old in part.files.items()})
+        for part in manifest.parts
+    ]
+    files = [changed(old) for old in manifest.files]
+    artifact.write("manifest.json", replace(manifest, parts=parts, files=files).to_bytes())
 
 
 @pytest.fixture
@@ -122,11 +132,10 @@ def stored_losses_that_are_infinite(case: Case) -> list[str]:
 
 def a_manifest_that_lies_about_a_hash(case: Case) -> list[str]:
     artifact = case.artifact("clusters")
-    raw = json.loads(artifact.read("manifest.json"))
-    raw["parts"][1]["files"]["data"]["sha256"] = "0" * 64
-    artifact.write("manifest.json", json.dumps(raw).encode())
+    entry = artifact.manifest().parts[1].files["data"]
+    write_with_entry(artifact, replace(entry, sha256="0" * 64))
     case.job["subset"]["seed"] = 9
-    return [raw["parts"][1]["files"]["data"]["name"], "expected SHA-256 0000", "Restore the file"]
+    return [entry.name, "expected SHA-256 0000", "Restore the file"]
 
 
 def rows_that_are_all_alike(case: Case) -> list[str]:
