@@ -34,8 +34,9 @@ def check(config: Config, facts: Facts) -> None:
         missing = [step for step in named if step not in steps]
         if missing:
             raise UserError(
-                f"planning clusters: clusters.steps names {', '.join(map(str, missing))}, but the "
-                f"steps that will be stored are {', '.join(map(str, steps))}. Change clusters.steps."
+                f"planning clusters: clusters.steps names {', '.join(map(str, missing))}, but "
+                f"the steps that will be stored are {', '.join(map(str, steps))}. Change "
+                "clusters.steps."
             )
 
 

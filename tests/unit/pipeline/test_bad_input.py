@@ -336,7 +336,7 @@ def texts_beyond_the_positions(case: Case) -> list[str]:
 
 def clusters_of_a_step_that_is_not_stored(case: Case) -> list[str]:
     case.job["clusters"]["steps"] = [1, 3]
-    return ["clusters.steps names step 1", "will be stored are 0, 2, 3", "Change clusters.steps"]
+    return ["clusters.steps names 1", "will be stored are 0, 2, 3", "Change clusters.steps"]
 
 
 def a_rule_at_a_step_that_is_not_stored(case: Case) -> list[str]:
