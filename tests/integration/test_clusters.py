@@ -6,7 +6,6 @@ The trajectories are made here and committed as the stage before would: no model
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -292,11 +291,10 @@ def test_a_dead_run_goes_on_with_the_source_it_was_at(
         with pytest.raises(Interrupted):
             make(data, "dead", data.config(**WITHIN))
     place = data.artifact("clusters", "dead")
-    states = {
-        state["source"]: state
-        for state in (json.loads(place.read(f"rounds/{n}")) for n in place.list("rounds"))
-    }
-    assert sorted(states) == ["a upper", "b/copy"]
+    sources = ["a upper", "b/copy"]
+    names = [clusters.state_name(source) for source in sources]
+    assert sorted(f"rounds/{name}" for name in place.list("rounds")) == sorted(names)
+    states = {s: json.loads(place.read(name)) for s, name in zip(sources, names, strict=True)}
     # at rest
     assert states["a upper"]["history"][-1]["shift"] == 0
     done = len(states["b/copy"]["history"])
@@ -322,22 +320,27 @@ def test_a_shard_that_dies_between_rounds_changes_nothing(
 def test_parts_written_before_a_death_are_kept(
     data: Data, within: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    completed = shards_module._as_completed
+    write = ShardActors.write
 
-    def die_after_one(calls: list[Any]) -> Iterator[Any]:
-        for answer in completed(calls):
-            # of the parts that one shard has written
-            if isinstance(answer, list):
-                raise Interrupted
-            yield answer
+    def die_after_one(calls: list[Any], _: Any) -> None:
+        # of the shards that write their parts
+        ray.wait(calls, num_returns=1)
+        raise Interrupted
 
     with monkeypatch.context() as first:
-        first.setattr(shards_module, "_as_completed", die_after_one)
+
+        def dying(*arguments: Any) -> Any:
+            first.setattr(shards_module, "wait_for", die_after_one)
+            return write(*arguments)
+
+        first.setattr(ShardActors, "write", dying)
         with pytest.raises(Interrupted):
             make(data, "half", data.config(**WITHIN))
     place = data.folder / "clusters" / "half"
     finished = [path.stem for path in (place / "receipts").iterdir()]
-    times = {path: path.stat().st_mtime_ns for stem in finished for path in place.glob(f"{stem}-*")}
+    times = {
+        path: path.stat().st_mtime_ns for stem in finished for path in place.glob(f"data/{stem}-*")
+    }
     assert len(times) >= 4
     assert_same(data, within, make(data, "half", data.config(**WITHIN)))
     assert {path: path.stat().st_mtime_ns for path in times} == times

@@ -4,7 +4,6 @@ whatever order, whoever dies.
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -364,23 +363,28 @@ def test_parts_written_before_a_death_are_kept(
     alone: tuple[Manifest, Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    completed = shards_module._as_completed
+    write = ShardActors.write
 
-    def die_after_one(calls: list[Any]) -> Iterator[Any]:
-        for answer in completed(calls):
-            # of the parts that one shard has written
-            if isinstance(answer, list):
-                raise Interrupted
-            yield answer
+    def die_after_one(calls: list[Any], _: Any) -> None:
+        # of the shards that write their parts
+        ray.wait(calls, num_returns=1)
+        raise Interrupted
 
     with monkeypatch.context() as first:
-        first.setattr(shards_module, "_as_completed", die_after_one)
+
+        def dying(*arguments: Any) -> Any:
+            first.setattr(shards_module, "wait_for", die_after_one)
+            return write(*arguments)
+
+        first.setattr(ShardActors, "write", dying)
         with pytest.raises(Interrupted):
             cluster(source, config, "half", shards=2)
     place = Path(config.run.storage) / "clusters" / "half"
     # a part counts once it has its receipt
     finished = [path.stem for path in (place / "receipts").iterdir()]
-    times = {path: path.stat().st_mtime_ns for stem in finished for path in place.glob(f"{stem}-*")}
+    times = {
+        path: path.stat().st_mtime_ns for stem in finished for path in place.glob(f"data/{stem}-*")
+    }
     assert len(times) >= 4
     grouped = cluster(source, config, "half", shards=2)
     assert {path: path.stat().st_mtime_ns for path in times} == times
