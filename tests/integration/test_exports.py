@@ -135,7 +135,7 @@ def test_all_roles_hold_the_same_rows(storage: str, medoid: Manifest, folder: Pa
     assert data["score"].null_count == 0
     messages = read(storage, medoid, "messages")
     assert messages["example_id"].to_pylist() == ids
-    expected = [[{**turn, "masked": None} for turn in conversation(number)] for number in ids]
+    expected = [conversation(number) for number in ids]
     assert messages["messages"].to_pylist() == expected
     index = read(storage, medoid, "index")
     assert index.column_names == ["example_id", "file", "row", "source", "cluster"]

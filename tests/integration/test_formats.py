@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import yaml
 
 from s2l_ray.core.data.original import original_rows
@@ -36,9 +35,11 @@ def examples(folder: Path, name: str) -> tuple[Artifact, Manifest]:
 
 
 def facts(artifact: Artifact, manifest: Manifest) -> list[tuple[Any, ...]]:
-    table = pa.concat_tables([artifact.read_part(part) for part in manifest.parts])
-    columns = (table[name].to_pylist() for name in ("source", "messages", "tools"))
-    return list(zip(*columns, original_rows(table).to_pylist(), strict=True))
+    found: list[tuple[Any, ...]] = []
+    for table in map(artifact.read_part, manifest.parts):
+        columns = (table[name].to_pylist() for name in ("source", "messages", "tools"))
+        found += zip(*columns, original_rows(table).to_pylist(), strict=True)
+    return found
 
 
 def test_a_folder_of_every_format_is_one_data_set(tmp_path: Path, runs: Runs) -> None:
