@@ -228,10 +228,11 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
 
 def error_of(capsys: pytest.CaptureFixture[str], job: Path, *arguments: str) -> str:
-    assert run.main(["--config", str(job), *arguments]) == 1
+    status = run.main(["--config", str(job), *arguments])
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("error:") == 1
+    assert status == (2 if "reading the command line" in captured.err else 1)
     assert "Traceback" not in captured.err
     return captured.err
 
