@@ -24,9 +24,7 @@ import yaml
 
 from s2l_ray import api, config
 from s2l_ray.core.data.catalog import RawFiles
-from s2l_ray.core.data.columns import column_names
 from s2l_ray.core.data.read import read_part
-from s2l_ray.core.storage.parquet import schema_from_text
 from s2l_ray.core.storage.store import Store
 from s2l_ray.display import say
 from s2l_ray.errors import UsageError
@@ -38,10 +36,8 @@ PARTS_READ = 8
 # Mean characters of a token of English text in the vocabularies of current models.
 CHARACTERS_PER_TOKEN = 4
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
-# The paper's settings, for data that are large enough: MathInstruct has 262,039 rows.
-EPOCHS, BATCH, CHECKPOINTS, CLUSTERS = 3, 128, 12, 100
-# Fewer rows a cluster, or steps between checkpoints, say little.
-ROWS_PER_CLUSTER, STEPS_PER_CHECKPOINT = 20, 4
+# The paper's epochs, and the default global batch.
+EPOCHS, BATCH = 3, 128
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,10 @@ def look(first: config.Config) -> Data:
     section = first.examples
     ranges = raw.ranges(section, "examples")
     chosen = ranges[:: math.ceil(len(ranges) / PARTS_READ)]
-    tables = [read_part(part, section.columns, section.on_bad_row).table for part in chosen]
+    tables = [
+        read_part(part, section.columns, section.on_bad_row, section.ignore).table
+        for part in chosen
+    ]
     characters, sources = [np.empty(0, np.int64)], Counter[str]()
     for table in tables:
         turns = table["messages"].combine_chunks()
@@ -111,12 +110,8 @@ def look(first: config.Config) -> Data:
         ends = turns.offsets.to_numpy() - turns.offsets[0].as_py()
         characters.append(np.diff(np.concatenate([[0], np.cumsum(lengths)])[ends]))
         sources.update(table["source"].to_pylist())
-    names = [
-        column_names(schema_from_text(index.schema, uri).names, section.columns, uri)
-        for uri, index in raw.indexes.items()
-        if index.schema
-    ]
-    whole = any("messages" in each for each in names) or any(
+    uses = [use for of_file in raw.uses["examples"].values() for use in of_file]
+    whole = any(use.becomes == "messages" for use in uses) or any(
         pc.max(pc.list_value_length(table["messages"])).as_py() > 2 for table in tables
     )
     files = len({part.file.uri for part in ranges})
@@ -131,11 +126,8 @@ def num_gpus() -> int:
 
 def proposed(data: Data, model: str | None, cpus: int, gpus: int) -> dict[str, Any]:
     """A job for these data on a machine with so many CPUs and GPUs."""
-    trainers = max(1, gpus)
-    # A power of two for each worker, so that micro-batches divide it.
-    share = max(1.0, min(BATCH / trainers, data.rows / 16))
-    batch = trainers * (1 << int(math.log2(share)))
-    steps = EPOCHS * math.ceil(data.rows / batch)
+    # A power of two, so that its micro-batches divide the global batch.
+    trainers = 1 << int(math.log2(min(max(1, gpus), BATCH)))
     dtype = "bf16" if gpus else "fp32"
     per_token = 1 if model is None else CHARACTERS_PER_TOKEN
     long = float(np.quantile(data.characters, 0.95)) / per_token if len(data.characters) else 0
@@ -150,19 +142,16 @@ def proposed(data: Data, model: str | None, cpus: int, gpus: int) -> dict[str, A
             "prompt": "plain" if data.whole_conversations or model is None else "alpaca",
             "max_length": length,
             "epochs": EPOCHS,
-            "global_batch": batch,
             "learning_rate": 2e-3 if model is None else 2e-5,
             "dtype": dtype,
-            "checkpoints": max(1, min(CHECKPOINTS, steps // STEPS_PER_CHECKPOINT)),
         },
         "trajectories": {"dtype": dtype},
-        "clusters": {"k": max(1, min(CLUSTERS, data.rows // ROWS_PER_CLUSTER))},
         "subset": {"budget": 0.11},
         "scaling": {
             "proxy": {
                 "workers": trainers,
                 "gpus": min(1, gpus),
-                "micro_batch": min(16, batch // trainers),
+                "micro_batch": min(16, BATCH // trainers),
             },
             "trajectories": {"workers": gpus or cpus, "gpus": min(1, gpus)},
             "clusters": {"workers": min(2, cpus)},
@@ -192,7 +181,9 @@ def text_of(job: dict[str, Any], data: Data) -> str:
     mean = data.characters.mean() if len(data.characters) else 0
     comments = {
         "run": f"Written by s2l_ray.init for {data.files:,} files with {data.rows:,} rows; "
-        f"{mean:,.0f} characters a row.\nSources among the rows that were read: {sources}{more}.",
+        f"{mean:,.0f} characters a row.\nSources among the rows that were read: {sources}{more}.\n"
+        "What is not set here (see --help all) is scaled down where the data are few, and it is "
+        "said.",
         "examples": "A bad row stops the run; on_bad_row: reject lists and counts it instead.",
         "proxy": "The small model whose losses are recorded. "
         + (
@@ -202,7 +193,6 @@ def text_of(job: dict[str, Any], data: Data) -> str:
             else "max_length holds 95 % of the rows.\nWith a chat template: prompt: chat."
         ),
         "trajectories": "Losses of every row at every checkpoint; sample: 0.25 takes a quarter.",
-        "clusters": f"At most {CLUSTERS}, and at least {ROWS_PER_CLUSTER} rows each.",
         "subset": "A share of the rows, or a count. The paper takes 11 % of MathInstruct.",
         "scaling": "What this machine has. It never changes which rows are chosen.",
     }

@@ -20,7 +20,7 @@ def files_below(files: pafs.FileSystem, folder: str) -> tuple[list[pafs.FileInfo
     paths, passed_over = _local(folder)
     found = files.get_file_info(paths)
     nothing = [info.path for info in found if info.type != pafs.FileType.File]
-    passed_over |= dict.fromkeys(nothing, "a link that leads nowhere, or no plain file")
+    passed_over |= dict.fromkeys(nothing, "a dangling link, or no regular file")
     return [info for info in found if info.type == pafs.FileType.File], passed_over
 
 

@@ -37,7 +37,7 @@ def _plain_path(text: str) -> str:
     return text
 
 
-# Where something lies inside an artifact's folder: no such path leads out of it.
+# Where something lies inside an artifact's folder: no such path escapes from it.
 PlainPath = Annotated[str, AfterValidator(_plain_path)]
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)

@@ -49,14 +49,14 @@ def join_uri(uri: str, path: str) -> str:
 
 
 def is_plain_path(path: str) -> bool:
-    """Whether a path leads to a place below a folder: plain names with slashes between them."""
+    """Whether a path stays below a folder: plain names with slashes between them."""
     return path.isprintable() and not {"", ".", ".."} & set(path.split("/"))
 
 
 class Store:
     """Whole files under one root, read and written in one call. Pickles as its URI.
 
-    No path leads out of the root, wherever it was read: all methods raise UserError for one that
+    No path escapes from the root, wherever it was read: all methods raise UserError for one that
     has `..` or an empty name in it.
     """
 
@@ -122,7 +122,7 @@ class Store:
         Object stores have none, and some network filesystems.
 
         Args:
-            targets: name of the link -> path below the root that it leads to.
+            targets: name of the link -> path below the root that it points to.
         """
         if not isinstance(self.fs, pafs.LocalFileSystem):
             return

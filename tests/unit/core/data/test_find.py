@@ -137,7 +137,7 @@ def test_a_link_is_followed_once(tree: Path) -> None:
     assert why["again"] == f"a link to {tree}/raw, which is read already"
     assert why["0.jsonl"] == f"a link to {tree}/raw/a.jsonl, which is read already"
     assert why["up"].startswith("a link to")
-    assert why["gone.jsonl"] == why["pipe.jsonl"] == "a link that leads nowhere, or no plain file"
+    assert why["gone.jsonl"] == why["pipe.jsonl"] == "a dangling link, or no regular file"
     link = tree / "elsewhere"
     link.symlink_to(tree / "other")
     assert [file.name for file in find_files([str(link)], None)] == ["g.jsonl"]
