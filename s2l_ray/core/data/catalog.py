@@ -42,13 +42,13 @@ class RawFiles:
         assume: a section whose files cannot be found has no parts, instead of an error.
 
     Attributes:
-        indexes: by URI of the file.
         uses: section -> file name -> what becomes of its columns.
     """
 
     def __init__(self, store: Store, assume: bool) -> None:
         self.store, self.assume = store, assume
-        self.indexes: dict[str, FileIndex] = {}
+        # By URI of the file. Indexes are not kept: each holds the file's first rows.
+        self._text_bytes: dict[str, int] = {}
         self.uses: dict[str, dict[str, list[Use]]] = {}
         self._ranges: dict[str, list[PartRange]] = {}
 
@@ -73,9 +73,8 @@ class RawFiles:
                 indexes = list(
                     pool.map(lambda file: self._index(file, section.rows_per_part), files)
                 )
-            self.indexes.update(
-                {file.uri: index for file, index in zip(files, indexes, strict=True)}
-            )
+            for file, index in zip(files, indexes, strict=True):
+                self._text_bytes[file.uri] = index.text_bytes
             files, indexes = _with_rows(files, indexes)
             check_columns(files, indexes, section.columns, section.ignore)
             for file, index in zip(files, indexes, strict=True):
@@ -93,7 +92,7 @@ class RawFiles:
 
     def text_bytes(self, ranges: list[PartRange]) -> int:
         """Bytes of text, uncompressed, of the files that these parts are of."""
-        return sum(self.indexes[uri].text_bytes for uri in {part.file.uri for part in ranges})
+        return sum(self._text_bytes[uri] for uri in {part.file.uri for part in ranges})
 
     def _files(self, section: Examples | Evaluation, name: str) -> list[RawFile]:
         dataset = getattr(section, "dataset", None)
@@ -160,8 +159,8 @@ def _with_rows(
     pairs = [(file, index) for file, index in zip(files, indexes, strict=True) if index.rows]
     if files and not pairs:
         raise UserError(f"reading {files[0].uri}: it has no rows. Remove it, or name other files.")
-    for file in files:
-        if not any(file is kept for kept, _ in pairs):
+    for file, index in zip(files, indexes, strict=True):
+        if not index.rows:
             log.info("%s has no rows", file.uri)
     return [file for file, _ in pairs], [index for _, index in pairs]
 
