@@ -10,7 +10,6 @@ this machine. Nothing is trained.
 
 import argparse
 import functools
-import glob
 import math
 import os
 from collections import Counter
@@ -28,7 +27,7 @@ from s2l_ray.core.data.read import read_part
 from s2l_ray.core.storage.store import Store
 from s2l_ray.display import say
 from s2l_ray.errors import UsageError
-from s2l_ray.pipeline.estimate import print_plan
+from s2l_ray.pipeline.estimate import num_gpus, print_plan
 from s2l_ray.run import exit_status, leave, set_up_logging
 
 # Parts that are read for the lengths and sources of rows.
@@ -117,11 +116,6 @@ def look(first: config.Config) -> Data:
     files = len({part.file.uri for part in ranges})
     rows = sum(part.rows for part in ranges)
     return Data(rows, files, np.concatenate(characters), sources, whole)
-
-
-def num_gpus() -> int:
-    """NVIDIA GPUs of this machine."""
-    return len(glob.glob("/dev/nvidia[0-9]*"))
 
 
 def proposed(data: Data, model: str | None, cpus: int, gpus: int) -> dict[str, Any]:

@@ -49,9 +49,9 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     if plan.uses and not args.quiet:
         Console().print(columns_table(plan))
     if args.dry_run:
-        from s2l_ray.pipeline.estimate import print_plan
+        from s2l_ray.pipeline.estimate import dry_run
 
-        print_plan(plan)
+        dry_run(plan)
     else:
         print_results(plan, api.make(plan))
 

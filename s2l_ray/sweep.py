@@ -53,9 +53,9 @@ def _sweep(args: argparse.Namespace, overrides: list[str]) -> None:
     base = _base(load_job(args.config, overrides))
     grid = _grid(args.over, base)
     if args.dry_run:
-        from s2l_ray.pipeline.estimate import print_plan
+        from s2l_ray.pipeline.estimate import dry_run
 
-        print_plan(pipeline.plan(_job_of(base, _points(grid)), until, assume=True))
+        dry_run(pipeline.plan(_job_of(base, _points(grid)), until, assume=True))
         return
     rows = run(base, grid, until)
     Console(wide=True).print(_table(grid, rows))

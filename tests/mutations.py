@@ -926,6 +926,27 @@ STORAGE = (
 
 PIPELINE = (
     Mutation(
+        "a_dry_run_passes_over_models_only_where_they_are_not_at_hand",
+        "core/model/places.py",
+        "if model.hub is not None:\n        return False",
+        "if model.path is None:\n        return False",
+        ("pipeline/test_estimate.py::test_a_dry_run_looks_at_the_models_that_are_at_hand",),
+    ),
+    Mutation(
+        "a_dry_run_refuses_what_the_machine_cannot_hold",
+        "pipeline/estimate.py",
+        "placement.check_placement(node.request, node.at_once, hosts)",
+        "pass",
+        ("pipeline/test_estimate.py",),
+    ),
+    Mutation(
+        "a_score_is_tried_on_the_steps_that_will_be_stored",
+        "stages/subset/stage.py",
+        "expressions.try_on(score, len(steps))",
+        "expressions.try_on(score, 9)",
+        ("pipeline/test_bad_input.py",),
+    ),
+    Mutation(
         "the_plan_counts_the_sample",
         "stages/clusters/stage.py",
         "section.k > facts.scored",

@@ -111,11 +111,19 @@ def parse(text: str) -> Expression:
     made = Expression(
         text, names, any(node.id == "at" for node in used if id(node) in called), compute
     )
-    # Many steps, so that x[number] finds its step; whether the data have it is seen when it is
-    # computed.
-    trial = {name: np.ones((2, 1 if name in PER_ROW else 2 * MAX_LENGTH)) for name in COLUMNS}
-    made(Columns(trial, num_rows=2, num_steps=2 * MAX_LENGTH, at=1))
+    # Many steps, so that x[number] finds its step; whether the data have it is for later.
+    try_on(made, 2 * MAX_LENGTH)
     return made
+
+
+def try_on(expression: Expression, num_steps: int) -> None:
+    """Compute a score on made-up columns of so many stored steps, step 0 included.
+
+    Raises:
+        ExpressionError: it cannot be computed on them.
+    """
+    trial = {name: np.ones((2, 1 if name in PER_ROW else num_steps)) for name in COLUMNS}
+    expression(Columns(trial, num_rows=2, num_steps=num_steps, at=num_steps - 1))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,11 +1,13 @@
-"""What the cluster holds, and what a stage's request may take of it."""
+"""What the cluster holds, and what a stage's request may take of it.
+
+Ray is imported only where the cluster is asked, so that a plan can ask the same of hosts it knows.
+"""
 
 from collections import Counter
-
-import ray
+from collections.abc import Sequence
 
 from s2l_ray.contract.stage import Request
-from s2l_ray.edge import packing, worker_pool
+from s2l_ray.edge import packing
 from s2l_ray.edge.packing import Host
 from s2l_ray.errors import UserError
 
@@ -18,6 +20,7 @@ READERS_PER_TRAINING = 2
 
 def hosts() -> list[Host]:
     """The hosts of the cluster; what it can grow by, where that is known, stands as one more."""
+    import ray
     from ray._private.state import state
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -30,30 +33,33 @@ def hosts() -> list[Host]:
     return [*found, more]
 
 
-def capacity() -> dict[str, float]:
-    """CPUs and GPUs of the cluster, as far as it can autoscale where that is known."""
-    found = hosts()
+def capacity(found: Sequence[Host]) -> dict[str, float]:
+    """CPUs and GPUs of all hosts."""
     return {"CPU": sum(host.cpus for host in found), "GPU": sum(host.gpus for host in found)}
 
 
 def free() -> dict[str, float]:
-    """Of the capacity, what this job's training workers do not hold."""
+    """Of the cluster's capacity, what this job's training workers do not hold."""
+    from s2l_ray.edge import worker_pool
+
     held = worker_pool.held()
-    return {kind: amount - held[kind] for kind, amount in capacity().items()}
+    return {kind: amount - held[kind] for kind, amount in capacity(hosts()).items()}
 
 
 def make_room(request: Request) -> None:
     """End idle training workers where they hold what a request for actors or tasks needs."""
     if request.kind not in ("actors", "tasks"):
         return
+    from s2l_ray.edge import worker_pool
+
     left = free()
     cpus = max(TASK_CPUS, request.count * (request.cpus or 0.0))
     if left["CPU"] < cpus or left["GPU"] < request.count * request.gpus:
         worker_pool.end_idle()
 
 
-def check_placement(request: Request, at_once: int) -> None:
-    """Refuse a request that the cluster cannot hold before the first stage starts, not hours later.
+def check_placement(request: Request, at_once: int, found: Sequence[Host]) -> None:
+    """Refuse a request that hosts cannot hold before the first stage starts, not hours later.
 
     Args:
         at_once: see `worker_cpus`.
@@ -62,23 +68,25 @@ def check_placement(request: Request, at_once: int) -> None:
         UserError: it cannot be held.
     """
     if request.kind == "workers":
-        worker_cpus(request, at_once)
+        worker_cpus(request, at_once, found)
     elif request.kind == "actors":
-        actor_cpus(request)
+        actor_cpus(request, found)
 
 
-def worker_cpus(request: Request, at_once: int) -> float:
+def worker_cpus(request: Request, at_once: int, found: Sequence[Host] = ()) -> float:
     """CPUs of one training worker. The tasks that feed it need some too, or it would wait for ever.
 
     Both are counted host by host: what is left on several hosts is of no use to one reader.
 
     Args:
         at_once: how many trainings may go on at the same time; each takes at most such a share.
+        found: the hosts; default: those of the cluster.
 
     Raises:
         UserError: the request cannot be held beside its readers.
     """
-    found, have, stage, count = hosts(), capacity(), request.stage, request.count
+    found = found or hosts()
+    have, stage, count = capacity(found), request.stage, request.count
     workers = count * at_once
     who = f"{count} workers"
     remedy = f"Lower scaling.{stage}.workers"
@@ -88,7 +96,7 @@ def worker_cpus(request: Request, at_once: int) -> float:
     if request.gpus * workers > have["GPU"]:
         raise UserError(
             f"placing {stage}: {who} with scaling.{stage}.gpus = {request.gpus} need more than the "
-            f"{have['GPU']:g} GPUs of the cluster. {remedy}, or add nodes."
+            f"{have['GPU']:g} GPUs that there are. {remedy}, or add nodes."
         )
     readers = READERS_PER_TRAINING * at_once
     if request.cpus is None:
@@ -107,7 +115,7 @@ def worker_cpus(request: Request, at_once: int) -> float:
     return share
 
 
-def _listed(found: list[Host]) -> str:
+def _listed(found: Sequence[Host]) -> str:
     """The CPUs of hosts, such as `2 x 4 + 1 x 8`."""
     counts = Counter(host.cpus for host in found if host.cpus)
     return " + ".join(f"{count} x {cpus:g}" for cpus, count in counts.items()) or "no host"
@@ -127,27 +135,32 @@ def shortage(stage: str, count: int, cpus: float, gpus: float = 0.0) -> str | No
     )
 
 
-def actor_cpus(request: Request) -> float:
+def actor_cpus(request: Request, found: Sequence[Host] = ()) -> float:
     """CPUs of one actor: as asked for, or else those of a task where all fit, and an equal share of
     nine tenths of what is free where they do not.
 
     The last tenth is left for whoever waits for the actors, such as the trial of a sweep.
 
+    Args:
+        found: the hosts, all of them free; default: those of the cluster.
+
     Raises:
         UserError: not even one actor fits (not all, where all are needed), so that its stage would
             wait for ever.
     """
-    have, stage = capacity(), request.stage
+    left = capacity(found) if found else free()
+    found = found or hosts()
+    have, stage = capacity(found), request.stage
     least, most = (0.01, 1.0) if request.all_at_once else (0.1, TASK_CPUS)
-    share = int(90 * free()["CPU"] / request.count) / 100
+    share = int(90 * left["CPU"] / request.count) / 100
     cpus = request.cpus or max(least, min(most, share))
     together = request.count if request.all_at_once else 1
     if request.all_at_once and request.cpus is None:
-        cpus = packing.actor_share(hosts(), together, cpus) or cpus
-    if packing.holds(hosts(), cpus, request.gpus) < together:
+        cpus = packing.actor_share(found, together, cpus) or cpus
+    if packing.holds(found, cpus, request.gpus) < together:
         raise UserError(
             f"placing {stage}: {together} actor(s) need {cpus * together:g} CPUs and "
-            f"{request.gpus * together:g} GPUs, but the cluster has {have['CPU']:g} and "
+            f"{request.gpus * together:g} GPUs, but there are {have['CPU']:g} and "
             f"{have['GPU']:g}. Lower scaling.{stage}, or add nodes."
         )
     return cpus

@@ -82,40 +82,53 @@ def _native_lines_to_log() -> None:
         os.dup2(file.fileno(), 2)
 
 
+# Workers' own lines stay in Ray's log folder: what matters comes back as results or errors.
+OPTIONS: dict[str, Any] = {
+    "namespace": NAMESPACE,
+    "log_to_driver": False,
+    "logging_level": logging.ERROR,
+}
+
+
+def join_running() -> bool:
+    """Join the Ray cluster this process belongs to; whether there is one.
+
+    Raises:
+        UserError: there is none where RAY_ADDRESS says that there is.
+    """
+    if ray.is_initialized():
+        return True
+    if os.environ.get("RAY_ADDRESS") == "local":
+        return False
+    try:
+        ray.init(address="auto", **OPTIONS)
+    except ConnectionError as error:
+        if "RAY_ADDRESS" in os.environ:
+            raise UserError(
+                "joining the Ray cluster at RAY_ADDRESS = "
+                f"{os.environ['RAY_ADDRESS']}: {error}. Is it running, and is RAY_AUTH_TOKEN "
+                "its token? Unset RAY_ADDRESS to work on this machine alone."
+            ) from None
+        log.info("no Ray cluster to join here (%s)", str(error).splitlines()[0].rstrip("."))
+        return False
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    log.info(
+        "joined the Ray cluster at %s: %d node(s), %s",
+        ray.get_runtime_context().gcs_address,
+        len(nodes),
+        _resources(),
+    )
+    return True
+
+
 def _join(scaling: Scaling) -> None:
-    # Workers' own lines stay in Ray's log folder: what matters comes back as results or errors.
-    options: dict[str, Any] = {
-        "namespace": NAMESPACE,
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-    }
-    if os.environ.get("RAY_ADDRESS") != "local":
-        try:
-            ray.init(address="auto", **options)
-        except ConnectionError as error:
-            if "RAY_ADDRESS" in os.environ:
-                raise UserError(
-                    "joining the Ray cluster at RAY_ADDRESS = "
-                    f"{os.environ['RAY_ADDRESS']}: {error}. Is it running, and is RAY_AUTH_TOKEN "
-                    "its token? Unset RAY_ADDRESS to work on this machine alone."
-                ) from None
-            log.info("no Ray cluster to join here (%s)", str(error).splitlines()[0].rstrip("."))
-        else:
-            nodes = [node for node in ray.nodes() if node["Alive"]]
-            log.info(
-                "joined the Ray cluster at %s: %d node(s), %s",
-                ray.get_runtime_context().gcs_address,
-                len(nodes),
-                _resources(),
-            )
-    if not ray.is_initialized():
-        cpus = scaling.local_cpus or os.cpu_count()
+    if not join_running():
         ray.init(
             address="local",
-            num_cpus=cpus,
+            num_cpus=scaling.local_cpus or os.cpu_count(),
             object_store_memory=scaling.local_object_store,
             include_dashboard=False,
-            **options,
+            **OPTIONS,
         )
         log.info("started Ray on this machine: %s", _resources())
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from s2l_ray.contract.work import Outcome, Work
 from s2l_ray.core.model.architecture import check_architecture, check_positions
 from s2l_ray.core.model.loading import check_weights, load_encoder
+from s2l_ray.core.model.places import at_hand
 from s2l_ray.core.storage.info import stored
 from s2l_ray.core.storage.manifest import FORMAT, Manifest
 from s2l_ray.edge.failures import of_system
@@ -106,24 +107,32 @@ def _begin(plan: Plan, missing: list[Node]) -> None:
     # Not beside the stages: two threads must not begin modules that import each other.
     importing.join()
     share(missing)
+    hosts = placement.hosts()
     for node in missing:
-        placement.check_placement(node.request, node.at_once)
+        placement.check_placement(node.request, node.at_once, hosts)
     session.check_storage(plan.store)
 
 
-def check_models(missing: list[Node]) -> None:
+def check_models(missing: list[Node], assume: bool = False) -> None:
     """Load config and tokenizer of every model that will be used, build it, check weights' headers.
+
+    Args:
+        assume: pass over models and tokenizers that are not at hand.
 
     Raises:
         UserError: one that cannot be used.
     """
     for node in missing:
         for section in node.stage.models(node.config):
+            if assume and not at_hand(section.model, section.tokenizer):
+                continue
             load_encoder(section)
             if section.trained:
                 check_architecture(section.model)
                 check_weights(section.model)
         for section, tokens, field in node.stage.texts(node.config):
+            if assume and not at_hand(section.model):
+                continue
             check_positions(section.model, tokens, field)
 
 

@@ -24,6 +24,8 @@ def no_ray_and_no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(ray, "init", refused)
+    # Plans are for this machine.
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setattr(time, "sleep", refused)
 
 

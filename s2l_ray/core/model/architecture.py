@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from s2l_ray.config import Model, expressions
-from s2l_ray.core.model.places import pretrained
+from s2l_ray.core.model.places import at_hand, pretrained
 from s2l_ray.errors import UserError
 
 # Fields that transformers reads though its config classes do not list them.
@@ -214,7 +214,7 @@ def parameters(model: Model) -> int | None:
 
     if model.parameters is not None:
         return model.parameters
-    if model.hub is not None:
+    if not at_hand(model):
         return None
     with torch.device("meta"):
         built = build(load_config(model))
@@ -222,8 +222,8 @@ def parameters(model: Model) -> int | None:
 
 
 def output_shape(model: Model) -> tuple[int, int]:
-    """V and H of the output layer; zeros for Hub names, whose config is not at hand."""
-    if model.hub is not None:
+    """V and H of the output layer; zeros where the config is not at hand."""
+    if not at_hand(model):
         return 0, 0
     config = load_config(model)
     return config.vocab_size, config.hidden_size

@@ -43,6 +43,21 @@ def identity(model: Model, tokenizer: str | None) -> dict[str, Any]:
     return {"model": weights, "tokenizer": words}
 
 
+def at_hand(model: Model, tokenizer: str | None = BYTES) -> bool:
+    """Whether a model and its tokenizer can be read without the Hugging Face Hub."""
+    if model.hub is not None:
+        return False
+    return all(name in (None, BYTES) or _is_there(name) for name in (model.path, tokenizer))
+
+
+def _is_there(folder: str) -> bool:
+    try:
+        filesystem_, path = filesystem(folder)
+        return bool(filesystem_.get_file_info(path).type == pafs.FileType.Directory)
+    except (OSError, UserError):
+        return False
+
+
 def folder_hashes(uri: str) -> dict[str, str]:
     """Relative name -> SHA-256 of the files of a model or tokenizer folder that can matter.
 

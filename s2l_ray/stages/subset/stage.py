@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from s2l_ray.config import Config
+from s2l_ray.config import Config, expressions
 from s2l_ray.contract.stage import Cost, Facts, Request, Stage
 from s2l_ray.core.model.schedule import stored_steps
 from s2l_ray.core.selection.quotas import budget_rows
-from s2l_ray.core.selection.rules import by_cluster, uses_at
+from s2l_ray.core.selection.rules import by_cluster, rule_of, uses_at
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.errors import UserError
 
@@ -25,9 +25,16 @@ def inputs(config: Config) -> dict[str, str | Artifact]:
 def check(config: Config, facts: Facts) -> None:
     if isinstance(config.subset.budget, int):
         budget_rows(config.subset.budget, facts.scored)
-    at = config.subset.at
-    for steps in stored_steps(config, facts.rows) if uses_at(config.subset) else ():
-        if isinstance(at, int) and at not in steps:
+    at, score = config.subset.at, expressions.parse(rule_of(config.subset).score)
+    for steps in stored_steps(config, facts.rows):
+        try:
+            expressions.try_on(score, len(steps))
+        except expressions.ExpressionError as error:
+            raise UserError(
+                f"planning the subset: subset.rule's score {error}. Change the score, or make more "
+                "checkpoints (proxy.checkpoints)."
+            ) from None
+        if score.uses_at and isinstance(at, int) and at not in steps:
             raise UserError(
                 "planning the subset: expected subset.at to be early, late or one of the steps "
                 f"that will be stored, {', '.join(map(str, steps))}; got {at}. Change subset.at."

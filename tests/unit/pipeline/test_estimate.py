@@ -2,22 +2,28 @@
 check by hand.
 """
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from s2l_ray import config, pipeline, run
+from s2l_ray.errors import UserError
 from s2l_ray.pipeline import estimate
 from tests import tiny
 from tests.committed import commit
 
+GPT2 = {
+    "model_type": "gpt2", "vocab_size": 260, "n_positions": 256, "n_embd": 32, "n_layer": 1,
+    "n_head": 2,
+}  # fmt: skip
 JOBS = sorted((Path(__file__).parents[3] / "jobs").glob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("RAY_ADDRESS", "local")
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
@@ -92,3 +98,74 @@ def test_a_real_run_needs_its_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     path = next(str(path) for path in JOBS if "paper" in path.name)
     assert run.main(["--config", path, f"--run.storage={tmp_path}"]) == 1
     assert "MathInstruct.jsonl matches no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["--scaling.proxy.workers=2"], None),
+        (
+            ["--scaling.proxy.workers=200", "--proxy.global_batch=1600", "--proxy.epochs=16"],
+            "200 workers take 2 of 2 CPUs .1 x 2., at most 200 of 200 fit, and 2 tasks of 0.25 "
+            "CPUs .* Lower scaling.proxy.workers or",
+        ),
+        (["--scaling.target.cpus=1.6"], "1 workers take 1.6 of 2 CPUs .*Lower scaling.target"),
+        (["--scaling.proxy.gpus=1"], "need more than the 0 GPUs that there are. Lower scaling.pro"),
+        (["--scaling.trajectories.cpus=3"], "need 3 CPUs .* there are 2 .*scaling.trajectories"),
+        (["--scaling.clusters.workers=300"], "300 .* CPUs .* there are 2 .*Lower scaling.clusters"),
+    ],
+)
+def test_a_dry_run_refuses_what_this_machine_cannot_hold_after_its_plan(
+    overrides: list[str],
+    said: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(estimate, "num_gpus", lambda: 0)
+    job = tmp_path / "job.yaml"
+    job.write_text(json.dumps(tiny.job(tmp_path)))
+    status = run.main(["--config", str(job), "--dry-run", *overrides])
+    printed = capsys.readouterr()
+    assert "│ target" in printed.out
+    assert "this machine has 2 CPUs (scaling.local_cpus)" in " ".join(printed.out.split())
+    assert status == (1 if said else 0)
+    assert re.search(said or "^$", " ".join(printed.err.split("error: ")[-1].split()))
+
+
+def test_a_dry_run_of_data_that_are_elsewhere_says_what_does_not_fit_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = tiny.job(tmp_path, examples={"files": ["not/here"], "expected_rows": 300})
+    made_plan = pipeline.plan(
+        config.load(None, ["--scaling.target.workers=2", "--scaling.target.cpus=1"], tree),
+        assume=True,
+    )
+    estimate.dry_run(made_plan)
+    assert "it does NOT fit: placing target: 2 workers take 2 of 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["--proxy.max_length=257"], "proxy.max_length = 257 tokens, but its table of positions"),
+        (
+            ["--target.max_length=250", "--evaluation.max_new_tokens=7"],
+            "target.max_length [+] evaluation.max_new_tokens = 257 tokens",
+        ),
+        (["--proxy.model.config.n_head=5"], "building the model"),
+        (["--target.tokenizer=not/at/hand"], None),
+        (["--proxy.model={hub: org/not-here}"], None),
+    ],
+)
+def test_a_dry_run_looks_at_the_models_that_are_at_hand(
+    overrides: list[str], said: str | None, tmp_path: Path
+) -> None:
+    model = {"config": GPT2}
+    tree = tiny.job(tmp_path, proxy={"model": model}, target={"model": model})
+    made_plan = pipeline.plan(config.load(None, overrides, tree), assume=True)
+    if said is None:
+        estimate.dry_run(made_plan)
+        return
+    with pytest.raises(UserError, match=said):
+        estimate.dry_run(made_plan)
