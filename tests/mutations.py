@@ -484,6 +484,23 @@ MODEL = (
     ),
 )
 
+TRAINING = (
+    Mutation(
+        "deepspeed_json_contradicts",
+        "core/model/zero.py",
+        "if came != expected and not (key",
+        "if False and not (key",
+        ("core/model/test_zero.py",),
+    ),
+    Mutation(
+        "deepspeed_place_counts",
+        "core/model/zero.py",
+        "for key, value in _leaves(settings_of(section))\n",
+        'for key, value in [("path", section.deepspeed)]\n',
+        ("core/model/test_zero.py",),
+    ),
+)
+
 KMEANS = (
     Mutation(
         "clusters_are_numbered_by_mean",
@@ -1022,6 +1039,7 @@ MUTATIONS = (
     *SELECTION,
     *TEXT,
     *MODEL,
+    *TRAINING,
     *KMEANS,
     *DATA,
     *ROWS,

@@ -99,7 +99,7 @@ def job(folder: Path, count: int = 300, **sections: Any) -> dict[str, Any]:
         "trajectories": {"dtype": "fp32", "tokens_per_batch": 2048},
         "clusters": {"k": 5, "max_rounds": 20},
         "subset": {"budget": 60, "rows_per_file": 25},
-        "target": {**training, "steps": 6, "zero_stage": 2},
+        "target": {**training, "steps": 6, "deepspeed": "zero2"},
         "evaluation": {"files": [str(folder / "heldout")], "max_new_tokens": 8},
         "scaling": {
             "proxy": {"micro_batch": 8},

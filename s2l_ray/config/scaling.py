@@ -6,6 +6,7 @@ A subsection per stage says how many processes work on it and what each of them 
 from pydantic import Field
 
 from s2l_ray.config.section import Section
+from s2l_ray.config.training import Training
 
 
 class Workers(Section):
@@ -40,6 +41,15 @@ class TrainingWorkers(ModelWorkers):
         ge=1,
         description="examples of one worker and forward pass; gradient accumulation follows",
     )
+    offload_to: str | None = Field(
+        None,
+        description="folder on a local NVMe disk of every machine, which takes AdamW's state with "
+        "deepspeed: zero3_offload in place of the CPU's memory",
+    )
+
+    def micro_batch_of(self, section: Training) -> int:
+        """Under dropout 1: alone in a pass, an example draws the same whatever workers compute."""
+        return 1 if section.dropout else self.micro_batch
 
 
 class TargetWorkers(TrainingWorkers):

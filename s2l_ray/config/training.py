@@ -6,6 +6,14 @@ from pydantic import Field, field_validator, model_validator
 
 from s2l_ray.config.section import Section, Seed, merge
 
+# What each preset stands for among DeepSpeed's own settings.
+PRESETS: dict[str, dict[str, Any]] = {
+    "zero1": {"zero_optimization": {"stage": 1}},
+    "zero2": {"zero_optimization": {"stage": 2}},
+    "zero3": {"zero_optimization": {"stage": 3}},
+    "zero3_offload": {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}},
+}
+
 
 class Model(Section):
     """Exactly one of path, hub and config."""
@@ -105,8 +113,11 @@ class Training(Section):
     dtype: Literal["bf16", "fp32"] = Field(
         "bf16", description="precision of weights in the forward pass; master weights are fp32"
     )
-    zero_stage: Literal[1, 2, 3] = Field(
-        1, description="DeepSpeed ZeRO stage: what is sharded over the workers"
+    deepspeed: str = Field(
+        "zero1",
+        description="what DeepSpeed shards over the workers: zero1 (AdamW's state), zero2 (also "
+        "gradients), zero3 (also weights), zero3_offload (AdamW's state in the CPU's memory); or a "
+        "file with DeepSpeed's own JSON, whose keys count over ours",
     )
     shuffle_window: int = Field(
         131_072,
@@ -122,6 +133,15 @@ class Training(Section):
     def trained(self) -> bool:
         """Whether the job trains this model itself."""
         return True
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _a_preset_or_a_file(cls, value: str) -> str:
+        if value not in PRESETS and not value.endswith(".json"):
+            raise ValueError(
+                f"expected {', '.join(PRESETS)} or the path of a .json file, got {value!r}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _template_is_used(self) -> "Training":

@@ -28,7 +28,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from s2l_ray.config import Model, Training  # noqa: E402
+from s2l_ray.config import Model, Training, TrainingWorkers  # noqa: E402
 from s2l_ray.core.memory import keep_freed_memory  # noqa: E402
 from s2l_ray.core.model.architecture import build  # noqa: E402
 from s2l_ray.core.model.losses import token_losses  # noqa: E402
@@ -202,7 +202,7 @@ def train_ours(
     train(
         lambda: build(config),
         None,
-        TrainingSetup(section, steps, (steps,), args.micro_batch),
+        TrainingSetup(section, steps, (steps,), TrainingWorkers(micro_batch=args.micro_batch)),
         lambda _: told(),
         Folder(folder / "artifact"),
         Worker(rank, workers, torch.device("cpu")),

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from s2l_ray.config import Model, Training
+from s2l_ray.config import Model, Training, TrainingWorkers
 from s2l_ray.core.model.checkpoint import checkpoint_files
 from s2l_ray.core.model.losses import token_losses
 from s2l_ray.core.model.schedule import TrainingSetup, learning_rate_at
@@ -41,7 +41,8 @@ SECTION = Training(
     dtype="fp32",
     seed=5,
 )
-SHORT = TrainingSetup(SECTION, total_steps=3, checkpoint_steps=(0, 3), micro_batch=2)
+WORKERS = TrainingWorkers(micro_batch=2)
+SHORT = TrainingSetup(SECTION, total_steps=3, checkpoint_steps=(0, 3), scaling=WORKERS)
 
 
 def changed(setup: TrainingSetup, **fields: Any) -> TrainingSetup:
@@ -202,9 +203,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(given, root / "given.safetensors")
     given["model.embed_tokens.weight"][VOCABULARY - 1] = math.nan
     save_file(given, root / "poisoned.safetensors")
-    stages = [changed(SHORT, zero_stage=stage) for stage in (1, 2, 3)]
+    stages = {stage: changed(SHORT, deepspeed=f"zero{stage}") for stage in (1, 2, 3)}
     long = {
-        (stage, dtype): changed(LONG, zero_stage=stage, dtype=dtype)
+        (stage, dtype): changed(LONG, deepspeed=f"zero{stage}", dtype=dtype)
         for stage in (1, 2, 3)
         for dtype in ("fp32", "bf16")
     }
@@ -227,39 +228,40 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_team(
         2,
         [
-            *(Job(f"plain-2-{setup.section.zero_stage}", setup) for setup in stages),
+            *(Job(f"plain-2-{stage}", setup) for stage, setup in stages.items()),
             *(
-                Job(f"given-{setup.section.zero_stage}", setup, weights="given.safetensors")
-                for setup in stages
+                Job(f"given-{stage}", setup, weights="given.safetensors")
+                for stage, setup in stages.items()
             ),
             *(
                 Job(
-                    f"given-bf16-{setup.section.zero_stage}",
+                    f"given-bf16-{stage}",
                     changed(setup, dtype="bf16"),
                     weights="given.safetensors",
                 )
-                for setup in stages[1:]
+                for stage, setup in list(stages.items())[1:]
             ),
             *(
-                Job(f"clipped-{setup.section.zero_stage}", changed(setup, gradient_clipping=0.5))
-                for setup in stages
+                Job(f"clipped-{stage}", changed(setup, gradient_clipping=0.5))
+                for stage, setup in stages.items()
             ),
             *(
-                Job(f"tied-{setup.section.zero_stage}", setup, tied=True)
-                for setup in (stages[0], stages[2])
+                Job(f"tied-{stage}", setup, tied=True)
+                for stage, setup in stages.items()
+                if stage != 2
             ),
             *(
                 Job(
-                    f"masters-{setup.section.zero_stage}-{name}",
+                    f"masters-{stage}-{name}",
                     changed(setup, **UNMOVED),
                     None,
                     name,
                 )
-                for setup in stages
+                for stage, setup in stages.items()
                 for name in ("given.safetensors", None)
             ),
             Job("dropped-2", changed(SHORT, dropout=True), dropout=0.5),
-            Job("poisoned", stages[0], weights="poisoned.safetensors"),
+            Job("poisoned", stages[1], weights="poisoned.safetensors"),
             Job("two-then-one", long[3, "fp32"], dies_after=5),
             *living_and_dying(2),
         ],
@@ -278,15 +280,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_team(
         1,
         [
-            *(Job(f"plain-1-{setup.section.zero_stage}", setup) for setup in stages),
-            Job("one-pass", replace(SHORT, micro_batch=8)),
-            Job("dropped-1", replace(changed(SHORT, dropout=True), micro_batch=4), dropout=0.5),
+            *(Job(f"plain-1-{stage}", setup) for stage, setup in stages.items()),
+            Job("one-pass", replace(SHORT, scaling=TrainingWorkers(micro_batch=8))),
+            Job(
+                "dropped-1",
+                replace(changed(SHORT, dropout=True), scaling=TrainingWorkers(micro_batch=4)),
+                dropout=0.5,
+            ),
             Job("two-then-one", long[1, "fp32"]),
             *(Job(name, long[1, "fp32"]) for name in ("damaged", "short", "absent", "incomplete")),
             Job("other-model", long[1, "fp32"], hidden_size=24),
             Job("whole-1-1-fp32", long[1, "fp32"]),
             Job("whole-1-1-fp32", long[1, "fp32"]),
-            Job("uneven", replace(SHORT, micro_batch=3)),
+            Job("uneven", replace(SHORT, scaling=TrainingWorkers(micro_batch=3))),
         ],
         root,
     )
@@ -528,7 +534,7 @@ def test_a_loss_that_is_not_finite_names_step_and_examples_on_every_worker(root:
     assert said.startswith("UserError: Training step 1: a finite loss was expected and nan came")
     named = said.split("example_id ")[1].split(".")[0].split(", ")
     assert "4" in named
-    assert len(named) <= SHORT.micro_batch
+    assert len(named) <= SHORT.scaling.micro_batch
 
 
 def test_sizes_that_do_not_divide_are_refused(root: Path) -> None:

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from s2l_ray.config import Training
 from s2l_ray.core.model.schedule import TrainingSetup, accumulation
 from s2l_ray.core.model.state import set_full
 from s2l_ray.core.model.tensors import DTYPES, full_shape, stored_tensors, total_numel
 from s2l_ray.core.model.workers import Worker, from_worker
+from s2l_ray.core.model.zero import engine_settings, offloads, zero_stage
 from s2l_ray.errors import UserError
 
 # Gradients reduced at once. Buffers of this size are allocated, so a smaller model lowers it to its
@@ -45,30 +47,45 @@ def make_engine(
     """
     deepspeed = _deepspeed(worker.device)
     section = setup.section
+    settings = _settings(setup, worker, BUCKET_ELEMENTS)
+    if beside_gpu := offloads(settings) and worker.device.type != "cpu":
+        _build_operators(settings)
     module, unrounded = _module(build_model, load_weight, setup, worker, resuming)
     module.train()
-    optimizer = torch.optim.AdamW(
-        parameter_groups(module, section.weight_decay),
-        lr=section.learning_rate,
-        betas=(section.adam_beta1, section.adam_beta2),
-        eps=section.adam_epsilon,
-        fused=True,
+    settings = _settings(setup, worker, min(BUCKET_ELEMENTS, total_numel(module.parameters())))
+    engine = _initialize(
+        deepspeed, module, _optimizer(module, section, beside_gpu), settings, worker
     )
-    bucket = min(BUCKET_ELEMENTS, total_numel(module.parameters()))
-    # It prints how much memory it uses, at whatever log level.
-    with contextlib.redirect_stdout(io.StringIO()):
-        engine, *_ = deepspeed.initialize(
-            args=Namespace(device_rank=worker.device.index or 0),
-            model=module,
-            optimizer=optimizer,
-            config=_config(setup, worker, bucket),
-            dist_init_required=False,
-        )
     for name, parameter in engine.module.named_parameters():
         if name in unrounded:
             value = unrounded.pop(name)().float() if worker.rank == 0 else None
             set_full(parameter, value, "weight", 0, worker)
     return engine
+
+
+def _initialize(
+    deepspeed: Any, module: nn.Module, optimizer: Any, settings: dict[str, Any], worker: Worker
+) -> Any:
+    """The engine.
+
+    Raises:
+        UserError: DeepSpeed refuses its settings.
+    """
+    try:
+        # It prints how much memory it uses, at whatever log level.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return deepspeed.initialize(
+                args=Namespace(device_rank=worker.device.index or 0),
+                model=module,
+                optimizer=optimizer,
+                config=settings,
+                dist_init_required=False,
+            )[0]
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"setting up DeepSpeed: {type(error).__name__}: {error}. Correct the file that "
+            "`deepspeed` names."
+        ) from error
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -114,36 +131,49 @@ def _deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def _config(setup: TrainingSetup, worker: Worker, bucket: int) -> dict[str, Any]:
-    """DeepSpeed's settings, with every key that changes numbers written out."""
-    section = setup.section
-    return {
-        "train_batch_size": section.global_batch,
-        "train_micro_batch_size_per_gpu": setup.micro_batch,
-        "gradient_accumulation_steps": accumulation(setup, worker.world_size),
-        "gradient_clipping": section.gradient_clipping,
-        "prescale_gradients": False,
-        "gradient_predivide_factor": 1.0,
-        "fp16": {"enabled": False},
-        "bf16": {"enabled": section.dtype == "bf16"},
-        # Gradients of several micro-batches and workers are summed in fp32, so that the sum depends
-        # little on their number.
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-        "steps_per_print": None,
-        "wall_clock_breakdown": False,
-        "zero_optimization": {
-            "stage": section.zero_stage,
-            "contiguous_gradients": True,
-            # gloo sums all gradients of two workers together in less time than it takes for each
-            # one's part.
-            "reduce_scatter": worker.device.type != "cpu",
-            "overlap_comm": False,
-            "round_robin_gradients": False,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-        },
+def _settings(setup: TrainingSetup, worker: Worker, bucket: int) -> dict[str, Any]:
+    passes, on_cpu = accumulation(setup, worker.world_size), worker.device.type == "cpu"
+    return engine_settings(setup.section, setup.scaling, passes, on_cpu, bucket)
+
+
+def _optimizer(module: nn.Module, section: Training, beside_gpu: bool) -> torch.optim.Optimizer:
+    """AdamW: torch's on the model's device, or DeepSpeed's for CPUs beside a GPU."""
+    options: dict[str, Any] = {
+        "lr": section.learning_rate,
+        "betas": (section.adam_beta1, section.adam_beta2),
+        "eps": section.adam_epsilon,
     }
+    groups = parameter_groups(module, section.weight_decay)
+    if not beside_gpu:
+        return torch.optim.AdamW(groups, fused=True, **options)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+
+
+def _build_operators(settings: dict[str, Any]) -> None:
+    """Compile what DeepSpeed needs for a state that lies elsewhere, before any weight is read.
+
+    Raises:
+        UserError: a compiler or a library is missing.
+    """
+    from deepspeed.ops.op_builder import AsyncIOBuilder, CPUAdamBuilder
+
+    what, needed = "AdamW for CPUs", "a C++ compiler (g++) and ninja"
+    try:
+        CPUAdamBuilder().load(verbose=False)
+        if settings["zero_optimization"]["offload_optimizer"]["device"] == "nvme":
+            what, needed = "reading and writing of NVMe disks", "libaio (libaio-dev) and g++"
+            AsyncIOBuilder().load(verbose=False)
+    # A missing compiler, a missing library or its error: each raises something else.
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        telling = [line for line in lines if "error:" in line or "not found" in line]
+        raise UserError(
+            f"compiling DeepSpeed's {what} for the offloaded optimizer state: "
+            f"{[*telling, *lines][0]}. It needs {needed} on every machine; install them, or set "
+            "deepspeed to zero3."
+        ) from error
 
 
 # ------------------------------------------------------------------------------- initial weights
@@ -178,12 +208,12 @@ def _empty_module(build_model: BuildModel, setup: TrainingSetup, worker: Worker)
     from deepspeed.runtime import zero
     from transformers.initialization import no_init_weights
 
-    if setup.section.zero_stage == 3:
+    if zero_stage(setup.section) == 3:
         # Init would make buffers in bf16 too, and rotary frequencies need fp32: it decides the
         # device, and _cast the type.
         overrides = [zero.DeepSpeedTensorOverride.device]
-        config = _config(setup, worker, BUCKET_ELEMENTS)
-        placed = zero.Init(config_dict_or_path=config, tensor_overrides=overrides)
+        settings = _settings(setup, worker, BUCKET_ELEMENTS)
+        placed = zero.Init(config_dict_or_path=settings, tensor_overrides=overrides)
     else:
         placed = worker.device
     with placed, no_init_weights():

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from s2l_ray.config import Config, Training
+from s2l_ray.config import Config, Training, TrainingWorkers
 from s2l_ray.errors import UserError
 
 
@@ -15,13 +15,18 @@ class TrainingSetup:
         section: everything else that decides what is learned.
         total_steps: optimiser steps.
         checkpoint_steps: at how many steps taken a checkpoint is made; 0: of the initial weights.
-        micro_batch: examples of one worker in one forward pass.
+        scaling: how its workers go about it.
     """
 
     section: Training
     total_steps: int
     checkpoint_steps: tuple[int, ...]
-    micro_batch: int
+    scaling: TrainingWorkers
+
+    @property
+    def micro_batch(self) -> int:
+        """Examples of one worker in one forward pass."""
+        return self.scaling.micro_batch_of(self.section)
 
 
 def learning_rate_at(step: int, setup: TrainingSetup) -> float:

@@ -147,7 +147,9 @@ def restore_state(
     for kind in KINDS[1:]:
         _load_kind(kind, parameters, state, files, worker)
     for values in engine.basic_optimizer.state.values():
-        values["step"].fill_(state["step"])
+        # DeepSpeed's AdamW for CPUs counts in an int.
+        counted = isinstance(values["step"], torch.Tensor)
+        values["step"] = values["step"].fill_(state["step"]) if counted else state["step"]
 
 
 def _load_kind(

@@ -8,7 +8,7 @@ resumes. The caller has set up torch.distributed.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -66,9 +66,6 @@ def train(
     """
     if worker.device.type == "cpu":
         keep_freed_memory()
-    if setup.section.dropout:
-        # Alone in a pass, an example draws the same whatever workers and micro-batches there are.
-        setup = replace(setup, micro_batch=1)
     accumulation(setup, worker.world_size)
     if from_worker(0, worker, lambda: _is_complete(setup, files)):
         return

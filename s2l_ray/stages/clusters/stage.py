@@ -59,7 +59,7 @@ def cost(config: Config, facts: Facts) -> Cost:
 
 CLUSTERS = Stage(
     name="clusters",
-    version=3,
+    version=4,
     make="s2l_ray.stages.clusters.make",
     identity=identity,
     inputs=inputs,

@@ -37,7 +37,7 @@ def request(config: Config) -> Request:
 
 EVALUATION = Stage(
     name="evaluation",
-    version=3,
+    version=4,
     make="s2l_ray.stages.evaluation.make",
     identity=identity,
     inputs=lambda config: {"target": "target"},

@@ -24,11 +24,10 @@ def make(work: Work) -> Outcome:
         order = rows.order(section)
         steps = (0, *checkpoint_steps(order.steps, section.checkpoints))
         training = OneTraining(
-            setup=TrainingSetup(section, order.steps, steps, scaling.micro_batch),
+            setup=TrainingSetup(section, order.steps, steps, scaling),
             rows=rows,
             order=order,
             place=Place(work.artifact, f"member-{number}/"),
-            scaling=scaling,
         )
         run(work, training, remaining=len(sections) - 1 - number)
         trainings.append(training)

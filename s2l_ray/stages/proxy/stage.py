@@ -8,6 +8,7 @@ from s2l_ray.contract.stage import Cost, Facts, Stage
 from s2l_ray.core.storage.artifact import Artifact, artifact_at
 from s2l_ray.errors import UserError
 from s2l_ray.stages.training.declared import (
+    check_training,
     rows_trained,
     training_cost,
     training_identity,
@@ -53,6 +54,7 @@ def given(config: Config, assume: bool) -> Artifact | None:
 
 def check(config: Config, facts: Facts) -> None:
     """Every proxy must take at least as many steps as it has checkpoints."""
+    check_training(models(config), config.scaling.proxy, "proxy")
     for section in config.proxy.each() if config.proxy.use is None else ():
         checkpoints, batch = section.checkpoints, section.global_batch
         steps = section.steps or -(-rows_trained(section, facts.rows) // batch)
@@ -74,7 +76,7 @@ def cost(config: Config, facts: Facts) -> Cost:
 
 PROXY = Stage(
     name="proxy",
-    version=3,
+    version=4,
     make="s2l_ray.stages.proxy.make",
     identity=identity,
     inputs=lambda config: {"examples": "examples"},

@@ -43,7 +43,7 @@ def check(config: Config, facts: Facts) -> None:
 
 SUBSET = Stage(
     name="subset",
-    version=3,
+    version=4,
     make="s2l_ray.stages.subset.make",
     identity=identity,
     inputs=inputs,

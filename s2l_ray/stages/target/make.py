@@ -28,11 +28,10 @@ def make(work: Work) -> Outcome:
     order = rows.order(section)
     scaling = work.config.scaling.target
     training = OneTraining(
-        setup=TrainingSetup(section, order.steps, (order.steps,), scaling.micro_batch),
+        setup=TrainingSetup(section, order.steps, (order.steps,), scaling),
         rows=rows,
         order=order,
         place=Place(work.artifact, ""),
-        scaling=scaling,
     )
     run(work, training, remaining=0)
     folder = training.place.folder(order.steps)

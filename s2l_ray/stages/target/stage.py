@@ -5,7 +5,12 @@ from typing import Any
 
 from s2l_ray.config import Config, Training
 from s2l_ray.contract.stage import Cost, Facts, Stage
-from s2l_ray.stages.training.declared import training_cost, training_identity, training_request
+from s2l_ray.stages.training.declared import (
+    check_training,
+    training_cost,
+    training_identity,
+    training_request,
+)
 
 
 def identity(config: Config, assume: bool) -> dict[str, Any]:
@@ -21,12 +26,17 @@ def cost(config: Config, facts: Facts) -> Cost:
     return training_cost(models(config), facts.chosen, facts, config.scaling.target.workers)
 
 
+def check(config: Config, facts: Facts) -> None:
+    check_training(models(config), config.scaling.target, "target")
+
+
 TARGET = Stage(
     name="target",
-    version=3,
+    version=4,
     make="s2l_ray.stages.target.make",
     identity=identity,
     inputs=lambda config: {"subset": "subset"},
+    check=check,
     wanted=lambda config: config.target is not None,
     models=models,
     texts=lambda config: [(own, own.max_length, "target.max_length") for own in models(config)],

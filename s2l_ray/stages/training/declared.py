@@ -13,11 +13,12 @@ from s2l_ray.core.model.architecture import parameters
 from s2l_ray.core.model.cost import BYTES_OF_DTYPE
 from s2l_ray.core.model.loading import template_text
 from s2l_ray.core.model.places import identity
+from s2l_ray.core.model.zero import check_settings, content_of, zero_stage
 from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.errors import UserError
 
 # Fields that do not decide what is trained, or enter by the content of what they name.
-NOT_CONTENT = {"model", "tokenizer", "state_every", "members", "use"}
+NOT_CONTENT = {"model", "tokenizer", "deepspeed", "state_every", "members", "use"}
 
 
 def training_identity(section: Training, assume: bool) -> dict[str, Any]:
@@ -30,12 +31,24 @@ def training_identity(section: Training, assume: bool) -> dict[str, Any]:
     try:
         template = template_text(section)
         dumped["template"] = template and fingerprint(template)
+        dumped["deepspeed"] = content_of(section)
         return {**dumped, **identity(section.model, section.tokenizer)}
     except UserError:
         if not assume:
             raise
         assumed = section.model.model_dump()
-        return {**dumped, "assumed": assumed, "tokenizer": section.tokenizer}
+        return {
+            **dumped,
+            "assumed": assumed,
+            "deepspeed": section.deepspeed,
+            "tokenizer": section.tokenizer,
+        }
+
+
+def check_training(sections: Sequence[Training], scaling: TrainingWorkers, stage: str) -> None:
+    """Refuse what does not fit together, before any work."""
+    for section in sections:
+        check_settings(section, scaling, stage)
 
 
 def training_request(scaling: TrainingWorkers, stage: str) -> Request:
@@ -68,5 +81,5 @@ def _bytes_per_parameter(section: Training, workers: int) -> float:
         1: optimizer,
         2: optimizer + gradients,
         3: optimizer + gradients + weights,
-    }[section.zero_stage]
+    }[zero_stage(section)]
     return weights + gradients + optimizer - sharded + sharded / workers

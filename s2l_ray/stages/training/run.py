@@ -18,7 +18,7 @@ import ray.train.torch
 import torch
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from s2l_ray.config import Training, TrainingWorkers
+from s2l_ray.config import Training
 from s2l_ray.contract.work import Work
 from s2l_ray.core.model.architecture import build, load_config
 from s2l_ray.core.model.checkpoint import checkpoint_files
@@ -27,6 +27,7 @@ from s2l_ray.core.model.order import Order
 from s2l_ray.core.model.schedule import TrainingSetup
 from s2l_ray.core.model.training import train
 from s2l_ray.core.model.workers import Worker
+from s2l_ray.core.model.zero import zero_stage
 from s2l_ray.core.storage.info import TrainingInfo
 from s2l_ray.core.storage.manifest import FileEntry
 from s2l_ray.core.text.encoding import check_some_learned, some_end
@@ -53,14 +54,15 @@ ROWS_TRIED = 256
 
 @dataclass(frozen=True)
 class OneTraining:
-    """What one training follows, the rows it reads and in which order, where its files go, and the
-    settings of its workers. It travels to every worker."""
+    """What one training follows, the rows it reads and in which order, and where its files go.
+
+    It travels to every worker.
+    """
 
     setup: TrainingSetup
     rows: Rows
     order: Order
     place: Place
-    scaling: TrainingWorkers
 
     def complete(self) -> bool:
         """Whether every checkpoint is there."""
@@ -122,7 +124,7 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
     def all_remaining() -> int:
         # DeepSpeed holds on to a model of ZeRO-3 in two tables of its modules, which only the end
         # of the process frees: such workers do no second training.
-        return 0 if training.setup.section.zero_stage == 3 else remaining + work.remaining()
+        return 0 if zero_stage(training.setup.section) == 3 else remaining + work.remaining()
 
     for attempt in itertools.count():
         # Counted anew: a host may be gone.
@@ -161,10 +163,10 @@ def _placed(work: Work, shape: worker_pool.Shape) -> Patience:
 
 def _train(rank: int, world_size: int, training: OneTraining) -> None:
     """What each worker does."""
-    torch.set_num_threads(training.scaling.threads)
+    torch.set_num_threads(training.setup.scaling.threads)
     section = training.setup.section
     config = load_config(section.model)
-    feed = Feed(section, training.rows, training.order, training.scaling.readers)
+    feed = Feed(section, training.rows, training.order, training.setup.scaling.readers)
     with MetricsWriter(training.place, section.state_every) as metrics:
         train(
             lambda: build(config, dropout=section.dropout),

@@ -38,7 +38,7 @@ def cost(config: Config, facts: Facts) -> Cost:
 
 TRAJECTORIES = Stage(
     name="trajectories",
-    version=3,
+    version=4,
     make="s2l_ray.stages.trajectories.make",
     identity=identity,
     inputs=lambda config: {"examples": "examples", "proxy": "proxy"},

@@ -87,7 +87,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(override: str, said:
         ("--proxy.learning_rate=.inf", "proxy.learning_rate"),
         ("--proxy.dtype=fp16", "proxy.dtype"),
         ("--proxy.warmup_ratio=1", "proxy.warmup_ratio"),
-        ("--target.zero_stage=4", "target.zero_stage"),
+        ("--target.deepspeed=zero4", "target.deepspeed"),
         ("--subset.rule=best", "subset.rule"),
         ("--examples.files={a: b}", "examples.files"),
         ("--examples.files=[1]", "examples.files.0"),

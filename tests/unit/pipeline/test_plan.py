@@ -78,7 +78,7 @@ def test_the_same_job_has_the_same_names(named: Tiny) -> None:
         ("--proxy.learning_rate=1e-3", EXAMPLES),
         ("--proxy.checkpoints=4", EXAMPLES),
         ("--proxy.model.config.hidden_size=64", EXAMPLES),
-        ("--proxy.zero_stage=2", EXAMPLES),
+        ("--proxy.deepspeed=zero2", EXAMPLES),
         ("--proxy.prompt=alpaca", EXAMPLES),
         ("--proxy.learn=last", EXAMPLES),
         ("--proxy.truncation=left", EXAMPLES),

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2l_ray.config import Model, Training
+from s2l_ray.config import Model, Training, TrainingWorkers
 from s2l_ray.core.model.schedule import (
     TrainingSetup,
     accumulation,
@@ -25,7 +25,9 @@ SECTION = Training(
     global_batch=8,
     learning_rate=2e-5,
 )
-SETUP = TrainingSetup(SECTION, total_steps=40, checkpoint_steps=(40,), micro_batch=2)
+SETUP = TrainingSetup(
+    SECTION, total_steps=40, checkpoint_steps=(40,), scaling=TrainingWorkers(micro_batch=2)
+)
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.03, 0.26])
