@@ -101,7 +101,7 @@ def trained(
 
     with contextlib.suppress(InterruptedError):
         train(
-            lambda: build(config, dropout=False),
+            lambda: build(config, attention=setup.scaling.attention, dropout=False),
             load_weight,
             setup,
             batches,

@@ -3,6 +3,8 @@
 A subsection per stage says how many processes work on it and what each of them has.
 """
 
+from typing import Literal
+
 from pydantic import Field
 
 from s2l_ray.config.section import Section
@@ -40,6 +42,16 @@ class TrainingWorkers(ModelWorkers):
         16,
         ge=1,
         description="examples of one worker and forward pass; gradient accumulation follows",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="compute the activations of every layer again in the backward pass: a third "
+        "more time, far less memory",
+    )
+    attention: Literal["sdpa", "flash_attention_2", "eager"] | None = Field(
+        None,
+        description="how attention is computed; default: as transformers chooses for the model. "
+        "flash_attention_2 needs the package flash-attn, a GPU and dtype: bf16",
     )
     offload_to: str | None = Field(
         None,

@@ -111,7 +111,12 @@ class Training(Section):
         1.0, ge=0, description="largest norm of the gradient; 0 clips nothing"
     )
     dtype: Literal["bf16", "fp32"] = Field(
-        "bf16", description="precision of weights in the forward pass; master weights are fp32"
+        "bf16", description="precision of weights in the forward pass"
+    )
+    state_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="precision of master weights, summed gradients and AdamW's moments; bf16 takes "
+        "8 bytes a parameter in place of 18 and learns less (tests/bench/RESULTS.md)",
     )
     deepspeed: str = Field(
         "zero1",
@@ -142,6 +147,12 @@ class Training(Section):
                 f"expected {', '.join(PRESETS)} or the path of a .json file, got {value!r}"
             )
         return value
+
+    @model_validator(mode="after")
+    def _state_is_no_coarser_than_weights(self) -> "Training":
+        if self.state_dtype == "bf16" and self.dtype == "fp32":
+            raise ValueError("state_dtype: bf16 needs dtype: bf16; got dtype: fp32")
+        return self
 
     @model_validator(mode="after")
     def _template_is_used(self) -> "Training":

@@ -84,6 +84,9 @@ def build(
         attention: one of transformers' implementations, such as eager or sdpa; default: the one
             that it chooses itself.
         dropout: with False, all that the config says of dropout is 0.
+
+    Raises:
+        UserError: the family or this machine has no such implementation of attention.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -92,9 +95,18 @@ def build(
     if not dropout:
         _without_dropout(config)
     options = {} if attention is None else {"attn_implementation": attention}
-    return AutoModelForCausalLM.from_config(
-        config, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32, **options
-    )
+    try:
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32, **options
+        )
+    except (ImportError, ValueError) as error:
+        if attention is None:
+            raise
+        raise UserError(
+            f"building a {config.model_type} with attention: {attention}: {error} Install what is "
+            "missing on every machine, or leave out `attention`, for the implementation that "
+            "transformers chooses."
+        ) from None
 
 
 def _without_dropout(config: Any) -> None:

@@ -48,19 +48,39 @@ def make_engine(
     deepspeed = _deepspeed(worker.device)
     section = setup.section
     settings = _settings(setup, worker, BUCKET_ELEMENTS)
-    if beside_gpu := offloads(settings) and worker.device.type != "cpu":
+    is_bf16 = section.state_dtype == "bf16"
+    # DeepSpeed takes no other AdamW for an offloaded state in bf16.
+    if cpu_adam := offloads(settings) and (is_bf16 or worker.device.type != "cpu"):
         _build_operators(settings)
     module, unrounded = _module(build_model, load_weight, setup, worker, resuming)
     module.train()
+    if setup.scaling.activation_checkpointing:
+        _checkpoint_activations(module)
     settings = _settings(setup, worker, min(BUCKET_ELEMENTS, total_numel(module.parameters())))
-    engine = _initialize(
-        deepspeed, module, _optimizer(module, section, beside_gpu), settings, worker
-    )
+    engine = _initialize(deepspeed, module, _optimizer(module, section, cpu_adam), settings, worker)
     for name, parameter in engine.module.named_parameters():
-        if name in unrounded:
+        if name in unrounded and not is_bf16:
             value = unrounded.pop(name)().float() if worker.rank == 0 else None
             set_full(parameter, value, "weight", 0, worker)
     return engine
+
+
+def _checkpoint_activations(module: Any) -> None:
+    """Have each layer compute its activations again in the backward pass.
+
+    Raises:
+        UserError: the family knows no checkpoints.
+    """
+    try:
+        with warnings.catch_warnings():
+            # It has another name in newer releases, which older ones do not know.
+            warnings.simplefilter("ignore", FutureWarning)
+            module.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(
+            f"setting up activation checkpointing: {error}. Set activation_checkpointing of this "
+            "stage's scaling to false."
+        ) from None
 
 
 def _initialize(
@@ -136,7 +156,7 @@ def _settings(setup: TrainingSetup, worker: Worker, bucket: int) -> dict[str, An
     return engine_settings(setup.section, setup.scaling, passes, on_cpu, bucket)
 
 
-def _optimizer(module: nn.Module, section: Training, beside_gpu: bool) -> torch.optim.Optimizer:
+def _optimizer(module: nn.Module, section: Training, cpu_adam: bool) -> torch.optim.Optimizer:
     """AdamW: torch's on the model's device, or DeepSpeed's for CPUs beside a GPU."""
     options: dict[str, Any] = {
         "lr": section.learning_rate,
@@ -144,11 +164,12 @@ def _optimizer(module: nn.Module, section: Training, beside_gpu: bool) -> torch.
         "eps": section.adam_epsilon,
     }
     groups = parameter_groups(module, section.weight_decay)
-    if not beside_gpu:
+    if not cpu_adam:
         return torch.optim.AdamW(groups, fused=True, **options)
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-    return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    is_fp32 = section.state_dtype == "fp32"
+    return DeepSpeedCPUAdam(groups, adamw_mode=True, fp32_optimizer_states=is_fp32, **options)
 
 
 def _build_operators(settings: dict[str, Any]) -> None:

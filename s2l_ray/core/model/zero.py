@@ -131,6 +131,11 @@ def _decided(section: Training, scaling: TrainingWorkers, name: str) -> dict[str
         "gradient_clipping": (f"{name}.gradient_clipping", section.gradient_clipping),
         "bf16.enabled": (f"{name}.dtype", is_bf16),
         "bfloat16.enabled": (f"{name}.dtype", is_bf16),
+        "bf16.bf16_master_weights_and_grads": (
+            f"{name}.state_dtype",
+            section.state_dtype == "bf16",
+        ),
+        "bf16.bf16_optimizer_states": (f"{name}.state_dtype", section.state_dtype == "bf16"),
         "fp16.enabled": (f"{name}.dtype", False),
         "amp.enabled": (f"{name}.dtype", False),
         "optimizer.type": ("the training loop", "AdamW"),
@@ -162,10 +167,14 @@ def engine_settings(
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
         "fp16": {"enabled": False},
-        "bf16": {"enabled": section.dtype == "bf16"},
+        "bf16": {
+            "enabled": section.dtype == "bf16",
+            "bf16_master_weights_and_grads": section.state_dtype == "bf16",
+            "bf16_optimizer_states": section.state_dtype == "bf16",
+        },
         # Gradients of several micro-batches and workers are summed in fp32, so that the sum depends
         # little on their number.
-        "data_types": {"grad_accum_dtype": "fp32"},
+        "data_types": {"grad_accum_dtype": section.state_dtype},
         "communication_data_type": "fp32",
         # Torch's AdamW does on CPUs what DeepSpeed's own, which must be compiled, does beside GPUs.
         "zero_force_ds_cpu_optimizer": not on_cpu,

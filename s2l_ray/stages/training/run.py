@@ -163,13 +163,13 @@ def _placed(work: Work, shape: worker_pool.Shape) -> Patience:
 
 def _train(rank: int, world_size: int, training: OneTraining) -> None:
     """What each worker does."""
-    torch.set_num_threads(training.setup.scaling.threads)
-    section = training.setup.section
+    section, scaling = training.setup.section, training.setup.scaling
+    torch.set_num_threads(scaling.threads)
     config = load_config(section.model)
-    feed = Feed(section, training.rows, training.order, training.setup.scaling.readers)
+    feed = Feed(section, training.rows, training.order, scaling.readers)
     with MetricsWriter(training.place, section.state_every) as metrics:
         train(
-            lambda: build(config, dropout=section.dropout),
+            lambda: build(config, attention=scaling.attention, dropout=section.dropout),
             tensor_reader(section.model),
             training.setup,
             lambda first_step: feed.batches(rank, world_size, first_step),

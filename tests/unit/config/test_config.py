@@ -86,6 +86,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(override: str, said:
         ("--proxy.learning_rate=.nan", "proxy.learning_rate"),
         ("--proxy.learning_rate=.inf", "proxy.learning_rate"),
         ("--proxy.dtype=fp16", "proxy.dtype"),
+        ("--target.state_dtype=fp16", "target.state_dtype"),
         ("--proxy.warmup_ratio=1", "proxy.warmup_ratio"),
         ("--target.deepspeed=zero4", "target.deepspeed"),
         ("--subset.rule=best", "subset.rule"),

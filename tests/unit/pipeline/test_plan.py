@@ -79,6 +79,7 @@ def test_the_same_job_has_the_same_names(named: Tiny) -> None:
         ("--proxy.checkpoints=4", EXAMPLES),
         ("--proxy.model.config.hidden_size=64", EXAMPLES),
         ("--proxy.deepspeed=zero2", EXAMPLES),
+        ("--target.state_dtype=bf16", BEFORE_TARGET),
         ("--proxy.prompt=alpaca", EXAMPLES),
         ("--proxy.learn=last", EXAMPLES),
         ("--proxy.truncation=left", EXAMPLES),
@@ -113,6 +114,8 @@ def test_a_changed_field_renames_its_artifact_and_all_after_it(
     [
         "--scaling.proxy.workers=2",
         "--scaling.proxy.micro_batch=4",
+        "--scaling.target.activation_checkpointing=true",
+        "--scaling.target.attention=eager",
         "--scaling.target.workers=2",
         "--scaling.proxy.threads=2",
         "--scaling.trajectories.workers=7",
