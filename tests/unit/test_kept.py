@@ -50,17 +50,17 @@ KEPT = {
     ("exact", "evaluation", 3): "1b44815ec4d29a844e2e1b0fd957dfe351e9c5cb1096bca1d96569d0c9114519",
     ("trained", "proxy", 3): "751ceb75e4d20ba119e9ea71e081304aac58d618d244502b8f3c06cc89be0420",
     ("exact", "examples", 3): "951c54f2bb7b4abc8afa44361a230a55b8e559667efada2040045ca93ca7a0e0",
-    ("exact", "proxy", 4): "1d79bb3a8fd7744a500e3ec14f04d9ae3a5a66ce4484c1eeaa910f95d43a3618",
+    ("exact", "proxy", 4): "3885347b6650937831506cc0027c0c7fbb6446dd74fff4f19ac465bf13d1f73b",
     (
         "exact",
         "trajectories",
         4,
-    ): "39ecc75cfbabb072462c0b526df02ce5768e52822185ad9da78d4c10b2b38f88",
-    ("exact", "clusters", 4): "041a34bf09e08e320c0739ce40dd70104bfb30aba553b491fc555b2aa73a491e",
-    ("exact", "subset", 4): "aa48b9ecec12a20e03efb8555c67ff6c7e16a37dfc2195bdf6b8c5f4521e1cd3",
-    ("exact", "target", 4): "453a9589981331c9f5a74672477d58e5d983a3facc9c1c79cdf81a250dd91318",
-    ("exact", "evaluation", 4): "768f7ad745bec9973a9dfa65a796f4195265f4db3fba545217b53d969170ff4c",
-    ("trained", "proxy", 4): "db0ef6d23fd70af15ca9d833de3c3ad2c3636cb7486a809a0b676fbebac5d14b",
+    ): "f766803300779587527988d4b9d1a74c16648a1770691fcaca84068ebdbca4aa",
+    ("exact", "clusters", 4): "d5c38f902e0e41c64430ebc17505ddb4df8152dd553c16d131fc39f58f05ecc2",
+    ("exact", "subset", 4): "8ecd831e39bfcdef60cf0287e84cefc11f51698206e5c6af15e14f16d8e903dd",
+    ("exact", "target", 4): "5f57accb0157419d77fa7efaabeafeb4869a8736ecf6495319119bb26482d5bc",
+    ("exact", "evaluation", 4): "c3562376bb143f19a9d6a22b2f00249c58d8e8f28ebdf9467fe50001548a10e2",
+    ("trained", "proxy", 4): "7d2f1ff320b44f12df722005d435fbae60bbe342a1cbbccaccb510a19b1d2ccc",
 }
 JOBS = {"exact": (kept_job.exact_job, "evaluation"), "trained": (kept_job.trained_job, "proxy")}
 VERSIONS = {stage.name: stage.version for stage in STAGES}
