@@ -10,6 +10,8 @@ from s2l_ray.errors import UserError
 from tests.unit.core.data.raw import parts_of
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+# Without the time at which it was compressed, which would change the name of a test.
+GZIP = gzip.compress(b"{}", mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +20,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
         ("x.jsonl", POINTER, "a pointer of Git LFS, not the file .* Run git lfs pull"),
         ("x.parquet", POINTER, "a pointer of Git LFS"),
         ("x.csv.gz", POINTER, "a pointer of Git LFS"),
-        ("x.jsonl", gzip.compress(b"{}"), "it is compressed with gzip. Add .gz to its name"),
+        ("x.jsonl", GZIP, "it is compressed with gzip. Add .gz to its name"),
         ("x.tsv", lzma.compress(b"{}"), "it is compressed with xz. Add .xz to its name"),
         ("x.json", b"PAR1....", "it is a Parquet file. Name it .parquet"),
         ("x.jsonl", b"ARROW1..", "it is an Arrow file"),
