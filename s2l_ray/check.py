@@ -122,6 +122,8 @@ def check(first: config.Config, nodes: dict[str, pipeline.Node], args: argparse.
     labels, ids = [checkpoint.label for checkpoint in checkpoints], rows.ids.tolist()
     console.print(_table(moved, own, labels, ids, nodes["examples"], device))
     say(_origin(len(ids), checkpoints, nodes["proxy"], grouping))
+    index = nodes["examples"].artifact.store.uri_of("index")
+    say(f"made: the index of the raw files alone, {index}")
     return _verdict(moved[own].absolute, own, args.tolerance)
 
 

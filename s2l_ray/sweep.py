@@ -26,11 +26,14 @@ from s2l_ray import config, pipeline
 from s2l_ray.config.loading import JobYaml
 from s2l_ray.core.selection.rules import by_cluster
 from s2l_ray.core.storage.info import ClustersInfo, EvaluationInfo, info_of
-from s2l_ray.display import Console
+from s2l_ray.core.storage.store import Store
+from s2l_ray.display import Console, say
 from s2l_ray.errors import UserError
 from s2l_ray.run import exit_status, leave, load_job, parser, set_up_logging
 
 Grid = dict[str, list[Any]]
+# What a sweep leaves beside its run's record.
+TABLE = "sweep.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,6 +62,9 @@ def _sweep(args: argparse.Namespace, overrides: list[str]) -> None:
         return
     rows = run(base, grid, until)
     Console(wide=True).print(_table(grid, rows))
+    folder = Store(base.run.storage).uri_of(f"runs/{_run_name(base)}")
+    say(f"every artifact by name: {folder}")
+    say(f"this table: {folder}/{TABLE}")
 
 
 def _base(job: config.Job) -> config.Config:
@@ -97,10 +103,12 @@ def _points(grid: Grid) -> list[dict[str, Any]]:
 
 def _job_of(base: config.Config, points: list[dict[str, Any]]) -> config.Job:
     """The base with the values of each trial as a variant."""
-    tree = config.merge(
-        base.model_dump(exclude_unset=True), {"run": {"name": f"{base.run.name}-sweep"}}
-    )
+    tree = config.merge(base.model_dump(exclude_unset=True), {"run": {"name": _run_name(base)}})
     return config.load(None, [], {**tree, "variants": {_name(point): point for point in points}})
+
+
+def _run_name(base: config.Config) -> str:
+    return f"{base.run.name}-sweep"
 
 
 def _name(point: dict[str, Any]) -> str:
@@ -125,7 +133,7 @@ def run(base: config.Config, grid: Grid, until: str) -> list[dict[str, Any]]:
     rows = _tune(plan, grid)
     # All is there: this leaves the record.
     pipeline.run(plan)
-    plan.store.write(f"runs/{job.first.run.name}/sweep.json", json.dumps(rows, indent=1).encode())
+    plan.store.write(f"runs/{job.first.run.name}/{TABLE}", json.dumps(rows, indent=1).encode())
     return rows
 
 

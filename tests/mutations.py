@@ -859,6 +859,34 @@ TEMPLATES = (
 )
 REJECTS = (
     Mutation(
+        "errors_about_held_out_files_name_their_section",
+        "config/data.py",
+        'section: ClassVar[str] = "evaluation"',
+        'section: ClassVar[str] = "examples"',
+        ("core/data/test_uses.py",),
+    ),
+    Mutation(
+        "first_rows_of_raw_files_are_not_kept",
+        "core/data/catalog.py",
+        "replace(index, first=None)",
+        "index",
+        ("core/data/test_catalog.py",),
+    ),
+    Mutation(
+        "an_unknown_column_to_ignore_is_told",
+        "core/data/catalog.py",
+        "if unknown and present:",
+        "if False:",
+        ("core/data/test_ignored.py",),
+    ),
+    Mutation(
+        "the_report_knows_what_was_passed_over",
+        "pipeline/execution.py",
+        "passed_over=making.plan.passed_over",
+        "passed_over={}",
+        ("pipeline/test_rejects.py",),
+    ),
+    Mutation(
         "too_many_rejects_stop",
         "stages/examples/make.py",
         "if bad > most * (rows + bad):",

@@ -1,6 +1,6 @@
 """Sections about the data: `run`, `examples`, `evaluation` and `report`."""
 
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,7 +21,13 @@ class Run(Section):
 
 
 class Columns(Section):
-    """Which columns of the raw rows are what. Left out: found by their names."""
+    """Which columns of the raw rows are what. Left out: found by their names.
+
+    Attributes:
+        section: of the config whose files have them, for messages.
+    """
+
+    section: ClassVar[str] = "examples"
 
     instruction: str | None = Field(None, description="column with the text that is masked")
     input: str | None = Field(
@@ -73,6 +79,10 @@ class Columns(Section):
                 f"expected either messages or instruction and output; got messages and {beside}"
             )
         return self
+
+
+class HeldOutColumns(Columns):
+    section: ClassVar[str] = "evaluation"
 
 
 class Examples(Section):
@@ -156,8 +166,9 @@ class Evaluation(Section):
         default_factory=list, description="held-out raw files, folders or globs"
     )
     root: str | None = Field(None, description="folder that file names are relative to")
-    columns: Columns = Field(
-        default_factory=Columns, description="columns by meaning, when their names do not tell"
+    columns: HeldOutColumns = Field(
+        default_factory=HeldOutColumns,
+        description="columns by meaning, when their names do not tell",
     )
     ignore: list[str] = Field(
         default_factory=list, description="columns of the held-out files that are left out"

@@ -29,6 +29,7 @@ class Work:
         request: what of the cluster the stage may use at once.
         at_once: how many artifacts with an equal request may be made at the same time.
         remaining: how many artifacts with an equal request this run has not begun.
+        passed_over: by section and URI, why a raw file that a folder or glob names is not read.
         started: time.time() when the making started.
         began: the same, of the first row.
     """
@@ -44,6 +45,7 @@ class Work:
     request: Request = field(default_factory=lambda: Request("nothing"))
     at_once: int = 1
     remaining: Callable[[], int] = lambda: 0
+    passed_over: dict[str, dict[str, str]] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
     began: float | None = None
 

@@ -48,7 +48,7 @@ def run(plan: Plan, only: set[str] | None = None) -> list[Done]:
         write_begun(plan)
     if on_ray:
         _begin(plan, on_ray)
-    making = _Making(missing)
+    making = _Making(plan, missing)
     for node in nodes:
         found = committed[node.label]
         if found is not None:
@@ -74,7 +74,8 @@ def run(plan: Plan, only: set[str] | None = None) -> list[Done]:
 class _Making:
     """What of a run is done and what is not begun. `make` is called in several threads."""
 
-    def __init__(self, missing: list[Node]) -> None:
+    def __init__(self, plan: Plan, missing: list[Node]) -> None:
+        self.plan = plan
         self.run_id = uuid.uuid4().hex[:12]
         self.done: dict[str, Done] = {}
         self._not_begun = {node.label: node for node in missing}
@@ -86,7 +87,7 @@ class _Making:
             left = list(self._not_begun.values())
             return sum(other.request == node.request for other in left)
 
-        self.take(_make(node, self.done, self.run_id, remaining))
+        self.take(_make(node, self, remaining))
 
     def take(self, result: Done) -> None:
         rows = f"{result.manifest.rows:,} rows, " if result.manifest.parts else ""
@@ -162,7 +163,7 @@ def share(missing: list[Node]) -> None:
         node.at_once = most[node.request]
 
 
-def _make(node: Node, done: dict[str, Done], run_id: str, remaining: Callable[[], int]) -> Done:
+def _make(node: Node, making: _Making, remaining: Callable[[], int]) -> Done:
     with _lease(node):
         waited_for = node.artifact.committed()
         if waited_for is not None:
@@ -174,14 +175,15 @@ def _make(node: Node, done: dict[str, Done], run_id: str, remaining: Callable[[]
             config=node.config,
             artifact=node.artifact,
             inputs=node.inputs,
-            manifests=_manifests(node, done),
-            run=run_id,
+            manifests=_manifests(node, making.done),
+            run=making.run_id,
             ranges=node.ranges,
             section=node.section,
             version=node.stage.version,
             request=node.request,
             at_once=node.at_once,
             remaining=remaining,
+            passed_over=making.plan.passed_over,
         )
         outcome = importlib.import_module(node.stage.make).make(work)
         seconds = round(time.monotonic() - began, 3)

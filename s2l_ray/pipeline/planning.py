@@ -64,6 +64,7 @@ class Plan:
 
     Attributes:
         uses: what becomes of the columns of raw files, by section and file.
+        passed_over: by section and URI, why a file that a folder or glob names is not read.
     """
 
     job: Job
@@ -71,6 +72,7 @@ class Plan:
     nodes: list[Node]
     facts: dict[str, Facts]
     uses: dict[str, dict[str, list[Use]]] = field(default_factory=dict)
+    passed_over: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def of(self, variant: str) -> dict[str, Node]:
         """A variant's artifacts by stage; those of the job belong to all variants."""
@@ -114,7 +116,7 @@ def plan(job: Job, until: str = NAMES[-1], assume: bool = False, checked: bool =
                 own[stage.name] = node
     of_job = [_node_of_job(stage, job, store, nodes) for stage in wanted if stage.of_job]
     ordered = sorted(nodes.values(), key=lambda node: NAMES.index(node.stage.name))
-    return Plan(job, store, [*ordered, *of_job], facts, raw.uses)
+    return Plan(job, store, [*ordered, *of_job], facts, raw.uses, raw.passed_over)
 
 
 def _fitted(job: Job, facts: dict[str, Facts]) -> Job:

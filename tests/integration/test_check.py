@@ -70,6 +70,7 @@ def test_a_job_that_never_ran_is_checked_on_its_model_at_the_start(
     assert all(1e-5 < float(line[4]) < 0.05 for line in table if line[1] == "bf16")
     assert all(line[8] == "step 0" for line in table)
     assert "clusters of these rows alone" in out
+    assert "made: the index of the raw files alone, " in out
     assert "faithful: the job's setting (fp32" in out
     assert [path.name for path in (tmp_path / "storage").iterdir()] == ["index"]
 

@@ -43,6 +43,7 @@ def test_trials_share_what_they_do_not_touch(finished: Finished) -> None:
     assert rows[0]["objective"] > rows[1]["objective"] > rows[2]["objective"] > 0
     assert {stage: len(list((storage / stage).iterdir())) for stage in before} == before
     assert all(f"{row['objective']:.6g}" in done.stdout for row in rows)
+    assert done.stdout.rstrip().endswith("/runs/tiny-sweep/sweep.json")
     assert not list((storage / "scratch").glob("tiny-sweep-*"))
 
 

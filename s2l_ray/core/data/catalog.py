@@ -19,7 +19,7 @@ from s2l_ray.core.data.parts import PartRange, RawFile, part_ranges
 from s2l_ray.core.data.read import index_file
 from s2l_ray.core.data.rounds import of_earlier_round
 from s2l_ray.core.data.rows import without
-from s2l_ray.core.data.uses import IGNORED, Use, column_uses
+from s2l_ray.core.data.uses import Use, column_uses
 from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.core.storage.parquet import schema_from_text
 from s2l_ray.core.storage.records import from_bytes, to_bytes
@@ -43,13 +43,15 @@ class RawFiles:
 
     Attributes:
         uses: section -> file name -> what becomes of its columns.
+        passed_over: section -> URI -> why a file that a folder or glob names is not read.
     """
 
     def __init__(self, store: Store, assume: bool) -> None:
         self.store, self.assume = store, assume
-        # By URI of the file. Indexes are not kept: each holds the file's first rows.
+        # By URI of the file.
         self._text_bytes: dict[str, int] = {}
         self.uses: dict[str, dict[str, list[Use]]] = {}
+        self.passed_over: dict[str, dict[str, str]] = {}
         self._ranges: dict[str, list[PartRange]] = {}
 
     def ranges(self, section: Examples | Evaluation, name: str) -> list[PartRange]:
@@ -70,17 +72,24 @@ class RawFiles:
                     raise
                 files = []
             with ThreadPoolExecutor(IO_THREADS) as pool:
-                indexes = list(
-                    pool.map(lambda file: self._index(file, section.rows_per_part), files)
-                )
-            for file, index in zip(files, indexes, strict=True):
+                looks = list(pool.map(lambda file: self._look_at(file, section), files))
+            for file, (index, uses) in zip(files, looks, strict=True):
                 self._text_bytes[file.uri] = index.text_bytes
-            files, indexes = _with_rows(files, indexes)
-            check_columns(files, indexes, section.columns, section.ignore)
-            for file, index in zip(files, indexes, strict=True):
-                self.uses.setdefault(name, {})[file.name] = first_uses(file, index, section)
-            self._ranges[key] = part_ranges(files, indexes)
+                if index.rows:
+                    self.uses.setdefault(name, {})[file.name] = uses
+            _tell_unknown(section, [uses for _, uses in looks])
+            self._ranges[key] = part_ranges(*_with_rows(files, [index for index, _ in looks]))
         return self._ranges[key]
+
+    def _look_at(
+        self, file: RawFile, section: Examples | Evaluation
+    ) -> tuple[FileIndex, list[Use]]:
+        """The index of a file without its first rows, and what becomes of its columns by these."""
+        index = self._index(file, section.rows_per_part)
+        if not index.rows:
+            return index, []
+        check_columns(file, index, section.columns, section.ignore)
+        return replace(index, first=None), first_uses(file, index, section)
 
     def identity(self, ranges: list[PartRange]) -> list[Any]:
         """What of the files enters the name of an artifact: no places and no times."""
@@ -118,6 +127,7 @@ class RawFiles:
     ) -> list[RawFile]:
         found = look(patterns, root, name, split)
         if found.passed_over:
+            self.passed_over[name] = found.passed_over
             say_passed_over(name, len(found.files), found.passed_over)
         return found.files
 
@@ -165,20 +175,34 @@ def _with_rows(
     return [file for file, _ in pairs], [index for _, index in pairs]
 
 
-def check_columns(
-    files: Sequence[RawFile], indexes: Sequence[FileIndex], columns: Columns, ignore: Sequence[str]
-) -> None:
-    """Check the columns of those files that have a schema, before any work. Columns to ignore are
-    left out.
+def _tell_unknown(section: Examples | Evaluation, uses_of_files: list[list[Use]]) -> None:
+    """Warn of columns to ignore that no file has."""
+    dataset = section.dataset if isinstance(section, Examples) else None
+    if dataset is not None and not is_folder(dataset):
+        # They were left out as it was stored.
+        return
+    present = {use.column for uses in uses_of_files for use in uses}
+    unknown = [name for name in section.ignore if name not in present]
+    if unknown and present:
+        log.warning(
+            "%s.ignore names %s, which no file has in its first rows; they have %s",
+            section.columns.section,
+            ", ".join(map(repr, unknown)),
+            ", ".join(map(repr, sorted(present)[:MOST_SHOWN])),
+        )
+
+
+def check_columns(file: RawFile, index: FileIndex, columns: Columns, ignore: Sequence[str]) -> None:
+    """Check the columns of a file that has a schema, before any work. Columns to ignore are left
+    out.
 
     Raises:
-        UserError: a file whose columns fit no schema, or one of pictures or the like.
+        UserError: its columns fit no schema, or one is of pictures or the like.
     """
-    for file, index in zip(files, indexes, strict=True):
-        check_media(file.uri, index.media, ignore)
-        if index.schema:
-            names = schema_from_text(index.schema, file.uri).names
-            column_names([name for name in names if name not in ignore], columns, file.uri)
+    check_media(file.uri, index.media, ignore, columns.section)
+    if index.schema:
+        names = schema_from_text(index.schema, file.uri).names
+        column_names([name for name in names if name not in ignore], columns, file.uri)
 
 
 def first_uses(file: RawFile, index: FileIndex, section: Examples | Evaluation) -> list[Use]:
@@ -192,5 +216,6 @@ def first_uses(file: RawFile, index: FileIndex, section: Examples | Evaluation) 
     columns: dict[str, Column] = {name: [row.get(name) for row in rows] for name in present}
     read = Rows(np.arange(len(rows)), columns)
     read = without(of_earlier_round(read) if file.of_subset else read, section.ignore)
-    ignored = [Use(name, IGNORED) for name in present if name in section.ignore]
+    left_out = f"left out ({section.columns.section}.ignore)"
+    ignored = [Use(name, left_out) for name in present if name in section.ignore]
     return [*column_uses(read, section.columns, file.uri), *ignored]

@@ -53,7 +53,7 @@ class ChatReader:
         if not (one or isinstance(column, list) or is_text(column.type) or is_list(column.type)):
             raise UserError(
                 f"reading {part.uri}, field {part.names[meaning]!r}: expected lists of turns, got "
-                f"{column.type}. Name another column with examples.columns.{meaning}."
+                f"{column.type}. Name another column with {part.section}.columns.{meaning}."
             )
         read = functools.partial(self.conversation, filled=not isinstance(column, list))
         return self._read(part, meaning, read, masked)
@@ -138,7 +138,8 @@ class ChatReader:
         if role is None:
             raise BadValue(
                 f"expected a known role under the key {role_key!r}",
-                f", got {name!r} in turn {number}; examples.columns.roles can tell what it means",
+                f", got {name!r} in turn {number}; {self.given.section}.columns.roles can tell "
+                "what it means",
             )
         if len(turn) == 2 and text_key in turn:
             extra: dict[str, Any] = {}

@@ -28,15 +28,19 @@ PAIRS = (
     ("question", "answer"),
     ("query", "response"),
 )
-PREFERENCES = (
-    " Of rows of preferences the good answers can be learned: set examples.columns.output: chosen "
-    "and name what comes before as examples.columns.instruction, or, where chosen holds whole "
-    "conversations, set examples.columns.messages: chosen."
-)
 TALKS = ("messages", "conversations")
 # What a file may have beside these: the names that are taken for each meaning, the first first.
 BESIDE_PAIRS = {"input": ("input", "context"), "history": ("history",)}
 BESIDE_ALL = {"system": ("system",), "tools": ("tools",), "source": ("source",)}
+
+
+def preferences(section: str) -> str:
+    """What can be made of rows of preferences."""
+    return (
+        f" Of rows of preferences the good answers can be learned: set {section}.columns.output: "
+        f"chosen and name what comes before as {section}.columns.instruction, or, where chosen "
+        f"holds whole conversations, set {section}.columns.messages: chosen."
+    )
 
 
 def column_names(present: list[str], columns: Columns, uri: str) -> dict[str, str]:
@@ -51,11 +55,12 @@ def column_names(present: list[str], columns: Columns, uri: str) -> dict[str, st
         UserError: a reserved or doubled column, a given one that is absent, no schema that fits, or
             several.
     """
+    section = columns.section
     for name in RESERVED:
         if name in present:
             raise UserError(
                 f"reading {uri}: a column is named {name!r}, which the subset adds itself. Rename "
-                "the column, or leave it out with examples.ignore."
+                f"the column, or leave it out with {section}.ignore."
             )
     if len(set(present)) < len(present):
         raise UserError(f"reading {uri}: two columns have the same name in {present}. Rename one.")
@@ -63,16 +68,16 @@ def column_names(present: list[str], columns: Columns, uri: str) -> dict[str, st
         meaning: name for meaning in MEANINGS if (name := getattr(columns, meaning)) is not None
     }
     absent = [
-        f"{name!r} (examples.columns.{meaning})"
+        f"{name!r} ({section}.columns.{meaning})"
         for meaning, name in given.items()
         if name not in present
     ]
     if absent:
         raise UserError(
             f"reading {uri}: no column {', '.join(absent)}; it has {present}. Correct "
-            "examples.columns."
+            f"{section}.columns."
         )
-    names = {**_schema(present, given, uri), **given}
+    names = {**_schema(present, given, uri, section), **given}
     beside = BESIDE_ALL if "messages" in names else BESIDE_ALL | BESIDE_PAIRS
     for meaning, usual in beside.items():
         free = [name for name in usual if name in present and name not in names.values()]
@@ -80,13 +85,13 @@ def column_names(present: list[str], columns: Columns, uri: str) -> dict[str, st
             names[meaning] = free[0]
     if "source" in present and names["source"] != "source":
         raise UserError(
-            f"reading {uri}: examples.columns.source is {names['source']!r}, but a column is named "
-            "'source', which the subset writes itself. Rename the column."
+            f"reading {uri}: {section}.columns.source is {names['source']!r}, but a column is "
+            "named 'source', which the subset writes itself. Rename the column."
         )
     return names
 
 
-def _schema(present: list[str], given: dict[str, str], uri: str) -> dict[str, str]:
+def _schema(present: list[str], given: dict[str, str], uri: str, section: str) -> dict[str, str]:
     """The known schema that a file's columns fit; nothing where the user named them."""
     if "messages" in given or {"instruction", "output"} <= given.keys():
         return {}
@@ -100,8 +105,8 @@ def _schema(present: list[str], given: dict[str, str], uri: str) -> dict[str, st
         preferred = "chosen" in present and not fitting
         raise UserError(
             f"reading {uri}: {expected} ({'; '.join(listed)}); it has {present}. Name the columns "
-            "with examples.columns.instruction and examples.columns.output, or with "
-            f"examples.columns.messages.{PREFERENCES if preferred else ''}"
+            f"with {section}.columns.instruction and {section}.columns.output, or with "
+            f"{section}.columns.messages.{preferences(section) if preferred else ''}"
         )
     return fitting[0]
 
@@ -114,6 +119,7 @@ class PartColumns:
         columns: column name -> its values in the `count` rows.
         names: meaning -> column name, from `column_names`.
         uri: of the file, for messages.
+        section: of the config that names the file, for messages.
         bad: called for every row with a bad value.
     """
 
@@ -121,6 +127,7 @@ class PartColumns:
     count: int
     names: dict[str, str]
     uri: str
+    section: str
     bad: BadPosition
 
     def has(self, meaning: str) -> bool:
@@ -161,7 +168,7 @@ class PartColumns:
             raise UserError(
                 f"reading {self.uri}, field {self.names[meaning]!r}: expected text, got "
                 f"{column.type}. Convert the column to strings, or name another one with "
-                f"examples.columns.{meaning}."
+                f"{self.section}.columns.{meaning}."
             )
         else:
             text = _whole(column.cast(pa.string()))

@@ -115,7 +115,7 @@ def store_dataset(
     """
     dataset = _load(name, config, split)
     pictures = media(dataset.features.to_dict())
-    check_media(name, pictures, ignore)
+    check_media(name, pictures, ignore, "examples")
     dataset = dataset.remove_columns(list(pictures))
     rows, folder = dataset.num_rows, _folder(name, config, split)
     size = max(1, dataset.data.nbytes // max(1, rows))

@@ -27,6 +27,8 @@ from s2l_ray.errors import UserError
 
 # Characters of a rejected row that are listed.
 REJECT_TEXT = 500
+# Of the section `evaluation` no row is left out.
+REJECTING = " (with examples.on_bad_row: reject such rows are left out and listed)"
 # Of the first rows of a file, which say what its columns are.
 FIRST_ROWS, FIRST_BYTES = 20, 1 << 16
 # Kinds of files that are text, of which a span may be read in part.
@@ -125,7 +127,7 @@ def read_parts(
         if on_bad_row == "stop" and reason != NOT_GOOD:
             raise UserError(
                 f"reading {file.uri}, {first.place_of(row)}: {reason}{detail}. Correct the row, or "
-                "leave it out (with examples.on_bad_row: reject such rows are left out and listed)."
+                f"leave it out{REJECTING if columns.section == 'examples' else ''}."
             ) from None
         rejects.append(
             {"file": file.name, "row": row + 1, "reason": reason, "text": text[:REJECT_TEXT]}

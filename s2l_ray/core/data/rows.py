@@ -45,7 +45,7 @@ def examples_of(rows: Rows, part: PartRange, given: Columns, bad: BadRow) -> pa.
             bad_row(position, "expected an object with fields, got an empty one", "")
         return EXAMPLES_FIXED.empty_table()
     names = column_names(list(rows.columns), given, part.file.uri)
-    columns = PartColumns(rows.columns, len(numbers), names, part.file.uri, bad_row)
+    columns = PartColumns(rows.columns, len(numbers), names, part.file.uri, given.section, bad_row)
     made = conversations(columns, given)
     _no_marks_of_media(made["messages"], bad_row)
     check_all_read(rows, columns, made, given, good_N)

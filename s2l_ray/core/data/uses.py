@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from s2l_ray.config import Columns
-from s2l_ray.core.data.columns import PREFERENCES, PartColumns, column_names, is_list
+from s2l_ray.core.data.columns import PartColumns, column_names, is_list, preferences
 from s2l_ray.core.data.conversations import conversations
 from s2l_ray.core.data.formats.spans import Column, Rows
 from s2l_ray.errors import UserError
 
-DATA, IGNORED = "kept only as data", "left out (examples.ignore)"
+DATA = "kept only as data"
 # Columns with these names look like conversation, as what they may be named. One whose text is
 # named by another column, as output may be, is a text that the user decided against.
 LOOKS_LIKE: dict[str, tuple[str, ...]] = {
@@ -58,7 +58,7 @@ def column_uses(rows: Rows, given: Columns, uri: str) -> list[Use]:
         good_N[row] = False
 
     names = column_names(list(rows.columns), given, uri)
-    part = PartColumns(rows.columns, len(rows.numbers), names, uri, bad)
+    part = PartColumns(rows.columns, len(rows.numbers), names, uri, given.section, bad)
     made = conversations(part, given)
     check_all_read(rows, part, made, given, good_N)
     return uses_of(list(rows.columns), names)
@@ -155,15 +155,18 @@ def _unread(name: str, row: int, part: PartColumns, given: Columns) -> UserError
     said = f"column {name!r} looks like a part of the conversation, but its value is in no text"
     # Beside whole conversations no column can be named that is a part of them.
     open_ = [m for m in meanings if "messages" not in part.names or m not in OF_PAIRS]
-    remedy = "".join(f"name it as examples.columns.{meaning}, or " for meaning in open_)
+    remedy = "".join(f"name it as {part.section}.columns.{meaning}, or " for meaning in open_)
     if name == "label":
         said = f"column {name!r} says that the row is not a good one"
-        remedy = "leave such rows out with examples.columns.label: label, or learn all rows and "
+        remedy = (
+            f"leave such rows out with {part.section}.columns.label: label, or learn all rows and "
+        )
     elif name in MEDIA:
         said = f"column {name!r} holds what is no text, which no stage can read"
     return UserError(
         f"reading {part.uri}, row {row + 1}: {said}. What is read: "
         f"{', '.join(f'{column} as {meaning}' for meaning, column in part.names.items())}. "
         f"{remedy[:1].upper()}{remedy[1:] or 'To go without it, '}leave it out with "
-        f"examples.ignore: [{name}].{PREFERENCES if name in ('chosen', 'rejected') else ''}"
+        f"{part.section}.ignore: [{name}]."
+        f"{preferences(part.section) if name in ('chosen', 'rejected') else ''}"
     )

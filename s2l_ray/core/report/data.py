@@ -158,7 +158,7 @@ class ReportData:
     `num_examples` counts the rows of the examples artifact; sources [S] and source_sizes [S] are
     its sources and their rows. Of a data set that extends another, `new_files` and
     `dropped_files` are names of raw files. `columns` says of each column of the raw files what
-    became of it.
+    became of it. `passed_over` says of files that folders or globs name why they are not read.
     """
 
     run: str
@@ -171,6 +171,7 @@ class ReportData:
     new_files: Sequence[str] = ()
     dropped_files: Sequence[str] = ()
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    passed_over: Mapping[str, str] = field(default_factory=dict)
     proxies: Sequence[LossCurve] = ()
     clusterings: Sequence[Clustering] = ()
     left_out: Sequence[LeftOut] = ()

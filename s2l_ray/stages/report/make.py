@@ -62,6 +62,11 @@ def make(work: Work) -> Outcome:
         new_files=about.new_files,
         dropped_files=about.dropped_files,
         columns=about.columns,
+        passed_over={
+            without_credentials(uri): why
+            for section in work.passed_over.values()
+            for uri, why in section.items()
+        },
         proxies=_curves(variants),
         clusterings=_clusterings(work, variants),
         left_out=_left_out(about, trajectories),

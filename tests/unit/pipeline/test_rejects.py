@@ -61,3 +61,22 @@ def test_rows_that_a_label_leaves_out_are_no_bad_rows(
     with inline_ray.used(), caplog.at_level(logging.WARNING, "s2l_ray"):
         assert pipeline.run(plan)[0].manifest.rows == 100
     assert "100 of 200 rows are left out" in caplog.text
+
+
+def test_files_passed_over_stand_in_the_report_and_credentials_do_not(tmp_path: Path) -> None:
+    job = tiny.job(tmp_path, target=None, evaluation=None)
+    (tmp_path / "raw" / "NOTES.text").write_text("x")
+    plan = pipeline.plan(config.load(None, [], job))
+    assert list(plan.passed_over) == ["examples"]
+    plan.passed_over["evaluation"] = {"s3://KEY:SECRET@bucket/x.md": "empty"}
+    # The report of the examples alone.
+    examples, *_, report = plan.nodes
+    report.inputs = {"s2l/examples": examples.artifact}
+    plan.nodes = [examples, report]
+    with inline_ray.used():
+        _, done = pipeline.run(plan, only={examples.label, report.label})
+    page = report.artifact.read_file(done.manifest.files[0]).decode()
+    assert "NOTES.text" in page
+    assert "no kind of file that is read" in page
+    assert "bucket/x.md" in page
+    assert "SECRET" not in page

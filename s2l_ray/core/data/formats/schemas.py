@@ -79,18 +79,19 @@ def media(features: dict[str, Any]) -> dict[str, str]:
     return {name: kinds[0] for name, kinds in odd.items() if kinds}
 
 
-def check_media(what: str, found: dict[str, str], ignore: Collection[str]) -> None:
+def check_media(what: str, found: dict[str, str], ignore: Collection[str], section: str) -> None:
     """Refuse columns of pictures, sound and the like that are not ignored.
 
     Args:
         what: the file or data set, for messages.
         found: column -> its feature.
+        section: of the config, for messages.
     """
     for name, feature in found.items():
         if name not in ignore:
             raise UserError(
                 f"reading {what}, field {name!r}: expected text, numbers, or lists and objects of "
-                f"them, got the feature {feature}. Leave the column out with examples.ignore: "
+                f"them, got the feature {feature}. Leave the column out with {section}.ignore: "
                 f"[{name}]."
             )
 

@@ -1,5 +1,7 @@
 """Raw files are read once, however many sections and runs name them."""
 
+import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,22 @@ def test_a_file_is_read_once_for_all_runs(
         ("a.jsonl", 1),
         ("b.jsonl", 1),
     ]
+
+
+def test_first_rows_are_held_of_few_files_at_once(tmp_path: Path) -> None:
+    many, long = 200, json.dumps({"instruction": "x" * 60_000, "output": "y"})
+    (tmp_path / "raw").mkdir()
+    for number in range(many):
+        (tmp_path / "raw" / f"{number}.jsonl").write_text(long + "\n")
+    raw = RawFiles(Store(str(tmp_path / "storage")), assume=False)
+    tracemalloc.start()
+    try:
+        assert len(raw.ranges(section(tmp_path / "raw"), "examples")) == many
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Of all files they are twelve megabytes.
+    assert peak < many * len(long) * 0.8
 
 
 def test_a_damaged_index_is_made_again(folder: Path, tmp_path: Path) -> None:

@@ -56,5 +56,25 @@ def test_arrow_columns_are_left_out_as_others_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("section", [Examples, Evaluation])
 def test_a_column_is_read_or_ignored_but_not_both(section: type[Examples | Evaluation]) -> None:
     with pytest.raises(ValueError, match=r"in columns or in ignore; \['q'\] are in both"):
-        section(columns=Columns(instruction="q", output="a"), ignore=["q", "meta"])
-    assert section(columns=Columns(content="q"), ignore=["q"]).ignore == ["q"]
+        section.model_validate(
+            {"columns": {"instruction": "q", "output": "a"}, "ignore": ["q", "meta"]}
+        )
+    kept = section.model_validate({"columns": {"content": "q"}, "ignore": ["q"]})
+    assert kept.ignore == ["q"]
+
+
+@pytest.mark.parametrize("kind", [Examples, Evaluation])
+def test_a_name_to_ignore_that_no_file_has_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: type[Examples | Evaluation]
+) -> None:
+    (tmp_path / "raw").mkdir()
+    lines(tmp_path / "raw" / "x.jsonl", {**GOOD, "meta": 1})
+    lines(tmp_path / "raw" / "y.jsonl", {**GOOD, "odd": 1})
+    raw = RawFiles(Store(str(tmp_path / "storage")), assume=False)
+    name = "examples" if kind is Examples else "evaluation"
+    raw.ranges(kind(files=[str(tmp_path / "raw")], ignore=["meta", "odd"]), name)
+    assert not caplog.records
+    raw.ranges(kind(files=[str(tmp_path / "raw")], ignore=["meta", "mta"]), name)
+    (record,) = caplog.records
+    assert f"{name}.ignore names 'mta', which no file has" in record.message
+    assert "'meta', 'odd'" in record.message

@@ -7,7 +7,8 @@ import pytest
 
 from s2l_ray.config import Evaluation, Examples
 from s2l_ray.core.data.catalog import RawFiles
-from s2l_ray.core.data.uses import DATA, IGNORED
+from s2l_ray.core.data.read import read_part
+from s2l_ray.core.data.uses import DATA
 from s2l_ray.core.storage.store import Store
 from s2l_ray.errors import UserError
 from tests.unit.core.data import raw
@@ -78,7 +79,7 @@ def test_what_looks_like_conversation_and_is_in_no_text_stops_before_any_work(
     assert said in message
     assert f"examples.ignore: [{column}]" in message
     ignore = [name for name in row if name in (column, "rejected")]
-    assert uses(tmp_path, fine, row, ignore=ignore)[column] == IGNORED
+    assert uses(tmp_path, fine, row, ignore=ignore)[column] == "left out (examples.ignore)"
 
 
 def test_what_comes_after_the_first_rows_is_seen_where_it_is_read(tmp_path: Path) -> None:
@@ -96,8 +97,38 @@ def test_a_text_that_the_user_decided_against_is_data(tmp_path: Path) -> None:
 def test_held_out_files_are_looked_at_too(tmp_path: Path) -> None:
     path = raw.lines(tmp_path / "x.jsonl", {"messages": TALK, "context": "i"})
     files = RawFiles(Store(str(tmp_path / "storage")), False)
-    with pytest.raises(UserError, match="column 'context'"):
+    with pytest.raises(UserError, match=r"column 'context'.*with evaluation.ignore: .context"):
         files.ranges(Evaluation(files=[str(path)]), "evaluation")
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "said"),
+    [
+        ({"a": "x", "b": "y"}, {}, "with evaluation.columns.instruction"),
+        ({**PAIR, "input2": "x"}, {"input": "in"}, "no column 'in' .evaluation.columns.input"),
+        ({**PAIR, "cluster": 1}, {}, "leave it out with evaluation.ignore"),
+        ({**PAIR, "context": "i"}, {"input": "output2"}, "evaluation.columns"),
+        ({"prompt": "p", "chosen": "c", "rejected": "r"}, {}, "set evaluation.columns.output"),
+        ({**PAIR, "label": False}, {}, "with evaluation.columns.label"),
+        ({**PAIR, "image": "x.png"}, {}, "with evaluation.ignore: .image"),
+        ({"messages": [{"role": "x", "content": "y"}]}, {}, "evaluation.columns.roles can tell"),
+        ({"instruction": "a", "output": None}, {}, "or leave it out[.]$"),
+    ],
+)
+def test_errors_about_held_out_files_name_their_section(
+    tmp_path: Path, row: dict[str, Any], columns: dict[str, str], said: str
+) -> None:
+    path = raw.lines(tmp_path / "x.jsonl", row)
+    section = Evaluation.model_validate({"files": [str(path)], "columns": columns})
+    files = RawFiles(Store(str(tmp_path / "storage")), False)
+
+    def read() -> None:
+        for part in files.ranges(section, "evaluation"):
+            read_part(part, section.columns, ignore=section.ignore)
+
+    with pytest.raises(UserError, match=said) as caught:
+        read()
+    assert "examples." not in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet", "jsonl.gz"])

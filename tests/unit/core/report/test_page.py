@@ -414,6 +414,20 @@ def test_new_and_dropped_files_of_an_extended_data_set_are_named() -> None:
     assert "extends" not in Page(render(replace(full_data(2), clusterings=()))).words
 
 
+def test_files_that_are_passed_over_are_listed_with_the_reason() -> None:
+    passed_over = {"/data/LICENSE": "no kind of file that is read", f"/data/{HOSTILE}": "empty"}
+    data = ReportData(run="r", created="today", num_examples=1, passed_over=passed_over)
+    words = Page(render(data)).words
+    assert "name 2 files that are not read." in words
+    assert "/data/LICENSEno kind of file that is read" in words
+    many = {f"/data/{number}.md": "empty" for number in range(1_201)}
+    words = Page(render(replace(data, passed_over=many))).words
+    assert "1,201 files that are not read; the first 200." in words
+    assert "/data/199.md" in words
+    assert "/data/200.md" not in words
+    assert "passed over" not in Page(render(replace(data, passed_over={}))).words
+
+
 def test_arrays_of_other_shapes_are_refused() -> None:
     moved = Moved(
         base_sizes=[0] * 5, before=[1, 2], shifts=[0] * 5, new_rows=0, changed=0, new_sources=[]
