@@ -28,7 +28,7 @@ from s2l_ray.core.storage.store import Store
 from s2l_ray.display import say
 from s2l_ray.errors import UsageError
 from s2l_ray.pipeline.estimate import num_gpus, print_plan
-from s2l_ray.run import exit_status, leave, set_up_logging
+from s2l_ray.run import bare_parser, exit_status, leave, set_up_logging
 
 # Parts that are read for the lengths and sources of rows.
 PARTS_READ = 8
@@ -59,12 +59,7 @@ class Data:
 
 def main(arguments: list[str] | None = None) -> int:
     """Look, write the job, print its plan. Exit status 0 when the job could be run as it is."""
-    parser = argparse.ArgumentParser(
-        "python -m s2l_ray.init",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = bare_parser(__doc__ or "", prog="python -m s2l_ray.init")
     parser.add_argument("data", nargs="+", help="files, folders or globs")
     parser.add_argument("--model", help="the proxy: org/name on the Hugging Face Hub, or a folder")
     parser.add_argument("--out", default="job.yaml", metavar="FILE", help="job.yaml")

@@ -137,12 +137,7 @@ def parser(text: str) -> argparse.ArgumentParser:
 
 def job_parser(text: str) -> argparse.ArgumentParser:
     """A command line that names a job; arguments --section.field=value change its config."""
-    made = argparse.ArgumentParser(
-        description=text,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
+    made = bare_parser(text, add_help=False)
     made.add_argument(
         "-h", "--help", nargs="?", choices=["all"], action=_Help, help="all: every field of a job"
     )
@@ -152,6 +147,16 @@ def job_parser(text: str) -> argparse.ArgumentParser:
     made.add_argument("--quiet", action="store_true", help="no progress, only warnings and results")
     made.add_argument("--verbose", action="store_true", help="also where an error was raised")
     return made
+
+
+def bare_parser(text: str, **options: Any) -> argparse.ArgumentParser:
+    """A command line without arguments; `text` is shown as it is, names may not be cut short."""
+    return argparse.ArgumentParser(
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        **options,
+    )
 
 
 class _Help(argparse.Action):

@@ -10,7 +10,6 @@ wants that works or was interrupted (runs/NAME/begun.json). Give --unfinished on
 working in the storage.
 """
 
-import argparse
 import functools
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from s2l_ray.display import Console, say
 from s2l_ray.errors import UserError
 from s2l_ray.pipeline import NAMES
 from s2l_ray.pipeline.record import begun
-from s2l_ray.run import exit_status, leave, set_up_logging
+from s2l_ray.run import bare_parser, exit_status, leave, set_up_logging
 
 # Folders of files that are needed only while a run works.
 LEFTOVERS = ("tokens", "scratch")
@@ -65,12 +64,7 @@ class Entry:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print what is stored and, with --prune, delete what can go. Exit status 0 unless it fails."""
-    parser = argparse.ArgumentParser(
-        "python -m s2l_ray.status",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = bare_parser(__doc__ or "", prog="python -m s2l_ray.status")
     parser.add_argument("--storage", required=True, metavar="URI", help="a path, s3://, gs://, ...")
     parser.add_argument("--prune", action="store_true", help="delete what no run names")
     parser.add_argument(

@@ -12,6 +12,7 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from s2l_ray.core.data.formats.schemas import check_media, media
+from s2l_ray.core.data.walk import listed_files
 from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.store import Store, is_plain_path, join_uri
@@ -48,14 +49,7 @@ def saved_files(fs: pafs.FileSystem, folder: str, split: str) -> list[str] | Non
             f"reading {folder}: state.json does not list the data set's files by plain names. Save "
             "the data set again."
         ) from None
-    paths = [f"{folder}/{name}" for name in files]
-    missing = [info.path for info in fs.get_file_info(paths) if info.type != pafs.FileType.File]
-    if missing:
-        raise UserError(
-            f"reading {folder}: its state.json lists {missing[0]}, which is missing. Save the data "
-            "set again."
-        )
-    return paths
+    return listed_files(fs, folder, files, "state.json", "Save the data set again")
 
 
 def plain_name(name: Any) -> str:

@@ -11,6 +11,7 @@ from pyarrow import fs as pafs
 
 from s2l_ray.core.data.formats.spans import Rows
 from s2l_ray.core.data.json_text import members, object_text
+from s2l_ray.core.data.walk import listed_files
 from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.errors import UserError
 
@@ -38,14 +39,9 @@ def subset_files(fs: pafs.FileSystem, folder: str) -> list[str] | None:
             f"reading {folder}: this is an artifact of the stage {manifest.stage}, which holds no "
             "raw rows. Name raw files, or the folder of a subset."
         )
-    paths = [f"{folder}/{part.files['jsonl'].name}" for part in manifest.parts]
-    missing = [info.path for info in fs.get_file_info(paths) if info.type != pafs.FileType.File]
-    if missing:
-        raise UserError(
-            f"reading {folder}: its manifest lists {missing[0]}, which is missing. Copy the whole "
-            "folder, or name the files themselves."
-        )
-    return paths
+    names = [part.files["jsonl"].name for part in manifest.parts]
+    remedy = "Copy the whole folder, or name the files themselves"
+    return listed_files(fs, folder, names, MANIFEST, remedy)
 
 
 def of_earlier_round(rows: Rows) -> Rows:

@@ -1,9 +1,12 @@
-"""All files below a folder, each once."""
+"""The files of a folder: all below it, each once, or those that a file in it lists."""
 
 import os
 from collections import deque
+from collections.abc import Sequence
 
 from pyarrow import fs as pafs
+
+from s2l_ray.errors import UserError
 
 HIDDEN = "hidden"
 
@@ -63,3 +66,24 @@ def _local(folder: str) -> tuple[list[str], dict[str, str]]:
             else:
                 folders.append(entry.path)
     return paths, passed_over
+
+
+def listed_files(
+    files: pafs.FileSystem, folder: str, names: Sequence[str], by: str, remedy: str
+) -> list[str]:
+    """Paths of the files of a folder that one of them lists.
+
+    Args:
+        by: the file that lists them, for messages.
+        remedy: what to do, for messages.
+
+    Raises:
+        UserError: one of them is missing.
+    """
+    paths = [f"{folder}/{name}" for name in names]
+    missing = [info.path for info in files.get_file_info(paths) if info.type != pafs.FileType.File]
+    if missing:
+        raise UserError(
+            f"reading {folder}: its {by} lists {missing[0]}, which is missing. {remedy}."
+        )
+    return paths
