@@ -238,6 +238,8 @@ def print_results(plan: pipeline.Plan, done: list[pipeline.Done]) -> None:
     }
     if evaluated:
         console.print(comparison(evaluated))
+        for variant, info in evaluated.items():
+            _say_of_answers(variant, info)
     for variant, nodes in of_variant.items():
         # Variants that share a subset are named together, by the first of them.
         if "subset" in nodes and nodes["subset"].variants[0] == variant:
@@ -268,21 +270,49 @@ def _stages(job: config.Job, done: list[pipeline.Done]) -> Table:
 
 
 def comparison(evaluated: dict[str, EvaluationInfo]) -> Table:
-    """Held-out loss and exact match by source, one column a variant."""
-    table = Table(title="held-out loss / exact match")
+    """Held-out loss and scores by source, one column a variant; intervals of the means below."""
+    names = list(dict.fromkeys(n for info in evaluated.values() for n in info.macro.metrics))
+    table = Table(title=f"held-out {' / '.join(names)}")
     table.add_column("source")
     for variant in evaluated:
         table.add_column(variant, justify="right")
 
     def cell(found: HeldOut) -> str:
-        exact = "" if found.exact_match is None else f" / {found.exact_match:.2f}"
-        return f"{found.loss:.3f}{exact}"
+        return " / ".join(_mean(found, name) for name in names)
 
     for source in next(iter(evaluated.values())).by_source:
-        table.add_row(source, *(cell(info.by_source[source]) for info in evaluated.values()))
+        found = (info.by_source.get(source) for info in evaluated.values())
+        table.add_row(source, *("" if own is None else cell(own) for own in found))
     table.add_section()
     table.add_row("mean over sources", *(cell(info.macro) for info in evaluated.values()))
+    for name in names:
+        table.add_row(f"{name}, 95 %", *(_interval(i.macro, name) for i in evaluated.values()))
     return table
+
+
+def _mean(found: HeldOut, name: str) -> str:
+    digits = 3 if name == "loss" else 2
+    return f"{found.metrics[name].mean:.{digits}f}" if name in found.metrics else "-"
+
+
+def _interval(found: HeldOut, name: str) -> str:
+    if name not in found.metrics:
+        return "-"
+    return f"{found.metrics[name].low:.3f} to {found.metrics[name].high:.3f}"
+
+
+def _say_of_answers(variant: str, info: EvaluationInfo) -> None:
+    """What is to be known of the answers beside their scores."""
+    if info.counts:
+        told = ", ".join(f"{count:,} {what}" for what, count in info.counts.items())
+        say(f"answers of {variant}: {told}")
+    if info.differ:
+        say(f"answers of {variant}: the rules differ about {info.differ:,}, such as")
+    for row in info.differing:
+        say(
+            f"  {row.source}, example_id {row.example_id}, gold {row.gold!r}: {row.answer!r} is "
+            f"right by {', '.join(row.right)}, wrong by {', '.join(row.wrong)}"
+        )
 
 
 if __name__ == "__main__":

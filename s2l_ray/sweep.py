@@ -193,8 +193,8 @@ def _trial(values: dict[str, Any], plan: pipeline.Plan) -> None:
     }
     summary["smallest"] = min(clusters.sizes)
     if "evaluation" in manifests:
-        macro = vars(info_of(manifests["evaluation"], EvaluationInfo).macro)
-        summary |= {f"held-out {name}": value for name, value in macro.items()}
+        macro = info_of(manifests["evaluation"], EvaluationInfo).macro.metrics
+        summary |= {f"held-out {name}": found.mean for name, found in macro.items()}
     summary["made"] = (
         ", ".join(result.node.stage.name for result in done if result.made) or "nothing"
     )

@@ -131,7 +131,12 @@ def exact_job(folder: Path) -> dict[str, Any]:
         "variants": {
             "s2l": {
                 "target": {**training, "model": {"path": str(speaker)}},
-                "evaluation": {"files": [str(folder / "heldout")], "max_new_tokens": 4},
+                "evaluation": {
+                    "files": [str(folder / "heldout")],
+                    "max_new_tokens": 4,
+                    "scores": ["exact", "published", "numeric"],
+                    "sets": {"s1": "gsm8k"},
+                },
             },
             "within": {
                 "clusters": {"k": 2, "within": "source"},

@@ -161,6 +161,10 @@ class Examples(Section):
         return _check_ignored(self, self.columns, self.ignore)
 
 
+Score = Literal["exact", "published", "numeric", "math_verify", "rouge_l", "bleu"]
+Set = Literal["gsm8k", "math", "numglue", "svamp", "mathematics", "simuleq"]
+
+
 class Evaluation(Section):
     files: list[str] = Field(
         default_factory=list, description="held-out raw files, folders or globs"
@@ -178,11 +182,40 @@ class Evaluation(Section):
     max_new_tokens: int = Field(
         64, ge=0, description="longest answer that is decoded greedily, in tokens; 0 decodes none"
     )
+    answers: Literal["chain", "program", "hybrid"] = Field(
+        "chain",
+        description="what is asked for: an answer in words, a program that prints it, or a program "
+        "and words where it gives nothing, as MAmmoTH does. Programs run in a sandbox (bubblewrap)",
+    )
+    program_prompt: str = Field(
+        " Let's write a program.",
+        description="text behind a question that asks for a program; this one is MathInstruct's",
+    )
+    program_seconds: float = Field(5.0, gt=0, le=600, description="longest time of a program")
+    scores: list[Score] = Field(
+        ["exact"],
+        description="how answers are scored, a column each: exact (equal text), published (the "
+        "rules of MAmmoTH and CoLM for their six sets, with their bugs), numeric (our own: by "
+        "value), math_verify; rouge_l and bleu (of sentences) for summaries",
+    )
+    sets: dict[str, Set] = Field(
+        default_factory=dict,
+        description="which of the six sets a source is, for the score published, where its name is "
+        "not gsm8k, math, numglue, svamp, mathematics or simuleq",
+    )
 
     @field_validator("files", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _programs_are_written(self) -> "Evaluation":
+        if self.answers != "chain" and self.max_new_tokens == 0:
+            raise ValueError(f"answers: {self.answers} needs max_new_tokens above 0")
+        if len(set(self.scores)) < len(self.scores):
+            raise ValueError(f"scores: each is named once; got {self.scores}")
+        return self
 
     @model_validator(mode="after")
     def _not_both_read_and_ignored(self) -> "Evaluation":

@@ -19,6 +19,7 @@ SEARCH = "sample of keys"
 TRAINING_ORDER = "order of training"
 DROPOUT = "dropout"
 CHECKED = "rows of a check"
+BOOTSTRAP = "bootstrap"
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)

@@ -17,7 +17,7 @@ import s2l_ray
 from s2l_ray import config, pipeline, run
 from s2l_ray.api import Storage
 from s2l_ray.core.storage.artifact import Artifact
-from s2l_ray.core.storage.info import EvaluationInfo, HeldOut, SourceHeldOut
+from s2l_ray.core.storage.info import Estimate, EvaluationInfo, HeldOut, SourceHeldOut
 from s2l_ray.core.storage.store import Store
 from s2l_ray.display import Console, say, shown
 from s2l_ray.errors import UserError, without_credentials
@@ -64,9 +64,9 @@ def test_a_plan_and_its_results_show_names_of_others(
 
     print_plan(made)
     assert "[bold][/x]" in "".join(capsys.readouterr().out.split())
-    results = {name: HeldOut(loss=1.0, exact_match=None) for name in NAMES}
-    by_source = {n: SourceHeldOut(loss=1.0, exact_match=None, rows=1) for n in [*NAMES, STEERING]}
-    info = EvaluationInfo(by_source=by_source, macro=results[NAMES[0]])
+    metrics = {"loss": Estimate(1.0, 0.9, 1.1)}
+    by_source = {n: SourceHeldOut(metrics=metrics, rows=1) for n in [*NAMES, STEERING]}
+    info = EvaluationInfo(by_source=by_source, macro=HeldOut(metrics=metrics))
     console = Console(wide=True)
     console.print(run.comparison({NAMES[2]: info}))
     said = capsys.readouterr().out

@@ -59,7 +59,7 @@ KEPT = {
     ("exact", "clusters", 4): "d5c38f902e0e41c64430ebc17505ddb4df8152dd553c16d131fc39f58f05ecc2",
     ("exact", "subset", 4): "8ecd831e39bfcdef60cf0287e84cefc11f51698206e5c6af15e14f16d8e903dd",
     ("exact", "target", 4): "5f57accb0157419d77fa7efaabeafeb4869a8736ecf6495319119bb26482d5bc",
-    ("exact", "evaluation", 4): "c3562376bb143f19a9d6a22b2f00249c58d8e8f28ebdf9467fe50001548a10e2",
+    ("exact", "evaluation", 4): "1767fb2236119f44e78cd57d82149b2ea7ea8bd4c3806a1f975106f8bf2e8b42",
     ("trained", "proxy", 4): "7d2f1ff320b44f12df722005d435fbae60bbe342a1cbbccaccb510a19b1d2ccc",
 }
 JOBS = {"exact": (kept_job.exact_job, "evaluation"), "trained": (kept_job.trained_job, "proxy")}
@@ -80,9 +80,9 @@ WRONG = {
     ),
     "another exact match": (
         "evaluation",
-        "s2l_ray.stages.evaluation.make",
-        "without_thought(a) == without_thought(w)",
-        "a == w",
+        "s2l_ray.core.answers.scores",
+        "without_thought(answer) == without_thought(gold)",
+        "answer == gold",
     ),
 }
 

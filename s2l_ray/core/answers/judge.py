@@ -48,13 +48,18 @@ def main() -> None:
         texts = [text] if told is None or configs is not mathematics else [text, f"${told}$"]
         return any(verify(wanted, parsed(own), timeout_seconds=None) for own in texts)
 
-    print("ready", flush=True)
+    say("ready")
     for line in sys.stdin:
         try:
             answer = right(*json.loads(line))
         except Exception:
             answer = False
-        print(int(answer), flush=True)
+        say(str(int(answer)))
+
+
+def say(word: str) -> None:
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ class Sandbox:
         if os.geteuid() == 0 and self._namespace is None:
             self._namespace = _namespace_of_nobody()
         rules = denying_filter()
-        handles = [rules] + [self._namespace] * (self._namespace is not None)
+        handles = [rules, *([] if self._namespace is None else [self._namespace])]
         try:
             process = subprocess.Popen(
                 _command(self.bwrap, seconds, rules, self._namespace),
@@ -213,8 +213,13 @@ def _namespace_of_nobody() -> int:
     """
     own = user_outside()
     command = [sys.executable, "-I", "-S", "-c", NAMESPACE]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as helper:
+    with subprocess.Popen(
+        command,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as helper:
         assert helper.stdin is not None
         assert helper.stdout is not None
         assert helper.stderr is not None

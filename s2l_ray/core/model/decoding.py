@@ -1,8 +1,9 @@
 """Greedy answers of a model to the prompts of rows."""
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +13,21 @@ from s2l_ray.core.text.batching import token_batches
 from s2l_ray.core.text.encoding import Encoder
 from s2l_ray.errors import UserError
 
+log = logging.getLogger(__name__)
 # Share of the spread of logits by which padding may move them in bf16. Where a family that heeds
 # padding moves more, decoding is slower and answers the same.
 MOVED_BY_ROUNDING = 0.02
+
+
+class Generation(NamedTuple):
+    """What a model wrote.
+
+    Attributes:
+        cut: it came to the largest number of new tokens without an end.
+    """
+
+    text: str
+    cut: bool
 
 
 def decode(
@@ -24,31 +37,61 @@ def decode(
     max_new_tokens: int,
     tokens_per_batch: int,
     device: Any,
-) -> list[str]:
+    asking: str = "",
+) -> list[Generation]:
     """The model's greedy answer to each row's prompt.
 
     A family that takes no notice of padding on the left gets one prompt at a time.
 
     Args:
         max_new_tokens: an answer ends there, unless a token of `encoder.stops` ends it before.
-        tokens_per_batch: padded tokens of a batch, those of the answers included.
+        tokens_per_batch: padded tokens of a batch, those of the answers included; halved where the
+            GPU's memory does not hold so many.
+        asking: text behind the last question.
 
     Raises:
-        UserError: a row that cannot be rendered, or whose prompt leaves no place for the answer.
+        UserError: a row that cannot be rendered, whose prompt leaves no place for the answer, or
+            which needs more memory than the GPU has.
     """
+    prompts = encoder.prompts(rows, asking)
+    _check_places(model, prompts, rows, max_new_tokens)
+    made: dict[int, Generation] = {}
+    # Not even prompts of one length: rwkv of transformers 5 mixes up the states of a batch.
+    alone = not heeds_padding(model, encoder.pad, device)
+    while len(made) < len(prompts):
+        left = [row for row in range(len(prompts)) if row not in made]
+        lengths = [len(prompts[row]) + max_new_tokens for row in left]
+        for batch in token_batches(lengths, 1 if alone else tokens_per_batch):
+            several = [left[number] for number in batch]
+            some = [prompts[row] for row in several]
+            texts = _generate(model, encoder, some, max_new_tokens, device)
+            if texts is None:
+                tokens = lengths[batch[0]]
+                if len(several) == 1:
+                    raise UserError(_too_large(rows, several[0], tokens))
+                tokens_per_batch = tokens * len(several) // 2
+                log.warning(
+                    "generating: too little memory; now %d tokens a batch", tokens_per_batch
+                )
+                break
+            made |= zip(several, texts, strict=True)
+    return [made[row] for row in range(len(prompts))]
+
+
+def _generate(
+    model: Any, encoder: Encoder, prompts: list[list[int]], max_new_tokens: int, device: Any
+) -> list[Generation] | None:
+    """Answers to prompts in one batch; None where the GPU's memory does not hold it."""
     import torch
 
-    prompts = encoder.prompts(rows)
-    _check_places(model, prompts, rows, max_new_tokens)
-    answers = [""] * len(prompts)
-    for batch in _batches(model, prompts, max_new_tokens, tokens_per_batch, encoder.pad, device):
-        length = max(len(prompts[row]) for row in batch)
-        ids_BL = np.full((len(batch), length), encoder.pad, np.int64)
-        real_BL = np.zeros((len(batch), length), np.int64)
-        # Prompts are padded on the left, so that all answers begin at the same place.
-        for number, row in enumerate(batch):
-            ids_BL[number, length - len(prompts[row]) :] = prompts[row]
-            real_BL[number, length - len(prompts[row]) :] = 1
+    length = max(map(len, prompts))
+    ids_BL = np.full((len(prompts), length), encoder.pad, np.int64)
+    real_BL = np.zeros((len(prompts), length), np.int64)
+    # Prompts are padded on the left, so that all answers begin at the same place.
+    for number, prompt in enumerate(prompts):
+        ids_BL[number, length - len(prompt) :] = prompt
+        real_BL[number, length - len(prompt) :] = 1
+    try:
         with torch.inference_mode():
             made_BL = model.generate(
                 input_ids=torch.from_numpy(ids_BL).to(device),
@@ -58,11 +101,23 @@ def decode(
                 eos_token_id=encoder.stops,
                 pad_token_id=encoder.pad,
             ).cpu()
-        for number, row in enumerate(batch):
-            new = made_BL[number, length:].tolist()
-            new = list(itertools.takewhile(lambda token: token not in encoder.stops, new))
-            answers[row] = encoder.tokenizer.decode(new, skip_special_tokens=True)
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
+    answers = []
+    for made in made_BL[:, length:].tolist():
+        new = list(itertools.takewhile(lambda token: token not in encoder.stops, made))
+        text = encoder.tokenizer.decode(new, skip_special_tokens=True)
+        answers.append(Generation(text, len(new) == max_new_tokens))
     return answers
+
+
+def _too_large(rows: pa.Table, row: int, tokens: int) -> str:
+    return (
+        f"generating an answer for the row with example_id {rows['example_id'][row]}: its "
+        f"{tokens} tokens (prompt and evaluation.max_new_tokens) do not fit into the GPU's memory "
+        "beside the model. Lower evaluation.max_new_tokens, or raise scaling.evaluation.gpus."
+    )
 
 
 def _check_places(
@@ -77,23 +132,6 @@ def _check_places(
                 f"{max_new_tokens} do not fit into the model's {most} positions. Leave out the "
                 "row, or lower evaluation.max_new_tokens."
             )
-
-
-def _batches(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    tokens_per_batch: int,
-    pad: int,
-    device: Any,
-) -> Iterator[list[int]]:
-    """Numbers of the prompts that are continued together."""
-    if heeds_padding(model, pad, device):
-        lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-        yield from token_batches(lengths, tokens_per_batch)
-    else:
-        # Not even prompts of one length: rwkv of transformers 5 mixes up the states of a batch.
-        yield from ([number] for number in range(len(prompts)))
 
 
 def heeds_padding(model: Any, pad: int, device: Any) -> bool:

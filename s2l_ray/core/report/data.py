@@ -13,13 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from s2l_ray.core.storage.info import Moved
+from s2l_ray.core.storage.info import Differing, Moved
 
 # Shapes: T steps, K clusters, S sources.
 # characters shown of a prompt or completion
 MAX_TEXT = 600
 # characters shown of a source or variant in a picture
 MAX_LABEL = 28
+# What intervals of the mean over all sources are filed under; no source has this name.
+ALL = "\0"
 # Characters not allowed in XML or UTF-8.
 FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -119,17 +121,38 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """Held-out results of one variant's target by source: mean loss in nats, exact match in 0..1.
+    """Held-out results of one variant's target: by metric and source, and what else was seen.
 
-    A source without a value is absent or None. Macro means are taken here, over the sources that
-    every variant has.
+    Losses are in nats, scores in 0..1. A source without a value is absent or None. `intervals` has
+    low and high ends; those of the mean over all sources are under ALL. Macro means are taken
+    here, over the sources that every variant has. `counts` and `differing` are those of
+    EvaluationInfo, `differ` the number of rows about which rules differ.
     """
 
     variant: str
     num_examples: int
     target_steps: int
-    losses: Mapping[str, float | None] = field(default_factory=dict)
-    exact_match: Mapping[str, float | None] = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    differ: int = 0
+    differing: Sequence[Differing] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairedTest:
+    """How much larger a metric of the variant `first` is than that of `second`, mean over sources.
+
+    `p` is corrected for the number of pairs.
+    """
+
+    metric: str
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    p: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -176,6 +199,7 @@ class ReportData:
     clusterings: Sequence[Clustering] = ()
     left_out: Sequence[LeftOut] = ()
     evaluations: Sequence[Evaluation] = ()
+    paired_tests: Sequence[PairedTest] = ()
     stages: Sequence[StageCost] = ()
 
 
@@ -183,11 +207,12 @@ class ReportData:
 
 
 class Cell(NamedTuple):
-    """One number of a comparison, its text, and whether it is the best of its row."""
+    """One number of a comparison, its text, whether it is the best of its row, and its interval."""
 
     value: float | None
     text: str
     best: bool
+    interval: str = ""
 
 
 class Metric(NamedTuple):

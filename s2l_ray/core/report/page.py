@@ -6,13 +6,14 @@ completions and source names are written by others.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from s2l_ray.core.report.data import (
+    ALL,
     FORBIDDEN,
     Cell,
     Clustering,
@@ -36,6 +37,17 @@ from s2l_ray.core.report.pictures import (
 
 # clusters in the table of what moved
 MAX_MOVES = 12
+# metrics in the picture
+MAX_METRICS = 4
+TITLES = {
+    "loss": "Held-out loss",
+    "exact": "Exact match",
+    "published": "Published rules",
+    "numeric": "Numeric",
+    "math_verify": "Math-Verify",
+    "rouge_l": "ROUGE-L",
+    "bleu": "BLEU",
+}
 # min or max: which of several values of a metric is the best
 Best = Callable[[list[float]], float]
 
@@ -56,6 +68,7 @@ def render(data: ReportData) -> str:
         "duration": duration,
         "flops": _flops,
         "clip": clip,
+        "title_of": title_of,
     }
     variants = _variants(data)
     metrics, evaluated = _metrics(data.evaluations), [e.variant for e in data.evaluations]
@@ -69,7 +82,9 @@ def render(data: ReportData) -> str:
             source_picture=draw_sources(data, variants) if _has_sources(data) else None,
             source_rows=_source_rows(data),
             metrics=metrics,
-            evaluation_picture=draw_evaluations(metrics, evaluated, variants) if metrics else None,
+            evaluation_picture=draw_evaluations(metrics[:MAX_METRICS], evaluated, variants)
+            if metrics
+            else None,
             stage_picture=draw_stages(data.stages) if any(c.seconds for c in data.stages) else None,
         )
     return FORBIDDEN.sub("\ufffd", page)
@@ -197,16 +212,21 @@ def _source_rows(data: ReportData) -> list[dict]:
 
 
 def _metrics(evaluations: Sequence[Evaluation]) -> list[Metric]:
-    """Held-out loss and exact match, each only if some variant has it."""
-    tables = [
-        _metric("Held-out loss", [e.losses for e in evaluations], min),
-        _metric("Exact match", [e.exact_match for e in evaluations], max),
-    ]
+    """Held-out loss and scores, each only if some variant has it."""
+    names = dict.fromkeys(name for e in evaluations for name in e.metrics)
+    tables = [_metric(name, evaluations) for name in names]
     return [table for table in tables if table.rows]
 
 
-def _metric(title: str, values: list[Mapping[str, float | None]], best: Best) -> Metric:
+def title_of(metric: str) -> str:
+    return TITLES.get(metric, metric)
+
+
+def _metric(metric: str, evaluations: Sequence[Evaluation]) -> Metric:
     """A table over the sources that some variant has a finite value for; NaN counts as no value."""
+    best: Best = min if metric == "loss" else max
+    values = [e.metrics.get(metric, {}) for e in evaluations]
+    ends = [e.intervals.get(metric, {}) for e in evaluations]
     names = dict.fromkeys(name for column in values for name in column)
     by_source = {name: [_known(column.get(name)) for column in values] for name in names}
     by_source = {name: row for name, row in by_source.items() if any(v is not None for v in row)}
@@ -216,15 +236,30 @@ def _metric(title: str, values: list[Mapping[str, float | None]], best: Best) ->
         if shared
         else [None] * len(values)
     )
-    rows = [(name, _cells(row, best)) for name, row in by_source.items()]
-    return Metric(title, rows, _cells(macro, best), len(shared))
+    rows = [
+        (name, _cells(row, best, [own.get(name) for own in ends]))
+        for name, row in by_source.items()
+    ]
+    all_shared = len(shared) == len(by_source)
+    of_macro = [own.get(ALL) if all_shared else None for own in ends]
+    return Metric(title_of(metric), rows, _cells(macro, best, of_macro), len(shared))
 
 
-def _cells(values: Sequence[float | None], best: Best) -> list[Cell]:
+def _cells(
+    values: Sequence[float | None], best: Best, ends: Sequence[tuple[float, float] | None]
+) -> list[Cell]:
     """Cells of one row.
 
     Values that read the same are equally good, and a lone variant is not called the best.
     """
     numbers = [round(v, 3) for v in values if v is not None]
     top = best(numbers) if len(numbers) > 1 else None
-    return [Cell(v, _decimal(v), v is not None and round(v, 3) == top) for v in values]
+    return [
+        Cell(
+            v,
+            _decimal(v),
+            v is not None and round(v, 3) == top,
+            "" if own is None else f"{own[0]:.3f} to {own[1]:.3f}",
+        )
+        for v, own in zip(values, ends, strict=True)
+    ]

@@ -244,15 +244,20 @@ class SubsetInfo(Info):
     clusters: list[int] | None
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over rows or sources, and the ends of its 95 % interval by bootstrap."""
+
+    mean: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Held-out results: mean loss in nats per learned token, and the share of exact matches.
+    """Held-out results: of `loss` (in nats per learned token) and of each score, a mean."""
 
-    `exact_match` is None where no answers were generated.
-    """
-
-    loss: float
-    exact_match: float | None
+    metrics: dict[str, Estimate]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,11 +268,35 @@ class SourceHeldOut(HeldOut):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Differing:
+    """An answer that some rules take for right and others for wrong."""
+
+    example_id: int
+    source: str
+    gold: str
+    answer: str
+    right: list[str]
+    wrong: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationInfo(Info):
-    """Of `evaluation`: results of each source, and their mean over the sources."""
+    """Of `evaluation`.
+
+    Attributes:
+        by_source: results of each source; a score that none of its rows has is left out.
+        macro: their mean over the sources that have it.
+        differ: rows about which published, numeric and math_verify do not agree.
+        differing: the first of them.
+        counts: how many answers came to max_new_tokens without an end, were asked for again,
+            were programs that ended so or so, took Math-Verify too long.
+    """
 
     by_source: dict[str, SourceHeldOut]
     macro: HeldOut
+    differ: int = 0
+    differing: list[Differing] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 SomeInfo = TypeVar("SomeInfo", bound=Info)

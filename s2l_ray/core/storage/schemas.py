@@ -32,6 +32,8 @@ EXAMPLES_FIXED = pa.schema(
         ("tools", pa.string()),
     ]
 )
+# Scores of an answer that are numbers from 0 to 1; the others are right or wrong.
+SHARES = ("rouge_l", "bleu")
 CLUSTERS = pa.schema(
     [("example_id", pa.int64()), ("cluster", pa.int32()), ("distance", pa.float32())]
 )
@@ -57,8 +59,13 @@ def trajectories_schema(num_columns: int, statistics: Sequence[str] = ()) -> pa.
     )
 
 
-def evaluation_schema() -> pa.Schema:
-    """Schema of `evaluation`: one row a held-out example; no answer generated, `exact` is null."""
+def evaluation_schema(scores: Sequence[str]) -> pa.Schema:
+    """Schema of `evaluation`: one row a held-out example.
+
+    `generated` is what the model wrote, and `first_generated` what it wrote before it was `asked`
+    (chain or program) again. `program` says how a program ended: well, error, time or output.
+    `answer` is what was scored against `gold`. Where nothing was generated, these are null.
+    """
     return pa.schema(
         [
             ("example_id", pa.int64()),
@@ -66,7 +73,13 @@ def evaluation_schema() -> pa.Schema:
             ("num_tokens", pa.int32()),
             ("loss", pa.float32()),
             ("generated", pa.string()),
-            ("exact", pa.bool_()),
+            ("cut", pa.bool_()),
+            ("asked", pa.string()),
+            ("first_generated", pa.string()),
+            ("program", pa.string()),
+            ("answer", pa.string()),
+            ("gold", pa.string()),
+            *((name, pa.float32() if name in SHARES else pa.bool_()) for name in scores),
         ]
     )
 

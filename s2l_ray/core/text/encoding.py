@@ -18,7 +18,7 @@ import pyarrow as pa
 from s2l_ray.core.text.chat_template import ChatRenderer
 from s2l_ray.core.text.headings import HeadingRenderer
 from s2l_ray.core.text.rendering import Piece, Renderer
-from s2l_ray.core.text.turns import Refused, Turn, turns_of
+from s2l_ray.core.text.turns import Refused, Turn, asked, turns_of
 from s2l_ray.errors import UserError
 
 # Rows that are rendered together.
@@ -114,8 +114,11 @@ class Encoder:
                 encoded += self._encode(ids[group], rendered[group])
         return encoded
 
-    def prompts(self, rows: pa.Table) -> list[list[int]]:
+    def prompts(self, rows: pa.Table, asking: str = "") -> list[list[int]]:
         """Token ids of all that comes before each row's last assistant turn.
+
+        Args:
+            asking: text that is put behind the last question.
 
         Raises:
             UserError: a row that cannot be rendered.
@@ -123,7 +126,7 @@ class Encoder:
         prompts: list[list[int]] = []
         for turns, tools in turns_of(rows):
             try:
-                pieces = self.renderer.prompt(turns, tools)
+                pieces = self.renderer.prompt(asked(turns, asking), tools)
             except Refused as refused:
                 number = rows["example_id"][len(prompts)].as_py()
                 raise UserError(

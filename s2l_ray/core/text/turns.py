@@ -80,6 +80,23 @@ def learned_answers(turns: Sequence[Turn], learn: str) -> list[int]:
     return answers
 
 
+def asked(turns: Sequence[Turn], text: str) -> Sequence[Turn]:
+    """The turns with a text behind the last one before the last answer.
+
+    Raises:
+        Refused: there is no answer.
+    """
+    place = last_answer(turns) - 1
+    if not text or place < 0:
+        return turns
+    turn = turns[place]
+    if turn.input:
+        changed = turn._replace(input=turn.input + text)
+    else:
+        changed = turn._replace(content=turn.content + text)
+    return [*turns[:place], changed, *turns[place + 1 :]]
+
+
 def with_input(turn: Turn) -> str:
     """The content of a turn, and its input on the lines after it."""
     return f"{turn.content}\n{turn.input}" if turn.input else turn.content

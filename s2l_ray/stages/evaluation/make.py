@@ -1,30 +1,40 @@
-"""`evaluation` from the target: loss and exact match on held-out rows, by source.
+"""`evaluation` from the target: losses and scored answers on held-out rows, by source.
 
 Actors hold the target. They read a range of a held-out file, take the losses of the given answers,
-and decode greedy ones.
+decode greedy ones and score them.
 """
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from s2l_ray.contract.work import Outcome, Work
+from s2l_ray.core.answers.resampling import Resampled, estimate
+from s2l_ray.core.answers.scores import RULES
 from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.data.read import read_part
-from s2l_ray.core.model.decoding import decode
+from s2l_ray.core.model.decoding import Generation, decode
 from s2l_ray.core.model.loading import load_encoder
 from s2l_ray.core.model.scoring import device_of, files_of, load_checkpoint, score
-from s2l_ray.core.storage.info import EvaluationInfo, HeldOut, SourceHeldOut, TargetInfo
+from s2l_ray.core.storage.info import (
+    Differing,
+    EvaluationInfo,
+    HeldOut,
+    SourceHeldOut,
+    TargetInfo,
+)
 from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.records import from_json, to_json
 from s2l_ray.core.storage.schemas import evaluation_schema
-from s2l_ray.core.text.turns import prompt_and_answer, without_thought
 from s2l_ray.edge.parts import PartContext, parts_by_actors
 from s2l_ray.errors import UserError
+from s2l_ray.stages.evaluation.answering import Answering
+
+# Of rows about which rules differ, how many are told, and characters of their texts.
+MOST_DIFFERING, MOST_CHARACTERS = 3, 200
 
 
 def make(work: Work) -> Outcome:
@@ -41,21 +51,63 @@ def make(work: Work) -> Outcome:
 
     jobs = {part.index: to_json(part) for part in work.ranges}
     parts = parts_by_actors(work, jobs, load)
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    assert work.config.evaluation is not None
+    return Outcome(parts, info=_info(work, parts, work.config.evaluation.scores))
+
+
+def _info(work: Work, parts: list[Part], scores: list[Any]) -> EvaluationInfo:
+    """Results by source from the parts' columns of numbers, one part in memory."""
+    resampled = Resampled()
+    counts: Counter[str] = Counter()
+    differ, differing = 0, list[Differing]()
+    rules = [name for name in RULES if name in scores]
     for part in parts:
-        for source, values in part.stats["sums"].items():
-            sums[source] = [a + b for a, b in zip(sums[source], values, strict=True)]
-    decoded = work.config.evaluation is not None and work.config.evaluation.max_new_tokens > 0
+        table = work.artifact.read_part(part, ["example_id", "source", "loss", *scores])
+        resampled.add_table(table, ["loss", *scores])
+        counts.update(part.stats["counts"])
+        rows = _differing(table, rules)
+        differ += len(rows)
+        if rows and len(differing) < MOST_DIFFERING:
+            some = work.artifact.read_part(part).take(rows[: MOST_DIFFERING - len(differing)])
+            differing += [_told(row, rules) for row in some.to_pylist()]
     by_source = {
-        source: SourceHeldOut(
-            rows=int(rows), loss=loss / rows, exact_match=exact / rows if decoded else None
-        )
-        for source, (rows, loss, exact) in sorted(sums.items())
+        source: SourceHeldOut(rows=rows, metrics=_metrics(resampled, source))
+        for source, rows in sorted(resampled.rows.items())
     }
-    found = list(by_source.values())
-    exact_match = float(np.mean([own.exact_match or 0.0 for own in found])) if decoded else None
-    macro = HeldOut(loss=float(np.mean([own.loss for own in found])), exact_match=exact_match)
-    return Outcome(parts, info=EvaluationInfo(by_source=by_source, macro=macro))
+    return EvaluationInfo(
+        by_source=by_source,
+        macro=HeldOut(metrics=_metrics(resampled, None)),
+        differ=differ,
+        differing=differing,
+        counts=dict(counts),
+    )
+
+
+def _metrics(resampled: Resampled, source: str | None) -> dict[str, Any]:
+    means = {
+        name: resampled.macro_means(name) if source is None else resampled.means(source, name)
+        for name in resampled.metrics
+    }
+    return {name: estimate(found) for name, found in means.items() if found is not None}
+
+
+def _differing(table: pa.Table, rules: list[str]) -> list[int]:
+    """Places of rows that some rules take for right and others for wrong."""
+    verdicts = [table[name].to_pylist() for name in rules]
+    return [
+        place for place, row in enumerate(zip(*verdicts, strict=True)) if len(set(row) - {None}) > 1
+    ]
+
+
+def _told(row: dict[str, Any], rules: list[str]) -> Differing:
+    return Differing(
+        example_id=row["example_id"],
+        source=row["source"],
+        gold=row["gold"][-MOST_CHARACTERS:],
+        answer=row["answer"][-MOST_CHARACTERS:],
+        right=[name for name in rules if row[name]],
+        wrong=[name for name in rules if row[name] is False],
+    )
 
 
 class _Evaluator:
@@ -64,6 +116,7 @@ class _Evaluator:
         assert target is not None
         assert section is not None
         self.context, self.section = context, section
+        self.answering = Answering(section)
         self.device = device_of(context.config.scaling.evaluation)
         self.encoder = load_encoder(target)
         self.model = load_checkpoint(
@@ -85,49 +138,35 @@ class _Evaluator:
         losses = score(
             [self.model], examples, self.encoder.pad, self.section.tokens_per_batch, self.device
         )[:, 0]
-        answers = self._decode(rows)
-        wanted = [prompt_and_answer(messages)[1] for messages in rows["messages"].to_pylist()]
-        exact = [
-            None if a is None else without_thought(a) == without_thought(w)
-            for a, w in zip(answers, wanted, strict=True)
-        ]
+        columns: dict[str, Any] = {
+            "example_id": rows["example_id"],
+            "source": rows["source"],
+            "num_tokens": [int(example.learned.sum()) for example in examples],
+            "loss": losses,
+        }
+        schema, counts = evaluation_schema(self.section.scores), dict[str, int]()
+        if self.section.max_new_tokens:
+            answers = self.answering.columns(rows, self._generate)
+            columns |= answers
+            counts = self.answering.counts(answers)
         table = pa.table(
-            {
-                "example_id": rows["example_id"],
-                "source": rows["source"],
-                "num_tokens": pa.array(
-                    [int(example.learned.sum()) for example in examples], pa.int32()
-                ),
-                "loss": pa.array(losses),
-                "generated": pa.array(answers, pa.string()),
-                "exact": pa.array(exact, pa.bool_()),
-            },
-            schema=evaluation_schema(),
+            [columns.get(field.name, pa.nulls(len(examples), field.type)) for field in schema],
+            schema=schema,
         )
-        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-        for source, loss, hit in zip(
-            rows["source"].to_pylist(), losses.tolist(), exact, strict=True
-        ):
-            sums[source] = [
-                a + b for a, b in zip(sums[source], (1.0, loss, float(bool(hit))), strict=True)
-            ]
         return self.context.write(
             part.index,
             table.num_rows,
             {"data": (".parquet", parquet_bytes(table))},
-            {"sums": dict(sums)},
+            {"counts": counts},
         )
 
-    def _decode(self, rows: pa.Table) -> list[str | None]:
-        if self.section.max_new_tokens == 0:
-            return [None] * rows.num_rows
-        return list(
-            decode(
-                self.model,
-                self.encoder,
-                rows,
-                self.section.max_new_tokens,
-                self.section.tokens_per_batch,
-                self.device,
-            )
+    def _generate(self, rows: pa.Table, asking: str) -> list[Generation]:
+        return decode(
+            self.model,
+            self.encoder,
+            rows,
+            self.section.max_new_tokens,
+            self.section.tokens_per_batch,
+            self.device,
+            asking,
         )

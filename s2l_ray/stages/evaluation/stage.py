@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from s2l_ray.config import Config, Evaluation, Training
-from s2l_ray.contract.stage import Request, Stage
+from s2l_ray.contract.stage import Facts, Request, Stage
+from s2l_ray.core.answers.programs import Sandbox
+from s2l_ray.core.answers.scores import check_installed
 from s2l_ray.core.data.catalog import RawFiles
 from s2l_ray.core.data.parts import PartRange
 
@@ -30,6 +32,18 @@ def texts(config: Config) -> Sequence[tuple[Training, int, str]]:
     return [(config.target, tokens, "target.max_length + evaluation.max_new_tokens")]
 
 
+def check(config: Config, facts: Facts) -> None:
+    """Refuse scores whose packages are missing, and programs that no sandbox could run.
+
+    The hosts of a cluster are taken to be like this one; each looks again before it begins.
+    """
+    section = _section(config)
+    check_installed(section.scores)
+    if section.answers != "chain":
+        with Sandbox() as sandbox:
+            sandbox.check()
+
+
 def request(config: Config) -> Request:
     scaling = config.scaling.evaluation
     return Request("actors", scaling.workers, scaling.cpus, scaling.gpus, stage="evaluation")
@@ -43,6 +57,7 @@ EVALUATION = Stage(
     inputs=lambda config: {"target": "target"},
     wanted=lambda config: config.evaluation is not None,
     parts=parts,
+    check=check,
     texts=texts,
     request=request,
 )

@@ -11,7 +11,6 @@ from s2l_ray.core.kmeans.features import AXES
 from s2l_ray.core.report.data import (
     ClusterExample,
     Clustering,
-    Evaluation,
     LeftOut,
     LossCurve,
     ReportData,
@@ -22,12 +21,10 @@ from s2l_ray.core.report.page import render
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.info import (
     ClustersInfo,
-    EvaluationInfo,
     ExamplesInfo,
     Moved,
     ProxyInfo,
     SubsetInfo,
-    TargetInfo,
     TrajectoriesInfo,
     flops_of,
     info_of,
@@ -35,6 +32,7 @@ from s2l_ray.core.storage.info import (
 from s2l_ray.core.storage.manifest import Manifest
 from s2l_ray.core.text.turns import prompt_and_answer
 from s2l_ray.errors import without_credentials
+from s2l_ray.stages.report.evaluations import evaluation, paired_tests
 
 
 def make(work: Work) -> Outcome:
@@ -70,7 +68,8 @@ def make(work: Work) -> Outcome:
         proxies=_curves(variants),
         clusterings=_clusterings(work, variants),
         left_out=_left_out(about, trajectories),
-        evaluations=[_evaluation(v, s) for v, s in variants.items() if "evaluation" in s],
+        evaluations=[evaluation(v, s) for v, s in variants.items() if "evaluation" in s],
+        paired_tests=paired_tests(work, variants),
         stages=_costs(work, variants),
     )
     return Outcome(files=[work.artifact.write_named("report.html", render(data).encode())])
@@ -209,17 +208,6 @@ def _left_out(examples: ExamplesInfo, trajectories: Manifest | None) -> list[Lef
             for r, c in info_of(trajectories, TrajectoriesInfo).left_out.items()
         ]
     return rows
-
-
-def _evaluation(variant: str, stages: dict[str, Manifest]) -> Evaluation:
-    by_source = info_of(stages["evaluation"], EvaluationInfo).by_source
-    return Evaluation(
-        variant=variant,
-        num_examples=stages["subset"].rows,
-        target_steps=info_of(stages["target"], TargetInfo).total_steps,
-        losses={source: entry.loss for source, entry in by_source.items()},
-        exact_match={source: entry.exact_match for source, entry in by_source.items()},
-    )
 
 
 def _costs(work: Work, variants: dict[str, dict[str, Manifest]]) -> list[StageCost]:

@@ -526,3 +526,15 @@ def test_a_config_of_another_family_replaces_the_whole_config() -> None:
     assert merge(old, other) == other
     wider = merge(old, {"model": {"config": {"hidden_size": 16}}})
     assert wider["model"]["config"] == {**old["model"]["config"], "hidden_size": 16}
+
+
+def test_evaluation_names_its_scores_once_and_writes_programs() -> None:
+    def refused(**section: Any) -> str:
+        return refusal(evaluation={"files": ["h.jsonl"], **section})
+
+    assert "answers: hybrid needs max_new_tokens above 0" in refused(
+        answers="hybrid", max_new_tokens=0
+    )
+    assert "scores: each is named once" in refused(scores=["exact", "exact"])
+    assert "evaluation.scores.0" in refused(scores=["exactly"])
+    assert "evaluation.sets.mine" in refused(sets={"mine": "gsm"})

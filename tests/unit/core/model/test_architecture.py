@@ -1,6 +1,7 @@
 """Models that are refused before any work, and what is known of a config without weights."""
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from s2l_ray.config import Model
+from s2l_ray.core.model import decoding
 from s2l_ray.core.model.architecture import (
     build,
     check_architecture,
@@ -158,8 +160,8 @@ class _Tokens:
     def __init__(self, prompts: list[list[int]]) -> None:
         self.made, self.tokenizer = prompts, self
 
-    def prompts(self, rows: Any) -> list[list[int]]:
-        return self.made
+    def prompts(self, rows: Any, asking: str = "") -> list[list[int]]:
+        return [self.made[row] for row in rows["example_id"].to_pylist()]
 
     def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
         return " ".join(map(str, tokens))
@@ -177,12 +179,49 @@ def test_answers_do_not_depend_on_the_prompts_beside_them(family: str) -> None:
     rows = pa.table({"example_id": range(4)})
     together = decode(made, _Tokens(prompts), rows, 4, 1000, "cpu")  # type: ignore[arg-type]
     for number, prompt in enumerate(prompts):
-        alone = decode(made, _Tokens([prompt]), rows, 4, 1000, "cpu")  # type: ignore[arg-type]
+        one: Any = _Tokens([prompt])
+        alone = decode(made, one, rows.slice(0, 1), 4, 1000, "cpu")
         assert [together[number]] == alone
 
 
 def test_a_prompt_that_leaves_no_place_for_the_answer_names_the_row() -> None:
     encoder: Any = _Tokens([[1] * 10, [1] * 61])
-    rows = pa.table({"example_id": [7, 8]})
-    with pytest.raises(UserError, match=r"example_id 8: its prompt of 61 tokens .* 64 positions"):
+    rows = pa.table({"example_id": [0, 1]})
+    with pytest.raises(UserError, match=r"example_id 1: its prompt of 61 tokens .* 64 positions"):
         decode(families.model("gpt2"), encoder, rows, 4, 1000, "cpu")
+
+
+class _SmallGpu:
+    """A model that answers with the first token, of at most so many prompts at once."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.batches = most, list[int]()
+
+    def get_output_embeddings(self) -> Any:
+        return SimpleNamespace(weight=torch.zeros(100, 1))
+
+    def generate(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        if options.get("output_logits"):
+            return SimpleNamespace(logits=[torch.arange(100.0)[None]])
+        self.batches.append(len(input_ids))
+        if len(input_ids) > self.most:
+            raise torch.cuda.OutOfMemoryError("no memory")
+        new = input_ids[:, -1:].expand(-1, options["max_new_tokens"])
+        return torch.cat([input_ids, new], 1)
+
+
+def test_batches_are_halved_where_the_gpu_does_not_hold_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decoding, "most_positions", lambda _: None)
+    prompts = [[1, 1, number] for number in (96, 2, 3, 4, 5, 6, 7, 8)]
+    encoder: Any = _Tokens(prompts)
+    rows = pa.table({"example_id": range(8)})
+    model = _SmallGpu(most=2)
+    answers = decode(model, encoder, rows, 2, 40, "cpu")
+    assert model.batches == [8, 4, 2, 2, 2, 2]
+    assert [made.text for made in answers] == ["", *(f"{n} {n}" for n in (2, 3, 4, 5, 6, 7, 8))]
+    # The first one ends by itself.
+    assert [made.cut for made in answers] == [False, *[True] * 7]
+    with pytest.raises(UserError, match=r"example_id 0: its 5 tokens .* GPU's memory"):
+        decode(_SmallGpu(most=0), encoder, rows, 2, 40, "cpu")

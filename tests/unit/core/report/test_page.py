@@ -141,8 +141,10 @@ def full_data(
                 variant=name,
                 num_examples=30_000,
                 target_steps=1500,
-                losses=dict.fromkeys(sources, loss),
-                exact_match=dict.fromkeys(sources, loss / 4),
+                metrics={
+                    "loss": dict.fromkeys(sources, loss),
+                    "exact": dict.fromkeys(sources, loss / 4),
+                },
             )
             for name, loss in losses.items()
         ],
@@ -311,13 +313,13 @@ def test_missing_and_undefined_numbers_are_dashes() -> None:
             variant="full",
             num_examples=1,
             target_steps=1,
-            losses={"gsm": float("nan"), "camel": 1.0, "aqua": 5.0},
+            metrics={"loss": {"gsm": float("nan"), "camel": 1.0, "aqua": 5.0}},
         ),
         Evaluation(
             variant="s2l",
             num_examples=1,
             target_steps=1,
-            losses={"gsm": 0.2, "camel": 2.0, "aqua": None},
+            metrics={"loss": {"gsm": 0.2, "camel": 2.0, "aqua": None}},
         ),
     ]
     stages = [StageCost(stage="report", variant="", reused=False)]
@@ -338,8 +340,7 @@ def test_the_best_of_a_row_is_bold_ties_included_and_a_lone_variant_is_not() -> 
             variant=name,
             num_examples=1,
             target_steps=1,
-            losses={"gsm": loss},
-            exact_match={"gsm": match},
+            metrics={"loss": {"gsm": loss}, "exact": {"gsm": match}},
         )
         for name, (loss, match) in values.items()
     ]
