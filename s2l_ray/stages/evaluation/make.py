@@ -18,6 +18,7 @@ from s2l_ray.core.data.read import read_part
 from s2l_ray.core.model.decoding import Generation, decode
 from s2l_ray.core.model.loading import load_encoder
 from s2l_ray.core.model.scoring import device_of, files_of, load_checkpoint, score
+from s2l_ray.core.model.spreading import spread
 from s2l_ray.core.storage.info import (
     Differing,
     EvaluationInfo,
@@ -117,11 +118,14 @@ class _Evaluator:
         assert section is not None
         self.context, self.section = context, section
         self.answering = Answering(section)
-        self.device = device_of(context.config.scaling.evaluation)
+        scaling = context.config.scaling.evaluation
+        self.device = device_of(scaling)
         self.encoder = load_encoder(target)
-        self.model = load_checkpoint(
-            context.inputs["target"], folder, files, target.dtype, self.device
+        several = scaling.gpus > 1 and self.device.type == "cuda"
+        model = load_checkpoint(
+            context.inputs["target"], folder, files, target.dtype, "cpu" if several else self.device
         )
+        self.model = spread(model, int(scaling.gpus)) if several else model
 
     def make_part(self, job: dict[str, Any]) -> Part:
         part = from_json(PartRange, job)
