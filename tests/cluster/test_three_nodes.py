@@ -22,6 +22,11 @@ RUN = [sys.executable, "-m", "s2l_ray.run"]
 # Short trainings: what they learn is not the question here, and the three hosts share the machine's
 # cores.
 SHORT = ["--proxy.epochs=1", "--target.steps=20", "--evaluation.max_new_tokens=0"]
+WIDE = [
+    *(f"--scaling.{stage}.workers=3" for stage in ("trajectories", "clusters", "target")),
+    "--scaling.target.micro_batch=16",
+    "--target.global_batch=48",
+]
 
 
 def manifests(storage: Path) -> dict[str, list[dict[str, Any]]]:
@@ -42,13 +47,20 @@ def data_files(storage: Path, stage: str) -> set[tuple[str, bytes]]:
     }
 
 
+def lines(output: str, words: str) -> list[str]:
+    """Lines with these words, each once: of a job that failed Ray shows the last lines again."""
+    return list(dict.fromkeys(line for line in output.splitlines() if words in line))
+
+
 @pytest.fixture(scope="module")
 def storage(ray_hosts: RayHosts) -> Path:
-    """The storage of a demo that ran on all three hosts."""
+    """The storage of a demo that ran on all three hosts.
+
+    The target's workers are as many as the CPUs, and each host must have room for readers too.
+    """
     folder = ray_hosts.hosts.shared / "storage"
-    wide = ["--scaling.trajectories.workers=3", "--scaling.clusters.workers=3"]
     status, output = ray_hosts.submit(
-        [*RUN, f"--run.storage={folder}", *SHORT, *wide], REPO, timeout=1200
+        [*RUN, f"--run.storage={folder}", *SHORT, *WIDE], REPO, timeout=1200
     )
     assert status == 0, output
     assert "3 node(s)" in output
@@ -64,6 +76,26 @@ def test_every_host_made_parts(storage: Path, ray_hosts: RayHosts) -> None:
     assert made_on["examples"] == everywhere
     assert made_on["clusters"] == everywhere
     assert set.union(*made_on.values()) == everywhere
+
+
+def test_a_training_with_as_many_workers_as_hosts_of_one_cpu_ends(storage: Path) -> None:
+    targets = manifests(storage)["target"]
+    assert targets
+    for target in targets:
+        assert target["scaling"]["target"]["workers"] == 3
+        assert target["info"]["total_steps"] == 20
+
+
+def test_workers_that_leave_no_room_for_readers_are_refused_with_both_numbers(
+    storage: Path, ray_hosts: RayHosts
+) -> None:
+    full = ["--scaling.target.cpus=1", "--scaling.side_by_side=1", "--target.seed=1"]
+    status, output = ray_hosts.submit(
+        [*RUN, f"--run.storage={storage}", *SHORT, *WIDE, *full], REPO, timeout=300
+    )
+    assert status == 1
+    (said,) = lines(output, "error:")
+    assert "3 workers take 3 of 3 CPUs (3 x 1), at most 3 of 3 fit, and 2 tasks of 0.25" in said
 
 
 def test_one_node_chooses_the_same_bytes(storage: Path, tmp_path: Path) -> None:
@@ -94,3 +126,25 @@ def test_storage_that_is_not_shared_is_named(ray_hosts: RayHosts) -> None:
     assert "error: checking the storage /var/tmp/alone" in output
     assert any(ray_hosts.hosts.address(i) in output.split("error:")[1] for i in (2, 3))
     assert "run.storage" in output.split("error:")[1]
+
+
+def test_shards_that_fill_the_cluster_say_that_a_host_is_lost(
+    storage: Path, ray_hosts: RayHosts
+) -> None:
+    full = ["--scaling.clusters.cpus=1", "--clusters.k=7", "--until=clusters"]
+    command = [*RUN, f"--run.storage={storage}", *SHORT, *WIDE, *full]
+    output = ""
+    with ray_hosts.popen_job(command, REPO) as job:
+        assert job.stdout is not None
+        for line in job.stdout:
+            output += line
+            if "clusters/" in line and line.rstrip().endswith("making"):
+                ray_hosts.hosts.kill(3)
+    assert job.returncode == 1, output
+    lacking = "3 processes of 1 CPUs are needed at once, and 2 fit on the hosts that are left"
+    waiting, error = lines(output, lacking)
+    assert "waiting for hosts to come back" in waiting
+    assert "error: placing clusters" in error
+    ray_hosts.hosts.boot(3)
+    ray_hosts.start(3)
+    ray_hosts.wait_for_nodes(ray_hosts.hosts.numbers)
