@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from s2l_ray import config, pipeline
+from s2l_ray.core.data.original import under_one_schema
 from s2l_ray.core.storage.artifact import Artifact, artifact_at
 from s2l_ray.core.storage.info import (
     ClustersInfo,
@@ -174,8 +175,15 @@ class StoredArtifact:
         return found
 
     def arrow(self, columns: Sequence[str] | None = None, role: str = "data") -> pa.Table:
-        """All parts as one table. See `parts` for the arguments and errors."""
-        return pa.concat_tables(self.parts(columns, role))
+        """All parts as one table. See `parts` for the arguments and errors.
+
+        Where the raw files of examples have original columns of several types, as JSON beside
+        Parquet has, these are under the schema that all files share.
+        """
+        tables = list(self.parts(columns, role))
+        if self.stage == "examples" and role == "data":
+            tables = under_one_schema(tables, info_of(self.manifest, ExamplesInfo).schema)
+        return pa.concat_tables(tables)
 
     def pandas(self, columns: Sequence[str] | None = None, role: str = "data") -> "DataFrame":
         """All parts as one pandas table.

@@ -871,6 +871,13 @@ DATA = (
 
 ROWS = (
     Mutation(
+        "examples_of_several_formats_are_one_table",
+        "core/data/original.py",
+        "if len(kinds) < 2:",
+        "if True:",
+        ("test_api.py::test_examples_of_several_formats_are_one_table",),
+    ),
+    Mutation(
         "marks_of_turns_are_honoured",
         "core/data/chats.py",
         "return any(value == (key == MASKED_KEY) for key, value in said.items())",

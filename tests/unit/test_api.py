@@ -7,15 +7,18 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import s2l_ray
-from s2l_ray import demo
+from s2l_ray import config, demo, pipeline
 from s2l_ray.api import INFOS, Storage
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.info import TrajectoriesInfo
 from s2l_ray.errors import UserError
 from s2l_ray.pipeline import NAMES
+from tests import inline_ray, tiny
 from tests.committed import commit
 from tests.tiny_storage import subset, tiny_storage, write_record
 
@@ -194,3 +197,26 @@ def test_the_example_of_the_readme_runs(
     monkeypatch.chdir(tmp_path)
     exec(compile(textwrap.dedent(blocks[0]), str(README), "exec"), {})
     assert "(3, 2)" in capsys.readouterr().out
+
+
+def test_examples_of_several_formats_are_one_table(tmp_path: Path) -> None:
+    tree = tiny.job(tmp_path, evaluation=None)
+    rows = [{**row, "more": [1, {"a": None}]} for row in tiny.rows(3)]
+    folder = tmp_path / "mixed"
+    tiny.write_jsonl(folder / "a.jsonl", rows)
+    columns = {"instruction": ["q"], "output": ["a"], "source": ["b"], "n": [7]}
+    pq.write_table(pa.table(columns), folder / "b.parquet")
+    pq.write_table(pa.table({**columns, "n": ["x"]}), folder / "c.parquet")
+    tree["examples"]["files"] = [str(folder)]
+    with inline_ray.used():
+        pipeline.run(pipeline.plan(config.load(None, [], tree), "examples"))
+    found = s2l_ray.open(str(tmp_path / "storage")).latest("examples")
+    table = found.arrow()
+    assert table["source"].to_pylist() == [*(row["source"] for row in rows), "b", "b"]
+    original = table["original"].to_pylist()
+    for row, made in zip(rows, original, strict=False):
+        assert {name: made[name] for name in ("id", "instruction", "output")} == {
+            name: row[name] for name in ("id", "instruction", "output")
+        }
+    assert [made["n"] for made in original] == [None, None, None, "7", '"x"']
+    assert found.arrow(["source"]).column_names == ["source"]

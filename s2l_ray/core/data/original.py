@@ -7,6 +7,7 @@ rows become. Rows of other formats are kept as a struct of their columns.
 
 import functools
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,25 @@ def original_texts(table: pa.Table) -> list[str]:
         object_text(dict(zip(rows.column_names, row, strict=True)))
         for row in zip(*columns, strict=True)
     ]
+
+
+def under_one_schema(tables: Sequence[pa.Table], text: str) -> list[pa.Table]:
+    """Rows in columns of `examples`, whose original columns are one type where tables differ.
+
+    Keys that a row of JSON lacks are then null.
+
+    Args:
+        text: the schema that all files share, as `schema_text` writes it.
+    """
+    kinds = {table.schema.field(NAME).type for table in tables if NAME in table.column_names}
+    if len(kinds) < 2:
+        return list(tables)
+    made, schema = [], schema_from_text(text, "examples")
+    for table in tables:
+        struct = original_rows(table, schema).combine_chunks().to_struct_array()
+        place = table.column_names.index(NAME)
+        made.append(table.set_column(place, pa.field(NAME, struct.type), struct))
+    return made
 
 
 def schema_of(table: pa.Table) -> pa.Schema:
