@@ -126,25 +126,3 @@ def test_storage_that_is_not_shared_is_named(ray_hosts: RayHosts) -> None:
     assert "error: checking the storage /var/tmp/alone" in output
     assert any(ray_hosts.hosts.address(i) in output.split("error:")[1] for i in (2, 3))
     assert "run.storage" in output.split("error:")[1]
-
-
-def test_shards_that_fill_the_cluster_say_that_a_host_is_lost(
-    storage: Path, ray_hosts: RayHosts
-) -> None:
-    full = ["--scaling.clusters.cpus=1", "--clusters.k=7", "--until=clusters"]
-    command = [*RUN, f"--run.storage={storage}", *SHORT, *WIDE, *full]
-    output = ""
-    with ray_hosts.popen_job(command, REPO) as job:
-        assert job.stdout is not None
-        for line in job.stdout:
-            output += line
-            if "clusters/" in line and line.rstrip().endswith("making"):
-                ray_hosts.hosts.kill(3)
-    assert job.returncode == 1, output
-    lacking = "3 processes of 1 CPUs are needed at once, and 2 fit on the hosts that are left"
-    waiting, error = lines(output, lacking)
-    assert "waiting for hosts to come back" in waiting
-    assert "error: placing clusters" in error
-    ray_hosts.hosts.boot(3)
-    ray_hosts.start(3)
-    ray_hosts.wait_for_nodes(ray_hosts.hosts.numbers)
