@@ -13,13 +13,14 @@ from s2l_ray.config.messages import describe
 from s2l_ray.config.rules import FACILITY_LOCATION, GROUPS, RULES, Rule, Subset, group_kind
 from s2l_ray.config.scaling import ModelWorkers, Scaling, ShardWorkers, TrainingWorkers
 from s2l_ray.config.section import MAX_ROWS_PER_PART, Section, merge
-from s2l_ray.config.training import Model, Proxy, Statistic, Training, Trajectories
+from s2l_ray.config.training import Adapter, Model, Proxy, Statistic, Training, Trajectories
 
 __all__ = [
     "FACILITY_LOCATION",
     "GROUPS",
     "MAX_ROWS_PER_PART",
     "RULES",
+    "Adapter",
     "Clusters",
     "Columns",
     "Config",

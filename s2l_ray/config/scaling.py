@@ -61,7 +61,7 @@ class TrainingWorkers(ModelWorkers):
 
     def micro_batch_of(self, section: Training) -> int:
         """Under dropout 1: alone in a pass, an example draws the same whatever workers compute."""
-        return 1 if section.dropout else self.micro_batch
+        return 1 if section.draws else self.micro_batch
 
 
 class TargetWorkers(TrainingWorkers):

@@ -42,6 +42,26 @@ class Model(Section):
         return self
 
 
+class Adapter(Section):
+    """Low-rank adapters, of peft: small matrices beside frozen layers, which alone are trained."""
+
+    kind: Literal["lora", "dora", "qlora"] = Field(
+        "lora",
+        description="lora; dora learns the lengths of rows too; qlora keeps frozen weights in 4 "
+        "bits, which needs a GPU and bitsandbytes",
+    )
+    rank: int = Field(16, ge=1, description="width of the matrices")
+    alpha: float = Field(32, gt=0, description="their product is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of what goes into them")
+    modules: list[str] = Field(
+        default_factory=list,
+        description="names of the layers, such as q_proj; default: all linear ones but the output",
+    )
+    start: str | None = Field(
+        None, description="folder of an adapter in peft's format to begin with; default: a new one"
+    )
+
+
 class Training(Section):
     """Fields that the proxy and the target share: there is one training loop."""
 
@@ -113,6 +133,11 @@ class Training(Section):
     dtype: Literal["bf16", "fp32"] = Field(
         "bf16", description="precision of weights in the forward pass"
     )
+    adapter: Adapter | None = Field(
+        None,
+        description="train a low-rank adapter in place of all weights; it is merged into the "
+        "trained model, and stored beside it",
+    )
     state_dtype: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="precision of master weights, summed gradients and AdamW's moments; bf16 takes "
@@ -147,6 +172,11 @@ class Training(Section):
                 f"expected {', '.join(PRESETS)} or the path of a .json file, got {value!r}"
             )
         return value
+
+    @property
+    def draws(self) -> bool:
+        """Whether a forward pass draws random numbers."""
+        return self.dropout or (self.adapter is not None and self.adapter.dropout > 0)
 
     @model_validator(mode="after")
     def _state_is_no_coarser_than_weights(self) -> "Training":

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from s2l_ray.config import Training
+from s2l_ray.core.model.adapters import adapter_files, exports
 from s2l_ray.core.model.tensor_files import (
     FORMAT,
     Files,
@@ -18,7 +20,7 @@ from s2l_ray.core.model.tensor_files import (
     write_json,
     write_tensors,
 )
-from s2l_ray.core.model.tensors import DTYPES, full_numel, stored_tensors
+from s2l_ray.core.model.tensors import DTYPES, full_numel
 from s2l_ray.core.model.workers import Worker, from_worker
 
 
@@ -36,13 +38,16 @@ def checkpoint_files(files: Files, step: int) -> list[dict[str, Any]] | None:
 
 
 def save_checkpoint(
-    module: torch.nn.Module, step: int, dtype: str, files: Files, worker: Worker
+    module: torch.nn.Module, step: int, section: Training, files: Files, worker: Worker
 ) -> None:
-    """Write the weights in `dtype` and config.json as a folder that `from_pretrained` loads.
+    """Write the weights and config.json as a folder that `from_pretrained` loads.
 
-    All workers call it together. A checkpoint that an earlier attempt completed stays as it is.
+    An adapter is merged into the weights, and stored in `adapter/` in peft's format too. All
+    workers call it together. A checkpoint that an earlier attempt completed stays as it is.
     """
-    folder = checkpoint_folder(step)
+    folder, dtype = checkpoint_folder(step), section.dtype
+    base = section.model.path or section.model.hub
+    adapter = None if section.adapter is None else (section.adapter, base)
 
     def begin() -> bool:
         if checkpoint_files(files, step) is not None:
@@ -52,25 +57,29 @@ def save_checkpoint(
 
     if not from_worker(0, worker, begin):
         return
-    tensors = stored_tensors(module)
-    sizes = {name: full_numel(tensor) * DTYPES[dtype].itemsize for name, tensor in tensors.items()}
+    tensors = exports(module)
+    sizes = {n: full_numel(made.like) * DTYPES[dtype].itemsize for n, made in tensors.items()}
 
     def read(name: str, keep: bool) -> torch.Tensor | None:
         from deepspeed.runtime.zero import GatheredParameters
 
-        tensor = tensors[name]
-        with GatheredParameters([tensor]):
+        made = tensors[name]
+        with GatheredParameters(made.parts):
             if not keep:
                 return None
+            tensor = made.make()
             stored = DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype
             return tensor.detach().to("cpu", stored, copy=True).contiguous()
 
     records, names_of = write_tensors(files, folder, "model", sizes, read, worker)
+    # All workers gather what one writes.
+    beside = dict(adapter_files(module, *adapter)) if adapter else {}
     if worker.rank == 0:
-        texts = {"config.json": _config_json(module, dtype)}
+        texts = {"config.json": _config_json(module, dtype).encode()}
         if len(names_of) > 1:
-            texts["model.safetensors.index.json"] = _index_json(sizes, names_of)
-        records += [write_file(files, folder, name, text.encode()) for name, text in texts.items()]
+            texts["model.safetensors.index.json"] = _index_json(sizes, names_of).encode()
+        texts |= {f"adapter/{name}": content for name, content in beside.items()}
+        records += [write_file(files, folder, name, text) for name, text in texts.items()]
         done = {"format": FORMAT, "step": step, "files": records}
         write_json(files, f"{folder}/files.json", done)
 

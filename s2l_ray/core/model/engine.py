@@ -14,6 +14,7 @@ import torch
 from torch import distributed, nn
 
 from s2l_ray.config import Training
+from s2l_ray.core.model.adapters import adapter_weights, add_adapter, check_adapter
 from s2l_ray.core.model.schedule import TrainingSetup, accumulation
 from s2l_ray.core.model.state import set_full
 from s2l_ray.core.model.tensors import DTYPES, full_shape, stored_tensors, total_numel
@@ -52,7 +53,17 @@ def make_engine(
     # DeepSpeed takes no other AdamW for an offloaded state in bf16.
     if cpu_adam := offloads(settings) and (is_bf16 or worker.device.type != "cpu"):
         _build_operators(settings)
-    module, unrounded = _module(build_model, load_weight, setup, worker, resuming)
+    # A state has only what is trained: weights beside an adapter are read again.
+    skip = resuming and section.adapter is None
+    module, unrounded = _module(build_model, load_weight, setup, worker, skip)
+    if section.adapter is not None:
+        unrounded = {}
+        add_adapter(module, section.adapter, worker.device)
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                _cast(parameter, DTYPES[section.dtype])
+        if section.adapter.start is not None and not resuming:
+            _begin_with(module, section.adapter.start, section, worker)
     module.train()
     if setup.scaling.activation_checkpointing:
         _checkpoint_activations(module)
@@ -117,6 +128,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         is_matrix = len(full_shape(parameter)) > 1 and "bias" not in name and "norm" not in name
         (decayed if is_matrix else kept).append(parameter)
     groups = [
@@ -239,6 +252,17 @@ def _empty_module(build_model: BuildModel, setup: TrainingSetup, worker: Worker)
         placed = worker.device
     with placed, no_init_weights():
         return build_model()
+
+
+def _begin_with(module: nn.Module, start: str, section: Training, worker: Worker) -> None:
+    """Put the weights of a stored adapter in place of the new ones; all workers read them."""
+    from deepspeed.runtime.zero import GatheredParameters
+
+    own = adapter_weights(module)
+    stored = check_adapter(module, start, section.model)
+    with GatheredParameters(list(own.values()), modifier_rank=0):
+        for name, parameter in own.items():
+            parameter.data.copy_(stored[name])
 
 
 def _cast(parameter: nn.Parameter, dtype: torch.dtype) -> None:

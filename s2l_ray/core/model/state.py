@@ -45,7 +45,7 @@ def save_state(engine: Any, step: int, loss: float, files: Files, worker: Worker
     """
     folder = _state_folder(step)
     from_worker(0, worker, lambda: clear_folder(files, folder))
-    parameters = dict(engine.module.named_parameters())
+    parameters = trained_parameters(engine)
     sizes = {name: full_numel(parameter) * 4 for name, parameter in parameters.items()}
     _link_moments(engine)
     records = []
@@ -70,6 +70,12 @@ def save_state(engine: Any, step: int, loss: float, files: Files, worker: Worker
         for name in files.list("state"):
             if name not in kept:
                 files.delete(f"state/{name}")
+
+
+def trained_parameters(engine: Any) -> dict[str, torch.nn.Parameter]:
+    """By name; beside an adapter the model's own weights are not trained."""
+    named = engine.module.named_parameters()
+    return {name: parameter for name, parameter in named if parameter.requires_grad}
 
 
 def complete_states(files: Files) -> list[str]:
@@ -140,7 +146,7 @@ def restore_state(
         UserError: a file is missing or is not the one that state.json names, or the tensors are not
             those of this model.
     """
-    parameters = dict(engine.module.named_parameters())
+    parameters = trained_parameters(engine)
     _load_kind("weight", parameters, state, files, worker)
     blank_step()
     _link_moments(engine)

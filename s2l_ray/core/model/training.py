@@ -98,7 +98,7 @@ def _begin(engine: Any, setup: TrainingSetup, files: Files, worker: Worker) -> N
     """Refuse a model that looks ahead, and store the weights before any step where they are due."""
     check_causal(engine, worker.device, "the model to train")
     if 0 in setup.checkpoint_steps:
-        save_checkpoint(engine.module, 0, setup.section.dtype, files, worker)
+        save_checkpoint(engine.module, 0, setup.section, files, worker)
 
 
 def _train_from(
@@ -123,7 +123,7 @@ def _train_from(
             seconds = {"seconds": time.perf_counter() - began, "wait_seconds": waited}
             on_step({"step": step, **metrics, **seconds, "parameters": parameters})
         if step in setup.checkpoint_steps:
-            save_checkpoint(engine.module, step, section.dtype, files, worker)
+            save_checkpoint(engine.module, step, section, files, worker)
         if step % section.state_every == 0 and step < total_steps:
             save_state(engine, step, metrics["loss"], files, worker)
 
@@ -171,7 +171,7 @@ def _step(
     losses = []
     for number, micro_batch in enumerate(micro_batches, 1):
         engine.set_gradient_accumulation_boundary(number == passes)
-        if setup.section.dropout and micro_batch:
+        if setup.section.draws and micro_batch:
             _seed_dropout(setup.section.seed, step, micro_batch[0])
         loss = token_losses(engine, *_tensors(micro_batch, worker.device)).sum()
         engine.backward(loss * (scale if micro_batch else 0.0), scale_wrt_gas=False)

@@ -5,6 +5,7 @@ weights, gradients and optimizer state as ZeRO shards them, not activations.
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from s2l_ray.config import Training, TrainingWorkers
@@ -12,7 +13,7 @@ from s2l_ray.contract.stage import Cost, Facts, Request
 from s2l_ray.core.model.architecture import parameters
 from s2l_ray.core.model.cost import BYTES_OF_DTYPE
 from s2l_ray.core.model.loading import template_text
-from s2l_ray.core.model.places import identity
+from s2l_ray.core.model.places import folder_hashes, identity
 from s2l_ray.core.model.zero import check_settings, content_of, zero_stage
 from s2l_ray.core.storage.manifest import fingerprint
 from s2l_ray.errors import UserError
@@ -32,6 +33,8 @@ def training_identity(section: Training, assume: bool) -> dict[str, Any]:
         template = template_text(section)
         dumped["template"] = template and fingerprint(template)
         dumped["deepspeed"] = content_of(section)
+        if section.adapter is not None and section.adapter.start is not None:
+            dumped["adapter"]["start"] = folder_hashes(section.adapter.start)
         return {**dumped, **identity(section.model, section.tokenizer)}
     except UserError:
         if not assume:
@@ -49,6 +52,35 @@ def check_training(sections: Sequence[Training], scaling: TrainingWorkers, stage
     """Refuse what does not fit together, before any work."""
     for section in sections:
         check_settings(section, scaling, stage)
+        if section.adapter is not None:
+            _check_adapter(section, scaling, stage)
+
+
+def _check_adapter(section: Training, scaling: TrainingWorkers, stage: str) -> None:
+    """Refuse an adapter for which a package or a GPU is missing."""
+    assert section.adapter is not None
+    is_quantized = section.adapter.kind == "qlora"
+    doing = f"planning the {stage} with an adapter of kind {section.adapter.kind}"
+    if find_spec("peft") is None:
+        raise UserError(
+            f"{doing}: the package peft is not installed. Install s2l_ray[adapters] on every "
+            f"machine, or leave out {stage}.adapter."
+        )
+    if is_quantized and not scaling.gpus:
+        raise UserError(
+            f"{doing}: it needs a GPU, and scaling.{stage}.gpus is 0. Give its workers GPUs, or "
+            "choose lora."
+        )
+    if is_quantized and find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"{doing}: the package bitsandbytes is not installed. Install it on every machine, or "
+            "choose lora."
+        )
+    if is_quantized and zero_stage(section) == 3:
+        raise UserError(
+            f"{doing}: weights of 4 bits cannot be sharded, and {stage}.deepspeed is "
+            f"{section.deepspeed}. Choose zero1 or zero2: every worker holds all of them."
+        )
 
 
 def training_request(scaling: TrainingWorkers, stage: str) -> Request:
