@@ -5,10 +5,13 @@ A subsection per stage says how many processes work on it and what each of them 
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from s2l_ray.config.section import Section
 from s2l_ray.config.training import Training
+
+# Ray gives every machine with GPUs this label.
+ACCELERATOR_LABEL = "ray.io/accelerator-type"
 
 
 class Workers(Section):
@@ -25,8 +28,21 @@ class Workers(Section):
 class ModelWorkers(Workers):
     """Workers that hold a model."""
 
-    gpus: float = Field(0.0, ge=0, description="GPUs of one worker")
+    gpus: float = Field(0.0, ge=0, description="GPUs of one worker; scorers may share one")
+    accelerator_type: str | None = Field(
+        None, description="kind of GPU that the machines must have, as Ray names it, such as H100"
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="labels of Ray that the machines must have, such as {pool: target}",
+    )
     threads: int = Field(1, ge=1, description="CPU threads of torch in one worker")
+
+    @property
+    def required_labels(self) -> tuple[tuple[str, str], ...]:
+        """Labels of Ray that the machines must have, the kind of GPU included."""
+        kind = self.accelerator_type
+        return (*self.labels.items(), *([] if kind is None else [(ACCELERATOR_LABEL, kind)]))
 
 
 class Scorers(ModelWorkers):
@@ -58,6 +74,16 @@ class TrainingWorkers(ModelWorkers):
         description="folder on a local NVMe disk of every machine, which takes AdamW's state with "
         "deepspeed: zero3_offload in place of the CPU's memory",
     )
+
+    @field_validator("gpus")
+    @classmethod
+    def _a_whole_gpu(cls, value: float) -> float:
+        if value not in (0, 1):
+            raise ValueError(
+                f"expected 0 or 1, because a training worker computes on one whole GPU; got "
+                f"{value:g}. More GPUs are more workers"
+            )
+        return value
 
     def micro_batch_of(self, section: Training) -> int:
         """Under dropout 1: alone in a pass, an example draws the same whatever workers compute."""

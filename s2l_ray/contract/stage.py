@@ -60,6 +60,7 @@ class Request:
         cpus: of one of them; None: derived from what the cluster has.
         gpus: of one of them.
         all_at_once: actors that are useless until all are placed.
+        labels: of Ray, which the hosts must have.
         stage: for messages only.
     """
 
@@ -68,6 +69,7 @@ class Request:
     cpus: float | None = None
     gpus: float = 0.0
     all_at_once: bool = False
+    labels: tuple[tuple[str, str], ...] = ()
     stage: str = field(default="", compare=False)
 
 

@@ -6,8 +6,8 @@ CPUs on three hosts of one leave 0.5 CPUs, and no place for a reader of 0.25.
 Shapes: W + 1 numbers of workers, from none to all.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,10 +20,18 @@ SHARES = (1.0, 0.75, 0.5, 0.25, 0.2, 0.15, 0.1, 0.05, 0.02, 0.01)
 
 @dataclass(frozen=True)
 class Host:
-    """CPUs and GPUs of one host."""
+    """CPUs and GPUs of one host, and its labels in Ray; None: they are not known."""
 
     cpus: float
     gpus: float = 0.0
+    labels: Mapping[str, str] | None = field(default=None, hash=False)
+
+    def has(self, labels: Iterable[tuple[str, str]]) -> bool:
+        """Whether it may have these labels. What Ray writes as an expression is left to Ray."""
+        return self.labels is None or all(
+            value.startswith(("!", "in(")) or self.labels.get(name) == value
+            for name, value in labels
+        )
 
 
 def _units(amount: float) -> int:

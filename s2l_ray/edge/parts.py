@@ -120,6 +120,7 @@ def parts_by_actors(work: Work, descriptors: Mapping[int, Descriptor], load: Loa
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
             num_cpus=cpus,
             num_gpus=request.gpus or None,
+            label_selector=dict(request.labels) or None,
         )
 
     return _streamed(work, descriptors, stream, None)

@@ -11,6 +11,7 @@ from s2l_ray.edge import packing
 from s2l_ray.edge.packing import Host
 from s2l_ray.errors import UserError
 
+Labels = Sequence[tuple[str, str]]
 # A little less than one, so that a task that makes a part fits beside the trial of a sweep.
 TASK_CPUS = 0.9
 # Of one task that reads and tokenises; small, so that readers find room beside training workers.
@@ -23,8 +24,8 @@ def hosts() -> list[Host]:
     import ray
     from ray._private.state import state
 
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    found = [Host(have.get("CPU", 0.0), have.get("GPU", 0.0)) for have in alive]
+    alive = [(node["Resources"], node.get("Labels")) for node in ray.nodes() if node["Alive"]]
+    found = [Host(have.get("CPU", 0.0), have.get("GPU", 0.0), labels) for have, labels in alive]
     could = state.get_max_resources_from_cluster_config() or {}
     more = Host(
         max(0.0, float(could.get("CPU", 0)) - sum(host.cpus for host in found)),
@@ -85,20 +86,23 @@ def worker_cpus(request: Request, at_once: int, found: Sequence[Host] = ()) -> f
     Raises:
         UserError: the request cannot be held beside its readers.
     """
-    found = found or hosts()
+    everywhere = found or hosts()
+    found = [host for host in everywhere if host.has(request.labels)]
+    elsewhere = [host for host in everywhere if host not in found]
     have, stage, count = capacity(found), request.stage, request.count
     workers = count * at_once
-    who = f"{count} workers"
+    who = f"{count} workers{_with_labels(request)}"
     remedy = f"Lower scaling.{stage}.workers"
     if at_once > 1:
-        who = f"{at_once} trainings side by side of {count} workers each"
+        who = f"{at_once} trainings side by side of {count} workers each{_with_labels(request)}"
         remedy += " or scaling.side_by_side"
     if request.gpus * workers > have["GPU"]:
         raise UserError(
             f"placing {stage}: {who} with scaling.{stage}.gpus = {request.gpus} need more than the "
             f"{have['GPU']:g} GPUs that there are. {remedy}, or add nodes."
         )
-    readers = READERS_PER_TRAINING * at_once
+    room = packing.holds(elsewhere, READER_CPUS)
+    readers = max(0, READERS_PER_TRAINING * at_once - room)
     if request.cpus is None:
         share = packing.worker_share(found, workers, request.gpus, READER_CPUS, readers)
     else:
@@ -115,15 +119,22 @@ def worker_cpus(request: Request, at_once: int, found: Sequence[Host] = ()) -> f
     return share
 
 
+def _with_labels(request: Request) -> str:
+    labels = ", ".join(f"{name}={value}" for name, value in request.labels)
+    return f" on hosts with {labels}" if labels else ""
+
+
 def _listed(found: Sequence[Host]) -> str:
     """The CPUs of hosts, such as `2 x 4 + 1 x 8`."""
     counts = Counter(host.cpus for host in found if host.cpus)
     return " + ".join(f"{count} x {cpus:g}" for cpus, count in counts.items()) or "no host"
 
 
-def shortage(stage: str, count: int, cpus: float, gpus: float = 0.0) -> str | None:
+def shortage(
+    stage: str, count: int, cpus: float, gpus: float = 0.0, labels: Labels = ()
+) -> str | None:
     """What the cluster lacks to hold processes that are needed all at once; None: nothing."""
-    found = hosts()
+    found = [host for host in hosts() if host.has(labels)]
     fit = packing.holds(found, cpus, gpus)
     if fit >= count:
         return None
@@ -149,7 +160,7 @@ def actor_cpus(request: Request, found: Sequence[Host] = ()) -> float:
             wait for ever.
     """
     left = capacity(found) if found else free()
-    found = found or hosts()
+    found = [host for host in found or hosts() if host.has(request.labels)]
     have, stage = capacity(found), request.stage
     least, most = (0.01, 1.0) if request.all_at_once else (0.1, TASK_CPUS)
     share = int(90 * left["CPU"] / request.count) / 100
@@ -159,8 +170,8 @@ def actor_cpus(request: Request, found: Sequence[Host] = ()) -> float:
         cpus = packing.actor_share(found, together, cpus) or cpus
     if packing.holds(found, cpus, request.gpus) < together:
         raise UserError(
-            f"placing {stage}: {together} actor(s) need {cpus * together:g} CPUs and "
-            f"{request.gpus * together:g} GPUs, but there are {have['CPU']:g} and "
-            f"{have['GPU']:g}. Lower scaling.{stage}, or add nodes."
+            f"placing {stage}: {together} actor(s){_with_labels(request)} need "
+            f"{cpus * together:g} CPUs and {request.gpus * together:g} GPUs, but there are "
+            f"{have['CPU']:g} and {have['GPU']:g}. Lower scaling.{stage}, or add nodes."
         )
     return cpus

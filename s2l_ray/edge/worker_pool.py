@@ -48,12 +48,14 @@ class Shape:
         workers: how many workers.
         cpus: CPUs of each worker.
         gpus: GPUs of each worker.
+        labels: of Ray, which the hosts must have.
         storage: URI of the storage where Ray Train keeps its own files while the group lives.
     """
 
     workers: int
     cpus: float
     gpus: float
+    labels: tuple[tuple[str, str], ...]
     storage: str
 
 
@@ -161,8 +163,11 @@ class _WorkerGroup:
         trainer = ray.train.torch.TorchTrainer(
             _work,
             train_loop_config={"mailbox": self._mailbox},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=shape.workers, use_gpu=shape.gpus > 0, resources_per_worker=resources
+            scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
+                num_workers=shape.workers,
+                use_gpu=shape.gpus > 0,
+                resources_per_worker=resources,
+                label_selector=dict(shape.labels) or None,
             ),
             run_config=ray.train.RunConfig(name=name, storage_path=store.uri_of("scratch")),
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if shape.gpus else "gloo"),

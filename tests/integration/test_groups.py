@@ -52,7 +52,7 @@ def wait_until_free() -> None:
 
 @pytest.fixture
 def shape(tmp_path: Path) -> worker_pool.Shape:
-    return worker_pool.Shape(workers=2, cpus=0.5, gpus=0.0, storage=str(tmp_path))
+    return worker_pool.Shape(workers=2, cpus=0.5, gpus=0.0, labels=(), storage=str(tmp_path))
 
 
 def test_what_remains_is_done_by_the_same_workers(shape: worker_pool.Shape, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_another_shape_gets_other_workers_and_a_group_that_stays_idle_ends(
     monkeypatch.setattr(worker_pool, "IDLE_SECONDS", 1.0)
     first = done_by(shape, tmp_path, remaining=1)
     # Has room when the first group is gone.
-    alone = worker_pool.Shape(workers=1, cpus=1.5, gpus=0.0, storage=shape.storage)
+    alone = worker_pool.Shape(workers=1, cpus=1.5, gpus=0.0, labels=(), storage=shape.storage)
     assert done_by(alone, tmp_path, remaining=1)[0] not in first
     wait_until_free()
 

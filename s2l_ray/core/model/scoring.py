@@ -4,7 +4,8 @@ Checkpoints are loaded, batches are cut, and numbers that are not finite are ref
 """
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,14 @@ from s2l_ray.core.model.cost import ANSWER_LOSS
 from s2l_ray.core.model.loading import load_weights, read_weights, tensor_reader
 from s2l_ray.core.model.statistics import example_statistics
 from s2l_ray.core.model.tensors import stored_tensors
+from s2l_ray.core.model.workers import check_gpu
 from s2l_ray.core.storage.artifact import Artifact
 from s2l_ray.core.storage.manifest import FileEntry, Manifest
 from s2l_ray.core.text.batching import dense_batches, pad
 from s2l_ray.core.text.encoding import NO_LEARNED_TOKEN, Encoded, Encoder
 from s2l_ray.errors import UserError
+
+log = logging.getLogger("s2l_ray")
 
 
 def files_of(manifest: Manifest) -> dict[str, list[Any]]:
@@ -96,7 +100,8 @@ def device_of(scaling: ModelWorkers) -> Any:
 
     keep_freed_memory()
     torch.set_num_threads(scaling.threads)
-    return torch.device("cuda" if scaling.gpus and torch.cuda.is_available() else "cpu")
+    check_gpu(scaling.gpus)
+    return torch.device("cuda" if scaling.gpus else "cpu")
 
 
 def checkpoint_labels(steps: Sequence[Sequence[int]]) -> list[list[str]]:
@@ -204,7 +209,8 @@ def _one_pass(
     import torch
 
     made = {name: np.empty((len(examples), len(models)), np.float32) for name in ("loss", *names)}
-    for batch in dense_batches([len(example.input_ids) for example in examples], tokens_per_batch):
+
+    def compute(batch: list[int]) -> None:
         arrays = pad([examples[row] for row in batch], pad_id)
         input_ids_BL, learned_BL = (torch.from_numpy(array).to(device) for array in arrays)
         for column, model in enumerate(models):
@@ -212,7 +218,40 @@ def _one_pass(
                 model, input_ids_BL, learned_BL, names
             ).items():
                 made[name][batch, column] = values_B.cpu().numpy()
+
+    compute_in_batches([len(each.input_ids) for each in examples], tokens_per_batch, compute)
     return made
+
+
+def compute_in_batches(
+    lengths: Sequence[int], tokens_per_batch: int, compute: Callable[[list[int]], None]
+) -> None:
+    """Call `compute` with the rows of each batch; the limit is halved where memory runs out.
+
+    Raises:
+        UserError: a row alone does not fit into the device's memory.
+    """
+    import torch
+
+    left = list(range(len(lengths)))
+    while left:
+        done: set[int] = set()
+        try:
+            for batch in dense_batches([lengths[row] for row in left], tokens_per_batch):
+                rows = [left[place] for place in batch]
+                compute(rows)
+                done.update(rows)
+        except torch.OutOfMemoryError as error:
+            if len(rows) == 1:
+                raise UserError(
+                    f"scoring a row of {lengths[rows[0]]:,} tokens: the GPU has not enough memory "
+                    f"({str(error).splitlines()[0]}). Lower max_length, or use a larger GPU."
+                ) from None
+            tokens_per_batch = max(1, min(tokens_per_batch, sum(lengths[row] for row in rows)) // 2)
+        left = [row for row in left if row not in done]
+        if left:
+            log.info("batches have at most %d tokens now: memory ran out", tokens_per_batch)
+            torch.cuda.empty_cache()
 
 
 def check_finite(

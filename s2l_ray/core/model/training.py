@@ -5,6 +5,7 @@ checkpoints at given steps, and a training state now and then from which any num
 resumes. The caller has set up torch.distributed.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -73,7 +74,8 @@ def train(
     step = 0 if state is None else state["step"]
     # Before the engine is built, so that what makes the batches starts meanwhile.
     shares = batches(step)
-    engine = make_engine(build_model, load_weight, setup, worker, resuming=state is not None)
+    with memory_told("setting up the training", setup):
+        engine = make_engine(build_model, load_weight, setup, worker, resuming=state is not None)
     if state is not None:
         restore_state(engine, state, files, worker, lambda: _blank_step(engine, worker.device))
     else:
@@ -117,7 +119,8 @@ def _train_from(
         began = time.perf_counter()
         share = _next_share(shares, step, setup, worker)
         waited = time.perf_counter() - began
-        metrics = _step(engine, share, step, setup, worker)
+        with memory_told(f"training step {step + 1}", setup):
+            metrics = _step(engine, share, step, setup, worker)
         step += 1
         if worker.rank == 0:
             seconds = {"seconds": time.perf_counter() - began, "wait_seconds": waited}
@@ -126,6 +129,27 @@ def _train_from(
             save_checkpoint(engine.module, step, section, files, worker)
         if step % section.state_every == 0 and step < total_steps:
             save_state(engine, step, metrics["loss"], files, worker)
+
+
+@contextlib.contextmanager
+def memory_told(doing: str, setup: TrainingSetup) -> Iterator[None]:
+    """Tell of a device without enough memory what would fit; another attempt would not help.
+
+    Raises:
+        UserError: in place of torch's error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = setup.micro_batch
+        smaller = max((n for n in range(1, size // 2 + 1) if size % n == 0), default=None)
+        less = [] if smaller is None else [f"set micro_batch of this stage's scaling to {smaller}"]
+        less += [] if setup.scaling.activation_checkpointing else ["set activation_checkpointing"]
+        less += ["choose deepspeed: zero3 or zero3_offload", "lower max_length"]
+        raise UserError(
+            f"{doing} with micro-batches of {size} examples: the GPU has not enough memory "
+            f"({str(error).splitlines()[0]}) One of these helps: {', or '.join(less)}."
+        ) from error
 
 
 def _next_share(

@@ -1,5 +1,6 @@
 """The data-parallel workers of one training, as each of them sees them."""
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,20 @@ class Worker:
     rank: int
     world_size: int
     device: torch.device
+
+
+def check_gpu(gpus: float) -> None:
+    """Refuse to go on without a GPU that was asked for.
+
+    Raises:
+        UserError: torch can use none here.
+    """
+    if gpus and not torch.cuda.is_available():
+        raise UserError(
+            f"looking for a GPU on {platform.node()}: scaling asks for {gpus:g} GPUs for this "
+            f"process, and torch {torch.__version__} can use none there. Install a torch that is "
+            "built for this GPU and its driver, or set gpus of this stage's scaling to 0."
+        )
 
 
 def from_worker(source: int, worker: Worker, make: Callable[[], Any]) -> Any:

@@ -167,11 +167,7 @@ def engine_settings(
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
         "fp16": {"enabled": False},
-        "bf16": {
-            "enabled": section.dtype == "bf16",
-            "bf16_master_weights_and_grads": section.state_dtype == "bf16",
-            "bf16_optimizer_states": section.state_dtype == "bf16",
-        },
+        "bf16": _bf16(section),
         # Gradients of several micro-batches and workers are summed in fp32, so that the sum depends
         # little on their number.
         "data_types": {"grad_accum_dtype": section.state_dtype},
@@ -200,6 +196,15 @@ def engine_settings(
             "nvme_path": scaling.offload_to,
         }
     return merged
+
+
+def _bf16(section: Training) -> dict[str, bool]:
+    in_bf16 = section.state_dtype == "bf16"
+    return {
+        "enabled": section.dtype == "bf16",
+        "bf16_master_weights_and_grads": in_bf16,
+        "bf16_optimizer_states": in_bf16,
+    }
 
 
 def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:

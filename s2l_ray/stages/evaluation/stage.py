@@ -46,7 +46,14 @@ def check(config: Config, facts: Facts) -> None:
 
 def request(config: Config) -> Request:
     scaling = config.scaling.evaluation
-    return Request("actors", scaling.workers, scaling.cpus, scaling.gpus, stage="evaluation")
+    return Request(
+        "actors",
+        scaling.workers,
+        scaling.cpus,
+        scaling.gpus,
+        labels=scaling.required_labels,
+        stage="evaluation",
+    )
 
 
 EVALUATION = Stage(

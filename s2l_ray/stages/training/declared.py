@@ -84,7 +84,10 @@ def _check_adapter(section: Training, scaling: TrainingWorkers, stage: str) -> N
 
 
 def training_request(scaling: TrainingWorkers, stage: str) -> Request:
-    return Request("workers", scaling.workers, scaling.cpus, scaling.gpus, stage=stage)
+    labels = scaling.required_labels
+    return Request(
+        "workers", scaling.workers, scaling.cpus, scaling.gpus, labels=labels, stage=stage
+    )
 
 
 def training_cost(sections: Sequence[Training], rows: int, facts: Facts, workers: int) -> Cost:

@@ -26,7 +26,7 @@ from s2l_ray.core.model.loading import load_encoder, tensor_reader
 from s2l_ray.core.model.order import Order
 from s2l_ray.core.model.schedule import TrainingSetup
 from s2l_ray.core.model.training import train
-from s2l_ray.core.model.workers import Worker
+from s2l_ray.core.model.workers import Worker, check_gpu
 from s2l_ray.core.model.zero import zero_stage
 from s2l_ray.core.storage.info import TrainingInfo
 from s2l_ray.core.storage.manifest import FileEntry
@@ -129,7 +129,7 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
     for attempt in itertools.count():
         # Counted anew: a host may be gone.
         cpus = patiently(work.label, lambda: worker_cpus(request, work.at_once))
-        shape = worker_pool.Shape(request.count, cpus, request.gpus, uri)
+        shape = worker_pool.Shape(request.count, cpus, request.gpus, request.labels, uri)
         patience = _placed(work, shape)
         try:
             with _progress(training, work.label):
@@ -157,13 +157,14 @@ def _placed(work: Work, shape: worker_pool.Shape) -> Patience:
     return Patience(
         work.label,
         f"{shape.workers} workers of {each} to be placed and to start",
-        lambda: shortage(work.request.stage, shape.workers, shape.cpus, shape.gpus),
+        lambda: shortage(work.request.stage, shape.workers, shape.cpus, shape.gpus, shape.labels),
     )
 
 
 def _train(rank: int, world_size: int, training: OneTraining) -> None:
     """What each worker does."""
     section, scaling = training.setup.section, training.setup.scaling
+    check_gpu(scaling.gpus)
     torch.set_num_threads(scaling.threads)
     config = load_config(section.model)
     feed = Feed(section, training.rows, training.order, scaling.readers)

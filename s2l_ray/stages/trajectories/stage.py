@@ -19,7 +19,14 @@ def models(config: Config) -> Sequence[Training]:
 
 def request(config: Config) -> Request:
     scaling = config.scaling.trajectories
-    return Request("actors", scaling.workers, scaling.cpus, scaling.gpus, stage="trajectories")
+    return Request(
+        "actors",
+        scaling.workers,
+        scaling.cpus,
+        scaling.gpus,
+        labels=scaling.required_labels,
+        stage="trajectories",
+    )
 
 
 def cost(config: Config, facts: Facts) -> Cost:

@@ -97,6 +97,10 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(override: str, said:
         ("--run.name=../x", "run.name"),
         ("--run.storage=5", "run.storage"),
         ("--scaling.target.gpus=-1", "scaling.target.gpus"),
+        ("--scaling.target.gpus=0.5", "scaling.target.gpus"),
+        ("--scaling.proxy.gpus=1.5", "scaling.proxy.gpus"),
+        ("--scaling.target.gpus=2", "scaling.target.gpus"),
+        ("--scaling.target.labels={pool: 1}", "scaling.target.labels.pool"),
     ],
 )
 def test_a_wrong_type_or_range_is_named_with_its_field(override: str, field: str) -> None:

@@ -1,5 +1,6 @@
 """Workers and their readers are counted host by host, for clusters of many shapes."""
 
+import dataclasses
 import itertools
 import logging
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from s2l_ray.contract.stage import Request
 from s2l_ray.edge.packing import (
     SHARES,
     Host,
@@ -16,6 +18,7 @@ from s2l_ray.edge.packing import (
     readers_left,
     worker_share,
 )
+from s2l_ray.edge.placement import actor_cpus, worker_cpus
 from s2l_ray.edge.waiting import Patience
 from s2l_ray.errors import UserError
 
@@ -103,3 +106,29 @@ def test_whoever_waits_says_for_what_and_ends_when_it_cannot_come(
         "clusters c: waiting for 3 shards",
         *["clusters c: waiting for hosts to come back: 3 needed, 2 left"] * 2,
     ]
+
+
+def test_only_hosts_with_the_labels_count() -> None:
+    found = [Host(8, 8, {"pool": "proxy"}), Host(4, 1, {"pool": "target", "zone": "a"})]
+    target = Request("workers", 1, 1.0, 1.0, labels=(("pool", "target"),), stage="target")
+    assert worker_cpus(target, 1, found) == 1.0
+    two = dataclasses.replace(target, count=2)
+    with pytest.raises(
+        UserError, match=r"2 workers on hosts with pool=target .* more than the 1 GPUs"
+    ):
+        worker_cpus(two, 1, found)
+    scorers = dataclasses.replace(two, kind="actors", labels=(("pool", "none"),))
+    with pytest.raises(UserError, match=r"on hosts with pool=none need"):
+        actor_cpus(scorers, found)
+    # What the labels of a host are, or what Ray makes of an expression, is not known.
+    assert worker_cpus(two, 1, [Host(8, 8)]) == 1.0
+    some = dataclasses.replace(two, labels=(("pool", "!target"),))
+    assert worker_cpus(some, 1, found) == 1.0
+
+
+def test_readers_of_a_training_on_some_hosts_find_room_on_the_others() -> None:
+    found = [Host(1, 1, {"pool": "target"}), Host(4, 0, {})]
+    target = Request("workers", 1, 1.0, 1.0, labels=(("pool", "target"),), stage="target")
+    assert worker_cpus(target, 1, found) == 1.0
+    with pytest.raises(UserError, match="must find room beside"):
+        worker_cpus(target, 1, found[:1])

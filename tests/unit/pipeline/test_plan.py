@@ -79,7 +79,7 @@ def test_the_same_job_has_the_same_names(named: Tiny) -> None:
         ("--proxy.checkpoints=4", EXAMPLES),
         ("--proxy.model.config.hidden_size=64", EXAMPLES),
         ("--proxy.deepspeed=zero2", EXAMPLES),
-        ("--target.state_dtype=bf16", BEFORE_TARGET),
+        ("--target.adapter={rank: 4}", BEFORE_TARGET),
         ("--proxy.prompt=alpaca", EXAMPLES),
         ("--proxy.learn=last", EXAMPLES),
         ("--proxy.truncation=left", EXAMPLES),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from s2l_ray.core.model import engine
 from s2l_ray.core.model.tensors import DTYPES
@@ -134,3 +135,20 @@ def test_master_weights_and_moments_have_the_dtype_that_is_asked_for(
         if name != "step"
     ]
     assert {value.dtype for value in held} == {DTYPES[state_dtype]}
+
+
+def test_memory_that_runs_out_is_told_with_the_micro_batch_that_may_fit(
+    alone: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    monkeypatch.setattr("s2l_ray.core.model.training.token_losses", full)
+    with pytest.raises(
+        UserError,
+        match=r"training step 1 with micro-batches of 4 .*micro_batch .* to 2, or set activation",
+    ):
+        one_worker.losses(one_worker.setup(), alone)
+    alone_in_a_pass = one_worker.setup({"micro_batch": 1, "activation_checkpointing": True})
+    with pytest.raises(UserError, match=r"One of these helps: choose deepspeed: zero3"):
+        one_worker.losses(alone_in_a_pass, alone)

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from s2l_ray.config import ModelWorkers
 from s2l_ray.core.model.cost import scoring_flops
 from s2l_ray.core.model.scoring import (
     answers,
     checkpoint_labels,
+    compute_in_batches,
+    device_of,
     reason_of,
     score,
     score_statistics,
@@ -136,3 +139,33 @@ def test_flops_count_each_pass_and_the_gram_matrices() -> None:
     # the second is longer than the layer is wide
     grams = 2 * (4 * 4 + 20 * 8) * 58
     assert scoring_flops(1000, (50, 8), lengths, learned, ["grand"]) == 2 * 1000 * 40 + grams
+
+
+def test_where_memory_runs_out_batches_are_halved_and_no_row_is_lost() -> None:
+    computed: list[int] = []
+    tried: list[int] = []
+
+    def compute(rows: list[int]) -> None:
+        tried.append(len(rows))
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        computed.extend(rows)
+
+    compute_in_batches([10, 7, 9, 10, 8] * 4, 160, compute)
+    assert sorted(computed) == list(range(20))
+    assert tried[0] > 8
+    assert tried.count(max(tried)) == 1
+
+
+def test_a_row_that_does_not_fit_alone_is_told() -> None:
+    def compute(rows: list[int]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(UserError, match=r"scoring a row of 4,096 tokens.*Lower max_length"):
+        compute_in_batches([4_096, 7], 16_384, compute)
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error() -> None:
+    assert device_of(ModelWorkers(gpus=0)).type == "cpu"
+    with pytest.raises(UserError, match=r"scaling asks for 0.5 GPUs .*torch .* can use none"):
+        device_of(ModelWorkers(gpus=0.5))
