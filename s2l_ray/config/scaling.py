@@ -69,6 +69,12 @@ class TrainingWorkers(ModelWorkers):
         description="how attention is computed; default: as transformers chooses for the model. "
         "flash_attention_2 needs the package flash-attn, a GPU and dtype: bf16",
     )
+    packing: bool = Field(
+        False,
+        description="put rows behind one another in place of padding them, none of which sees "
+        "another; a pass then has up to micro_batch x max_length tokens. Fast with attention: "
+        "flash_attention_2",
+    )
     offload_to: str | None = Field(
         None,
         description="folder on a local NVMe disk of every machine, which takes AdamW's state with "

@@ -50,7 +50,7 @@ KEPT = {
     ("exact", "evaluation", 3): "1b44815ec4d29a844e2e1b0fd957dfe351e9c5cb1096bca1d96569d0c9114519",
     ("trained", "proxy", 3): "751ceb75e4d20ba119e9ea71e081304aac58d618d244502b8f3c06cc89be0420",
     ("exact", "examples", 3): "951c54f2bb7b4abc8afa44361a230a55b8e559667efada2040045ca93ca7a0e0",
-    ("exact", "proxy", 4): "3885347b6650937831506cc0027c0c7fbb6446dd74fff4f19ac465bf13d1f73b",
+    ("exact", "proxy", 4): "fc5004e0b3182273b3cbbbab2e9fc0dfd6aafef233a53ce1067c5874ad9b7f19",
     (
         "exact",
         "trajectories",

@@ -7,8 +7,10 @@ tokens of the vocabulary in one block, H hidden width.
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from s2l_ray.core.model.output_layer import (
+    LOGITS_AT_ONCE,
     hidden_states,
     logits_of,
     output_layer,
@@ -23,7 +25,10 @@ CPU_BLOCK, DEVICE_BLOCK = (2**10, 2**19), (2**14, 2**26)
 
 
 def token_losses(
-    model: nn.Module, input_ids_BL: torch.Tensor, learned_BL: torch.Tensor
+    model: nn.Module,
+    input_ids_BL: torch.Tensor,
+    learned_BL: torch.Tensor,
+    position_ids_BL: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Loss of every learned token, float32 [M], with a graph to train by.
 
@@ -34,12 +39,25 @@ def token_losses(
             token attends to it.
         learned_BL: bool; True where the token is predicted from the tokens before it. Column 0 is
             never learned.
+        position_ids_BL: int64; of examples that are packed, where each begins at position 0.
 
     Returns:
         Losses in row-major order of `learned_BL`.
     """
-    logits_MV = training_logits(model, input_ids_BL, predicting_positions(learned_BL))
-    return F.cross_entropy(logits_MV.float(), input_ids_BL[learned_BL], reduction="none")
+    where_M, targets_M = predicting_positions(learned_BL), input_ids_BL[learned_BL]
+    logits_MV = training_logits(model, input_ids_BL, where_M, position_ids_BL)
+    at_once = max(1, LOGITS_AT_ONCE // logits_MV.shape[1])
+    if len(targets_M) <= at_once:
+        return _cross_entropy(logits_MV, targets_M)
+    # In fp32 they are four times as many bytes as in bf16, three times over: so for some at a time,
+    # and in the backward pass again.
+    pieces = zip(logits_MV.split(at_once), targets_M.split(at_once), strict=True)
+    losses = [checkpoint(_cross_entropy, *piece, use_reentrant=False) for piece in pieces]
+    return torch.cat(losses)
+
+
+def _cross_entropy(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits_CV.float(), targets_C, reduction="none")
 
 
 def token_losses_in_blocks(

@@ -35,18 +35,27 @@ def predicting_positions(learned_BL: torch.Tensor) -> torch.Tensor:
 
 
 def training_logits(
-    model: nn.Module, input_ids_BL: torch.Tensor, where_M: torch.Tensor
+    model: nn.Module,
+    input_ids_BL: torch.Tensor,
+    where_M: torch.Tensor,
+    position_ids_BL: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Final logits [M, V] at the given positions, with a graph to train by."""
+    """Final logits [M, V] at the given positions, with a graph to train by.
+
+    Args:
+        position_ids_BL: of packed examples; default: from 0 on in every row.
+    """
+    packed = {} if position_ids_BL is None else {"position_ids": position_ids_BL}
 
     def keep_positions(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (_flat(args[0]).index_select(0, where_M).unsqueeze(0), *args[1:])
 
     hook = output_layer(model).register_forward_pre_hook(keep_positions)
     try:
-        logits_MV: torch.Tensor = model(input_ids=input_ids_BL, use_cache=False).logits[0]
+        outputs = model(input_ids=input_ids_BL, use_cache=False, **packed)
     finally:
         hook.remove()
+    logits_MV: torch.Tensor = outputs.logits[0]
     return logits_MV
 
 

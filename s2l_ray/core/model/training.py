@@ -20,14 +20,14 @@ from s2l_ray.core.hashing import DROPOUT, keyed_hash
 from s2l_ray.core.memory import keep_freed_memory
 from s2l_ray.core.model.checkpoint import checkpoint_files, save_checkpoint
 from s2l_ray.core.model.engine import BuildModel, LoadWeight, make_engine
-from s2l_ray.core.model.lookahead import check_causal
+from s2l_ray.core.model.lookahead import check_causal, check_packing
 from s2l_ray.core.model.losses import token_losses
 from s2l_ray.core.model.schedule import TrainingSetup, accumulation, learning_rate_at
 from s2l_ray.core.model.state import newest_state, restore_state, save_state
 from s2l_ray.core.model.tensor_files import Files
 from s2l_ray.core.model.tensors import total_numel
 from s2l_ray.core.model.workers import Worker, from_worker
-from s2l_ray.core.text.batching import pad
+from s2l_ray.core.text.batching import pack, packed_batches, pad
 from s2l_ray.core.text.encoding import Encoded
 from s2l_ray.errors import UserError
 
@@ -77,9 +77,13 @@ def train(
     with memory_told("setting up the training", setup):
         engine = make_engine(build_model, load_weight, setup, worker, resuming=state is not None)
     if state is not None:
-        restore_state(engine, state, files, worker, lambda: _blank_step(engine, worker.device))
+        restore_state(
+            engine, state, files, worker, lambda: _blank_step(engine, setup, worker.device)
+        )
     else:
         _begin(engine, setup, files, worker)
+    if setup.scaling.packing:
+        check_packing(engine, worker.device, "the model to train")
     _train_from(step, engine, shares, setup, files, worker, on_step)
     engine.destroy()
 
@@ -187,17 +191,16 @@ def _step(
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     totals = _totals(share, worker)
-    passes = accumulation(setup, worker.world_size)
-    micro_batches = _micro_batches(share, setup.micro_batch, passes)
+    micro_batches = _cut(share, setup, worker)
     # DeepSpeed averages gradients over workers; the sum over all of them is wanted, divided by the
     # learned tokens of all.
     scale = worker.world_size / max(totals.learned, 1)
     losses = []
     for number, micro_batch in enumerate(micro_batches, 1):
-        engine.set_gradient_accumulation_boundary(number == passes)
+        engine.set_gradient_accumulation_boundary(number == len(micro_batches))
         if setup.section.draws and micro_batch:
             _seed_dropout(setup.section.seed, step, micro_batch[0])
-        loss = token_losses(engine, *_tensors(micro_batch, worker.device)).sum()
+        loss = token_losses(engine, *_tensors(micro_batch, setup, worker.device)).sum()
         engine.backward(loss * (scale if micro_batch else 0.0), scale_wrt_gas=False)
         losses.append(loss.detach() if micro_batch else torch.zeros_like(loss))
     total = _finite_total(torch.stack(losses).double(), micro_batches, step, worker)
@@ -232,11 +235,25 @@ def _totals(share: Sequence[Encoded], worker: Worker) -> Totals:
     return Totals(*totals.tolist())
 
 
+def _cut(share: Sequence[Encoded], setup: TrainingSetup, worker: Worker) -> list[list[Encoded]]:
+    """The micro-batches of a share; equally many on every worker, since ZeRO talks in each."""
+    if not setup.scaling.packing:
+        passes = accumulation(setup, worker.world_size)
+        return _micro_batches(share, setup.micro_batch, passes)
+    useful = [example for example in share if example.learned.any()]
+    packed = packed_batches(useful, setup.micro_batch * setup.section.max_length)
+    most = max(1, len(packed))
+    if worker.world_size > 1:
+        counts = torch.tensor(most, device=worker.device)
+        distributed.all_reduce(counts, distributed.ReduceOp.MAX)
+        most = int(counts)
+    return packed + [[] for _ in range(most - len(packed))]
+
+
 def _micro_batches(share: Sequence[Encoded], size: int, passes: int) -> list[list[Encoded]]:
     """Cut a share into `passes` micro-batches of examples of similar length, to pad little.
 
-    Some are empty when examples are few: every worker runs equally many passes, since ZeRO
-    communicates in each.
+    Some are empty when examples are few.
     """
     useful = sorted(
         (e for e in share if e.learned.any()), key=lambda e: (len(e.input_ids), e.example_id)
@@ -245,16 +262,16 @@ def _micro_batches(share: Sequence[Encoded], size: int, passes: int) -> list[lis
 
 
 def _tensors(
-    micro_batch: Sequence[Encoded], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """input_ids int64 [B, L] and learned bool [B, L], right-padded.
+    micro_batch: Sequence[Encoded], setup: TrainingSetup, device: torch.device
+) -> list[torch.Tensor]:
+    """What `token_losses` takes: rows that are right-padded, or packed with their positions.
 
     An empty micro-batch gives two tokens, one of them learned, whose loss is multiplied by zero.
     """
-    ids_BL, learned_BL = pad(micro_batch, 0)
+    arrays = pack(micro_batch) if setup.scaling.packing else pad(micro_batch, 0)
     if not micro_batch:
-        learned_BL[0, 1] = True
-    return torch.from_numpy(ids_BL).to(device), torch.from_numpy(learned_BL).to(device)
+        arrays[1][0, 1] = True
+    return [torch.from_numpy(array).to(device) for array in arrays]
 
 
 def _finite_total(
@@ -287,10 +304,12 @@ def _finite_total(
     )
 
 
-def _blank_step(engine: Any, device: torch.device) -> None:
+def _blank_step(engine: Any, setup: TrainingSetup, device: torch.device) -> None:
     """One optimiser step that changes no weight: learning rate 0 and gradients of zero."""
     for group in engine.optimizer.param_groups:
         group["lr"] = 0.0
     engine.set_gradient_accumulation_boundary(True)
-    engine.backward(token_losses(engine, *_tensors([], device)).sum() * 0.0, scale_wrt_gas=False)
+    engine.backward(
+        token_losses(engine, *_tensors([], setup, device)).sum() * 0.0, scale_wrt_gas=False
+    )
     engine.step()

@@ -24,6 +24,42 @@ def pad(batch: Sequence[Encoded], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     return input_ids_BL, learned_BL
 
 
+def pack(batch: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The examples behind one another: input_ids, learned and position of each token, all [1, L].
+
+    Positions restart with every example, by which a model keeps it from seeing the others. An
+    empty batch gives two tokens, neither of them learned.
+    """
+    if not batch:
+        return np.zeros((1, 2), np.int64), np.zeros((1, 2), bool), np.arange(2)[None]
+    parts = (
+        [example.input_ids.astype(np.int64) for example in batch],
+        [example.learned for example in batch],
+        [np.arange(len(example.input_ids)) for example in batch],
+    )
+    ids, learned, positions = (np.concatenate(part)[None] for part in parts)
+    return ids, learned, positions
+
+
+def packed_batches(examples: Sequence[Encoded], tokens_per_batch: int) -> list[list[Encoded]]:
+    """Examples in batches of at most so many tokens; each goes, longest first, where it still fits.
+
+    One that is longer has a batch of its own.
+    """
+    batches: list[list[Encoded]] = []
+    room: list[int] = []
+    for example in sorted(examples, key=lambda e: (-len(e.input_ids), e.example_id)):
+        length = len(example.input_ids)
+        fits = next((number for number, left in enumerate(room) if left >= length), None)
+        if fits is None:
+            fits = len(batches)
+            batches.append([])
+            room.append(tokens_per_batch)
+        batches[fits].append(example)
+        room[fits] -= length
+    return batches
+
+
 def token_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
     """Rows by number, cut into batches of at most `tokens_per_batch` padded tokens.
 

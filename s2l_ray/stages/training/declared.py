@@ -52,6 +52,11 @@ def check_training(sections: Sequence[Training], scaling: TrainingWorkers, stage
     """Refuse what does not fit together, before any work."""
     for section in sections:
         check_settings(section, scaling, stage)
+        if scaling.packing and section.draws:
+            raise UserError(
+                f"planning the {stage}: scaling.{stage}.packing puts several rows into a pass, and "
+                "dropout makes every row a pass by itself. Choose one of them."
+            )
         if section.adapter is not None:
             _check_adapter(section, scaling, stage)
 
