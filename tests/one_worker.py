@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -88,6 +88,8 @@ def trained(
     files: Memory | None = None,
     stop_after: int | None = None,
     load_weight: Any = None,
+    on_step: Callable[[dict[str, float]], None] = lambda entry: None,
+    preempted: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, float]]:
     """The metrics of each step that was taken; `stop_after` steps the machine is lost."""
     config, made = load_config(setup.section.model), []
@@ -105,9 +107,10 @@ def trained(
             load_weight,
             setup,
             batches,
-            files or Memory(),
+            Memory() if files is None else files,
             worker,
-            made.append,
+            lambda entry: (made.append(entry), on_step(entry)),
+            preempted,
         )
     return made
 

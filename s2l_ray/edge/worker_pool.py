@@ -28,10 +28,9 @@ from s2l_ray.edge.waiting import SECONDS, Patience
 
 log = logging.getLogger("s2l_ray")
 # Ray Train's controller polls its workers every 2 s, and notices that much later what has ended.
-# Its watcher of preemptions is a process that takes a second to start and is of no use here: a
-# training resumes from its last state however a node was lost.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+_watcher_is_set = WATCHER in os.environ
 # What lies between two trainings may take long, or wait for another job's lease. CPUs and GPUs,
 # which other jobs may want, are not held idle for longer than this.
 IDLE_SECONDS = 30.0
@@ -113,6 +112,9 @@ class _WorkerGroup:
 
     def __init__(self, shape: Shape, name: str) -> None:
         self.shape, self.closing = shape, False
+        if not _watcher_is_set:
+            # A process that takes a second to start, of use where a host can go and others stay.
+            os.environ[WATCHER] = str(int(len(ray.nodes()) > 1))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._mailbox = _TaskMailbox.options(scheduling_strategy=here).remote(shape.workers)  # type: ignore[attr-defined]
         self._numbers = itertools.count()
@@ -169,7 +171,14 @@ class _WorkerGroup:
                 resources_per_worker=resources,
                 label_selector=dict(shape.labels) or None,
             ),
-            run_config=ray.train.RunConfig(name=name, storage_path=store.uri_of("scratch")),
+            run_config=ray.train.RunConfig(
+                name=name,
+                storage_path=store.uri_of("scratch"),
+                # Whoever gave the task goes on from its last state, in a new group.
+                failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
+                    max_preemption_failures=0
+                ),
+            ),
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if shape.gpus else "gloo"),
         )
         try:

@@ -45,7 +45,9 @@ def test_an_interrupted_run_ends_and_goes_on(job: Path, runs: Runs) -> None:
     driver = runs.start(job, "--until", "proxy")
     storage, until = job.parent / "storage", time.monotonic() + 240
     while (
-        len({path.parents[3] for path in storage.glob("proxy/*/state/member-0/state/*/state.json")})
+        len(
+            {path.parents[3] for path in storage.glob("proxy/*/state/member-0/state/*/part-*.json")}
+        )
         < 2
     ):
         assert driver.poll() is None, Path(f"{job}.err").read_text()

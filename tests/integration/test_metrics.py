@@ -15,9 +15,9 @@ from s2l_ray.stages.training.place import Place
 
 
 def attempt(place: Place, first: int, last: int, loss: float) -> None:
-    with MetricsWriter(place, state_every=100) as metrics:
+    with MetricsWriter(place) as metrics:
         for step in range(first, last + 1):
-            metrics.step({"step": step, "loss": loss, "seconds": 0.5})
+            metrics.step({"step": step, "loss": loss, "seconds": 0.5, "state": step % 100 == 0})
 
 
 def test_every_step_counts_once_and_the_later_attempt_wins(tmp_path: Path) -> None:

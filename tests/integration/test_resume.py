@@ -19,11 +19,11 @@ from tests.integration.conftest import Finished, Runs, shared_job, write_job
 # what lies in the storage when a stage is in its middle
 HALFWAY = {
     "examples": "receipts/part-*.json",
-    "proxy": "state/member-0/state/*/state.json",
+    "proxy": "state/member-0/state/*/part-*.json",
     "trajectories": "receipts/part-*.json",
     "clusters": "rounds/latest.json",
     "subset": "receipts/part-*.json",
-    "target": "state/state/*/state.json",
+    "target": "state/state/*/part-*.json",
     "evaluation": "receipts/part-*.json",
 }
 ONE_CPU = "--scaling.local_cpus=1"

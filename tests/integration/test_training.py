@@ -268,15 +268,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root,
     )
     copy_state(root, "two-then-one", "one-then-two")
-    damaged = copy_state(root, "two-then-one", "damaged") / "exp_avg-00001-of-00002.safetensors"
+    damaged = copy_state(root, "two-then-one", "damaged") / "00000-00000.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x55")
-    short = copy_state(root, "two-then-one", "short") / "weight-00002-of-00002.safetensors"
+    short = copy_state(root, "two-then-one", "short") / "00001-00000.safetensors"
     short.write_bytes(short.read_bytes()[:-9])
-    (copy_state(root, "two-then-one", "absent") / "weight-00002-of-00002.safetensors").unlink()
+    (copy_state(root, "two-then-one", "absent") / "00001-00000.safetensors").unlink()
     copy_state(root, "two-then-one", "other-model")
     incomplete = copy_state(root, "two-then-one", "incomplete")
     shutil.copytree(incomplete, incomplete.with_name("step-000000004"))
-    (incomplete.with_name("step-000000004") / "state.json").unlink()
+    (incomplete.with_name("step-000000004") / "part-00001-of-00002.json").unlink()
     run_team(
         1,
         [
@@ -496,7 +496,7 @@ def test_the_number_of_workers_and_the_stage_may_change_on_resume(root: Path) ->
         assert_close(weights(root, name, 6), expected)
 
 
-def test_a_state_without_state_json_is_passed_over(root: Path) -> None:
+def test_a_state_without_the_list_of_a_worker_is_passed_over(root: Path) -> None:
     assert [line["step"] for line in metrics(root, "incomplete")] == [4, 5, 6]
     assert_same_bits(weights(root, "incomplete", 6), weights(root, "two-then-one", 6))
 

@@ -15,8 +15,8 @@ from torch import distributed, nn
 
 from s2l_ray.config import Training
 from s2l_ray.core.model.adapters import adapter_weights, add_adapter, check_adapter
+from s2l_ray.core.model.fragments import set_full
 from s2l_ray.core.model.schedule import TrainingSetup, accumulation
-from s2l_ray.core.model.state import set_full
 from s2l_ray.core.model.tensors import DTYPES, full_shape, stored_tensors, total_numel
 from s2l_ray.core.model.workers import Worker, from_worker
 from s2l_ray.core.model.zero import engine_settings, offloads, zero_stage
@@ -72,7 +72,7 @@ def make_engine(
     for name, parameter in engine.module.named_parameters():
         if name in unrounded and not is_bf16:
             value = unrounded.pop(name)().float() if worker.rank == 0 else None
-            set_full(parameter, value, "weight", 0, worker)
+            set_full(parameter, value, 0, worker)
     return engine
 
 

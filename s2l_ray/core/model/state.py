@@ -1,75 +1,128 @@
-"""Training state to resume from: every parameter's fp32 weight and its two AdamW moments.
+"""Training state to resume from: of every trained parameter the master weight and AdamW's moments.
 
-A state depends neither on the number of workers nor on the ZeRO stage that wrote it, so that any
-number of workers may resume, under any stage.
+Every worker writes the parts of tensors that it holds, at the same time as the others and without
+them, while the training goes on: it stops for a copy alone. A state is complete once each worker's
+list of files is there. It says which elements of which tensor a part has, so any number of workers
+may resume, under any ZeRO stage; each reads only what it will hold.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch import distributed
 
+from s2l_ray.core.model.fragments import KINDS, Fragment, fragments, link_moments
 from s2l_ray.core.model.tensor_files import (
-    FORMAT,
+    FILE_BYTES,
     Files,
     clear_folder,
     read_json,
     read_verified,
     unusable,
+    write_file,
     write_json,
-    write_tensors,
 )
-from s2l_ray.core.model.tensors import full_numel, full_shape
+from s2l_ray.core.model.tensors import full_shape
 from s2l_ray.core.model.workers import Worker, from_worker
 from s2l_ray.errors import UserError
 
 log = logging.getLogger("s2l_ray")
+# Of what a state consists of; a state of another format is not read.
+FORMAT = 2
 # The newest, and the one before, should the newest be damaged.
 STATES_KEPT = 2
-# The fp32 weight and AdamW's two moments.
-KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
 
-def save_state(engine: Any, step: int, loss: float, files: Files, worker: Worker) -> None:
-    """Write every parameter's weight and moments, then state.json; two states are kept.
+class StateWriter:
+    """Writes the states of a training in the background, one at a time; ends with the `with`."""
 
-    All workers call it together.
+    def __init__(self, files: Files, worker: Worker) -> None:
+        self.files, self.worker = files, worker
+        self._thread = ThreadPoolExecutor(1, "training state")
+        self._writing: Future[None] | None = None
 
-    Args:
-        engine: a DeepSpeed engine that has taken at least one step.
-        step: optimiser steps taken.
-        loss: of the last step, for people who look into the file.
-    """
-    folder = _state_folder(step)
-    from_worker(0, worker, lambda: clear_folder(files, folder))
-    parameters = trained_parameters(engine)
-    sizes = {name: full_numel(parameter) * 4 for name, parameter in parameters.items()}
-    _link_moments(engine)
-    records = []
-    for kind in KINDS:
+    def __enter__(self) -> "StateWriter":
+        return self
 
-        def read(name: str, keep: bool, kind: str = kind) -> torch.Tensor | None:
-            full = _full(parameters[name], kind)
-            return full.detach().to("cpu", torch.float32, copy=True).contiguous() if keep else None
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Wait for the last state; where the training failed, that failure counts."""
+        try:
+            self.wait()
+        except Exception:
+            if kind is None:
+                raise
+            log.warning("the last training state could not be written", exc_info=True)
+        finally:
+            self._thread.shutdown()
 
-        written, _ = write_tensors(files, folder, kind, sizes, read, worker)
-        records += [{"kind": kind, **record} for record in written]
-    if worker.rank == 0:
-        state = {
+    def wait(self) -> None:
+        """Until the last state is written; raises what its writing raised."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def save(self, engine: Any, step: int, loss: float) -> None:
+        """Copy this worker's part, and begin to write it. All workers call it together.
+
+        Args:
+            engine: a DeepSpeed engine that has taken at least one step.
+            step: optimiser steps taken.
+            loss: of the last step, for people who look into the file.
+        """
+        self.wait()
+        folder = state_folder(step)
+        from_worker(0, self.worker, lambda: clear_folder(self.files, folder))
+        copies = [each.copied() for each in fragments(engine, self.worker)]
+        part = {
             "format": FORMAT,
             "step": step,
-            "world_size": worker.world_size,
             "loss": loss,
-            "files": records,
+            "shapes": {name: full_shape(p) for name, p in trained_parameters(engine).items()},
         }
-        write_json(files, f"{folder}/state.json", state)
-        kept = complete_states(files)[:STATES_KEPT]
-        for name in files.list("state"):
-            if name not in kept:
-                files.delete(f"state/{name}")
+        self._writing = self._thread.submit(self._write, folder, copies, part)
+
+    def _write(self, folder: str, copies: list[Fragment], part: dict[str, Any]) -> None:
+        rank, records = self.worker.rank, []
+        for number, group in enumerate(_groups(copies)):
+            held = {f"{each.kind}@{each.start}@{each.name}": each.values for each in group}
+            name = f"{rank:05d}-{number:05d}.safetensors"
+            record = write_file(self.files, folder, name, safetensors.torch.save(held))
+            records.append({**record, "fragments": [each.address for each in group]})
+        part["files"] = records
+        write_json(self.files, f"{folder}/{_list_name(rank, self.worker.world_size)}", part)
+        if rank == 0:
+            kept = complete_states(self.files)[:STATES_KEPT]
+            for name in self.files.list("state"):
+                # One that is newer is still being written, here or by another worker.
+                if kept and name < kept[-1]:
+                    self.files.delete(f"state/{name}")
+
+
+def _groups(copies: Sequence[Fragment]) -> Iterator[list[Fragment]]:
+    """Fragments of about a file each."""
+    group: list[Fragment] = []
+    room = FILE_BYTES
+    for each in copies:
+        size = each.values.nbytes
+        if group and size > room:
+            yield group
+            group, room = [], FILE_BYTES
+        group.append(each)
+        room -= size
+    if group:
+        yield group
+
+
+def state_folder(step: int) -> str:
+    return f"state/step-{step:09d}"
+
+
+def _list_name(rank: int, world_size: int) -> str:
+    return f"part-{rank:05d}-of-{world_size:05d}.json"
 
 
 def trained_parameters(engine: Any) -> dict[str, torch.nn.Parameter]:
@@ -78,14 +131,24 @@ def trained_parameters(engine: Any) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in named if parameter.requires_grad}
 
 
+# ----------------------------------------------------------------------------------------- reading
+
+
 def complete_states(files: Files) -> list[str]:
     """Names of the complete training states, the newest first."""
     names = sorted(files.list("state"), reverse=True)
-    return [name for name in names if "state.json" in files.list(f"state/{name}")]
+    return [name for name in names if _lists(files, name)]
+
+
+def _lists(files: Files, name: str) -> list[str]:
+    """The lists of all workers that wrote a state; none where one is missing."""
+    found = sorted(each for each in files.list(f"state/{name}") if each.startswith("part-"))
+    wanted = [_list_name(rank, len(found)) for rank in range(len(found))]
+    return found if found == wanted else []
 
 
 def newest_state(files: Files, worker: Worker) -> dict[str, Any] | None:
-    """The state.json of the newest complete training state without damage; None: there is no state.
+    """The newest complete training state without damage; None: there is no state.
 
     All workers call it together; each reads a share of the files.
 
@@ -113,21 +176,27 @@ def newest_state(files: Files, worker: Worker) -> dict[str, Any] | None:
 
 
 def read_state(files: Files, name: str, rank: int, world_size: int) -> dict[str, Any]:
-    """The state.json of a state, of whose files every `world_size`-th is read and checked.
+    """The lists of a state as one, of whose files every `world_size`-th is read and checked.
 
     Raises:
         UserError: it is of another format, or a file is missing or damaged.
     """
-    path = f"state/{name}/state.json"
-    state = read_json(files, path)
-    if state.get("format") != FORMAT:
-        came = state.get("format")
-        raise unusable(path, f"format {FORMAT} was expected, {came} came", f"state/{name}")
-    if not isinstance(state.get("step"), int) or not isinstance(state.get("files"), list):
-        raise unusable(path, "its step or its files are missing", f"state/{name}")
-    for record in state["files"][rank::world_size]:
-        read_verified(files, f"state/{name}/{record['name']}", record)
-    return state
+    folder = f"state/{name}"
+    whole: dict[str, Any] = {}
+    for each in _lists(files, name):
+        path = f"{folder}/{each}"
+        part = read_json(files, path)
+        if part.get("format") != FORMAT:
+            came = part.get("format")
+            raise unusable(path, f"format {FORMAT} was expected, {came} came", folder)
+        if not isinstance(part.get("step"), int) or not isinstance(part.get("files"), list):
+            raise unusable(path, "its step or its files are missing", folder)
+        whole.setdefault("step", part["step"])
+        whole.setdefault("shapes", {}).update(part.get("shapes", {}))
+        whole.setdefault("files", []).extend(part["files"])
+    for record in whole["files"][rank::world_size]:
+        read_verified(files, f"{folder}/{record['name']}", record)
+    return whole
 
 
 def restore_state(
@@ -139,112 +208,59 @@ def restore_state(
         engine: a DeepSpeed engine that has taken no step.
         state: from `newest_state`, the same on every worker.
         blank_step: takes one optimiser step with learning rate 0 and zero gradients. It creates the
-            moments, and copies the fp32 weights to those that the model computes with; so weights
-            are loaded before it and moments after it.
+            moments, and copies the master weights to those that the model computes with; so
+            weights are loaded before it and moments after it.
 
     Raises:
-        UserError: a file is missing or is not the one that state.json names, or the tensors are not
+        UserError: a file is missing or is not the one that was written, or the tensors are not
             those of this model.
     """
-    parameters = trained_parameters(engine)
-    _load_kind("weight", parameters, state, files, worker)
+    _check_shapes(engine, state)
+    _load(engine, state, KINDS[:1], files, worker)
     blank_step()
-    _link_moments(engine)
-    for kind in KINDS[1:]:
-        _load_kind(kind, parameters, state, files, worker)
+    link_moments(engine)
+    _load(engine, state, KINDS[1:], files, worker)
     for values in engine.basic_optimizer.state.values():
         # DeepSpeed's AdamW for CPUs counts in an int.
         counted = isinstance(values["step"], torch.Tensor)
         values["step"] = values["step"].fill_(state["step"]) if counted else state["step"]
 
 
-def _load_kind(
-    kind: str,
-    parameters: dict[str, torch.nn.Parameter],
-    state: dict[str, Any],
-    files: Files,
-    worker: Worker,
-) -> None:
-    """Load one kind's files; the workers take turns to read one and broadcast its tensors."""
-    folder = _state_folder(state["step"])
-    missing = {name: full_shape(parameter) for name, parameter in parameters.items()}
-    records = [record for record in state["files"] if record["kind"] == kind]
-    for number, record in enumerate(records):
-        reader = number % worker.world_size
-        path = f"{folder}/{record['name']}"
-        tensors: dict[str, torch.Tensor] = {}
-
-        def read(
-            path: str = path, record: dict[str, Any] = record, tensors: dict = tensors
-        ) -> list[tuple[str, tuple]]:
-            tensors.update(safetensors.torch.load(read_verified(files, path, record)))
-            return [(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
-
-        for name, shape in from_worker(reader, worker, read):
-            if missing.get(name) != shape:
-                known = name in missing
-                expected = (
-                    f"shape {missing[name]}" if known else "no such tensor, or it came before"
-                )
-                what = f"it holds {name!r} with shape {shape}, this model has {expected}"
-                raise unusable(path, what, folder)
-            value = tensors.pop(name) if worker.rank == reader else None
-            set_full(parameters[name], value, kind, reader, worker)
-            del missing[name]
+def _check_shapes(engine: Any, state: dict[str, Any]) -> None:
+    folder, parameters = state_folder(state["step"]), trained_parameters(engine)
+    written = {name: tuple(shape) for name, shape in state["shapes"].items()}
+    for name, shape in written.items():
+        if name not in parameters or full_shape(parameters[name]) != shape:
+            has = f"shape {full_shape(parameters[name])}" if name in parameters else "none"
+            what = f"it holds {name!r} with shape {shape}, this model has {has}"
+            raise unusable(folder, what, folder)
+    missing = sorted(set(parameters) - set(written))
     if missing:
-        names = ", ".join(sorted(missing)[:3])
-        raise unusable(folder, f"no {kind} of {names} ({len(missing)} in all)", folder)
+        named = ", ".join(missing[:3])
+        raise unusable(folder, f"it has nothing of {named} ({len(missing)} in all)", folder)
 
 
-def _link_moments(engine: Any) -> None:
-    """Let ZeRO 1 and 2 find the moments of all groups of parameters.
-
-    DeepSpeed 0.19 links them once, after the step of the first group, when others have none yet.
-    """
-    optimizer = engine.optimizer
-    if hasattr(optimizer, "_hp_optimizer_states_linked"):
-        optimizer._hp_optimizer_states_linked = False
-        optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _full(parameter: Any, kind: str) -> torch.Tensor:
-    """The full fp32 tensor; a collective call under ZeRO."""
-    from deepspeed import utils
-
-    if kind == "weight":
-        return utils.safe_get_full_fp32_param(parameter)
-    return utils.safe_get_full_optimizer_state(parameter, kind)
-
-
-def set_full(
-    parameter: Any, value: torch.Tensor | None, kind: str, source: int, worker: Worker
+def _load(
+    engine: Any, state: dict[str, Any], kinds: Sequence[str], files: Files, worker: Worker
 ) -> None:
-    """Put a full fp32 tensor, which worker `source` has, where ZeRO keeps it, a part a worker.
-
-    All workers call it together.
-    """
-    from deepspeed import utils
-
-    shape, device = full_shape(parameter), worker.device
-    value = torch.empty(shape, device=device) if value is None else value.to(device)
-    distributed.broadcast(value, src=source)
-    if not hasattr(parameter, "ds_id"):
-        if kind == "weight":
-            utils.safe_set_full_fp32_param(parameter, value)
-        else:
-            utils.safe_set_full_optimizer_state(parameter, value, kind)
-        return
-    # Under ZeRO-3 the library's own safe_set_full_* fails where the last worker's part is padded,
-    # so the part is cut here.
-    size = parameter.ds_tensor.numel()
-    part = value.new_zeros(size)
-    own = value.flatten()[worker.rank * size : (worker.rank + 1) * size]
-    part[: own.numel()] = own
-    if kind == "weight":
-        utils.safe_set_local_fp32_param(parameter, part)
-    else:
-        utils.safe_set_local_optimizer_state(parameter, part, kind)
-
-
-def _state_folder(step: int) -> str:
-    return f"state/step-{step:09d}"
+    """Fill what this worker holds from the files that have some of it."""
+    folder = state_folder(state["step"])
+    own = {(each.kind, each.name): each for each in fragments(engine, worker, kinds)}
+    filled = dict.fromkeys(own, 0)
+    for record in state["files"]:
+        wanted = [
+            (kind, name, start)
+            for kind, name, start, stop in record["fragments"]
+            if (kind, name) in own and own[kind, name].overlap(start, stop)
+        ]
+        if not wanted:
+            continue
+        path = f"{folder}/{record['name']}"
+        tensors = safetensors.torch.load(read_verified(files, path, record))
+        for kind, name, start in wanted:
+            values = tensors.pop(f"{kind}@{start}@{name}")
+            filled[kind, name] += own[kind, name].fill(start, values)
+    for (kind, name), each in own.items():
+        if filled[kind, name] != each.values.numel():
+            raise unusable(folder, f"no {kind} of some elements of {name}", folder)
+        each.put()

@@ -23,13 +23,16 @@ from s2l_ray.core.model.engine import BuildModel, LoadWeight, make_engine
 from s2l_ray.core.model.lookahead import check_causal, check_packing
 from s2l_ray.core.model.losses import token_losses
 from s2l_ray.core.model.schedule import TrainingSetup, accumulation, learning_rate_at
-from s2l_ray.core.model.state import newest_state, restore_state, save_state
+from s2l_ray.core.model.state import StateWriter, newest_state, restore_state
 from s2l_ray.core.model.tensor_files import Files
 from s2l_ray.core.model.tensors import total_numel
 from s2l_ray.core.model.workers import Worker, from_worker
 from s2l_ray.core.text.batching import pack, packed_batches, pad
 from s2l_ray.core.text.encoding import Encoded
 from s2l_ray.errors import UserError
+
+# Asking costs a call to another process.
+SECONDS_BETWEEN_NOTICES = 5.0
 
 OnStep = Callable[[dict[str, float]], None]
 
@@ -42,6 +45,7 @@ def train(
     files: Files,
     worker: Worker,
     on_step: OnStep,
+    preempted: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train from the newest complete state, or from step 0, to the end.
 
@@ -59,7 +63,10 @@ def train(
         files: the artifact's files, shared by all workers; get `checkpoint/` and `state/`.
         on_step: on worker 0 gets, after each step: step, loss (mean over the learned tokens of the
             global batch), learning_rate, grad_norm, examples, tokens, learned_tokens, seconds,
-            wait_seconds (of the seconds, waited for `batches`), parameters (of the model).
+            wait_seconds (of the seconds, waited for `batches`), parameters (of the model), and
+            state: whether one is saved next.
+        preempted: whether a machine will be taken away soon, so that a state is saved at once; all
+            workers call it together, now and then.
 
     Raises:
         UserError: sizes that do not divide, batches that end early, a loss that is not finite, a
@@ -84,7 +91,8 @@ def train(
         _begin(engine, setup, files, worker)
     if setup.scaling.packing:
         check_packing(engine, worker.device, "the model to train")
-    _train_from(step, engine, shares, setup, files, worker, on_step)
+    with StateWriter(files, worker) as states:
+        _train_from(step, engine, shares, setup, files, states, on_step, preempted)
     engine.destroy()
 
 
@@ -113,26 +121,35 @@ def _train_from(
     shares: Iterator[list[Encoded]],
     setup: TrainingSetup,
     files: Files,
-    worker: Worker,
+    states: StateWriter,
     on_step: OnStep,
+    preempted: Callable[[], bool],
 ) -> None:
     """All steps after `step`, with the checkpoints and states that are due."""
-    section, total_steps = setup.section, setup.total_steps
+    section, worker, total_steps = setup.section, states.worker, setup.total_steps
     parameters = total_numel(engine.module.parameters())
+    asked, leaves = time.monotonic(), False
     while step < total_steps:
         began = time.perf_counter()
         share = _next_share(shares, step, setup, worker)
         waited = time.perf_counter() - began
+        asks = worker.rank == 0 and time.monotonic() - asked >= SECONDS_BETWEEN_NOTICES
+        totals = _totals(share, asks, worker)
         with memory_told(f"training step {step + 1}", setup):
-            metrics = _step(engine, share, step, setup, worker)
+            metrics = _step(engine, share, totals, step, setup, worker)
         step += 1
+        saves = step % section.state_every == 0
+        if totals.asks and not leaves:
+            asked, leaves = time.monotonic(), preempted()
+            saves = saves or leaves
+        saves = saves and step < total_steps
         if worker.rank == 0:
             seconds = {"seconds": time.perf_counter() - began, "wait_seconds": waited}
-            on_step({"step": step, **metrics, **seconds, "parameters": parameters})
+            on_step({"step": step, **metrics, **seconds, "parameters": parameters, "state": saves})
         if step in setup.checkpoint_steps:
             save_checkpoint(engine.module, step, section, files, worker)
-        if step % section.state_every == 0 and step < total_steps:
-            save_state(engine, step, metrics["loss"], files, worker)
+        if saves:
+            states.save(engine, step, metrics["loss"])
 
 
 @contextlib.contextmanager
@@ -176,21 +193,29 @@ def _next_share(
 
 @dataclass(frozen=True)
 class Totals:
-    """Of the global batch of a step: examples, tokens without padding, and learned tokens."""
+    """Of the global batch of a step: examples, tokens without padding, and learned tokens.
+
+    `asks` is 1 where all workers ask for notices.
+    """
 
     examples: int
     tokens: int
     learned: int
+    asks: int
 
 
 def _step(
-    engine: Any, share: list[Encoded], step: int, setup: TrainingSetup, worker: Worker
+    engine: Any,
+    share: list[Encoded],
+    totals: Totals,
+    step: int,
+    setup: TrainingSetup,
+    worker: Worker,
 ) -> dict[str, float]:
     """One optimiser step on this worker's share of the global batch; metrics of the whole batch."""
     learning_rate = learning_rate_at(step, setup)
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
-    totals = _totals(share, worker)
     micro_batches = _cut(share, setup, worker)
     # DeepSpeed averages gradients over workers; the sum over all of them is wanted, divided by the
     # learned tokens of all.
@@ -222,11 +247,12 @@ def _seed_dropout(seed: int, step: int, example: Encoded) -> None:
     torch.manual_seed(int(keyed_hash(purpose, seed, ids)[0]))
 
 
-def _totals(share: Sequence[Encoded], worker: Worker) -> Totals:
+def _totals(share: Sequence[Encoded], asks: bool, worker: Worker) -> Totals:
     own = [
         len(share),
         sum(len(e.input_ids) for e in share),
         sum(int(e.learned.sum()) for e in share),
+        int(asks),
     ]
     if worker.world_size == 1:
         return Totals(*own)

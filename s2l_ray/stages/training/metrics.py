@@ -19,8 +19,8 @@ class MetricsWriter:
     the metrics of every step before it.
     """
 
-    def __init__(self, place: Place, state_every: int) -> None:
-        self.place, self.state_every = place, state_every
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self.entries: list[dict[str, float]] = []
         self.stored = time.monotonic()
 
@@ -33,7 +33,7 @@ class MetricsWriter:
     def step(self, entry: dict[str, float]) -> None:
         self.entries.append({**entry, "began": time.time() - entry["seconds"]})
         late = time.monotonic() - self.stored > SECONDS_BETWEEN_WRITES
-        if late or entry["step"] % self.state_every == 0:
+        if late or entry["state"]:
             self._store()
 
     def _store(self) -> None:

@@ -7,7 +7,6 @@ depend on the number of workers.
 
 import contextlib
 import functools
-import itertools
 import logging
 import threading
 import time
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 
 import ray.train.torch
 import torch
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 
 from s2l_ray.config import Training
 from s2l_ray.contract.work import Work
@@ -126,7 +125,8 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
         # of the process frees: such workers do no second training.
         return 0 if zero_stage(training.setup.section) == 3 else remaining + work.remaining()
 
-    for attempt in itertools.count():
+    attempt = 0
+    while True:
         # Counted anew: a host may be gone.
         cpus = patiently(work.label, lambda: worker_cpus(request, work.at_once))
         shape = worker_pool.Shape(request.count, cpus, request.gpus, request.labels, uri)
@@ -140,12 +140,16 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
             found = find_user_error(error) or lasting(error)
             if found is not None:
                 raise found from None
+            if isinstance(error, PreemptionError):
+                log.warning("%s: a host was taken away; going on from the last state", work.label)
+                continue
             if attempt == max_failures:
                 raise UserError(f"making {work.label}: {described(error)}") from None
+            attempt += 1
             log.warning(
                 "%s: attempt %d of %d failed; going on from the last state: %s",
                 work.label,
-                attempt + 1,
+                attempt,
                 max_failures + 1,
                 described(error),
             )
@@ -168,7 +172,7 @@ def _train(rank: int, world_size: int, training: OneTraining) -> None:
     torch.set_num_threads(scaling.threads)
     config = load_config(section.model)
     feed = Feed(section, training.rows, training.order, scaling.readers)
-    with MetricsWriter(training.place, section.state_every) as metrics:
+    with MetricsWriter(training.place) as metrics:
         train(
             lambda: build(config, attention=scaling.attention, dropout=section.dropout),
             tensor_reader(section.model),
@@ -177,6 +181,7 @@ def _train(rank: int, world_size: int, training: OneTraining) -> None:
             training.place,
             Worker(rank, world_size, ray.train.torch.get_device()),
             metrics.step,
+            lambda: ray.train.get_preemption_info() is not None,
         )
 
 

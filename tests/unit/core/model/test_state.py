@@ -1,45 +1,27 @@
 """Which training state and which checkpoint counts: the newest, and none that is unfinished."""
 
+import errno
 import json
+import threading
 from collections.abc import Iterator
 
 import pytest
-import torch
-from torch import distributed
 
 from s2l_ray.core.model.checkpoint import checkpoint_files
-from s2l_ray.core.model.state import newest_state
+from s2l_ray.core.model.state import complete_states, newest_state
 from s2l_ray.core.model.tensor_files import write_file
 from s2l_ray.core.model.workers import Worker
 from s2l_ray.errors import UserError
+from tests import one_worker
+from tests.one_worker import Memory
 
-
-class Memory:
-    """Files by path."""
-
-    def __init__(self, files: dict[str, object]) -> None:
-        self.files = {path: json.dumps(value).encode() for path, value in files.items()}
-
-    def read(self, path: str) -> bytes:
-        return self.files[path]
-
-    def write(self, path: str, data: bytes) -> None:
-        self.files[path] = data
-
-    def list(self, folder: str) -> list[str]:
-        below = [path for path in self.files if path.startswith(f"{folder}/")]
-        return sorted({path[len(folder) + 1 :].split("/")[0] for path in below})
-
-    def delete(self, folder: str) -> None:
-        raise AssertionError("nothing is to be deleted")
+LIST = "part-00000-of-00001.json"
 
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Worker]:
     """The only worker of a training."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield Worker(0, 1, torch.device("cpu"))
-    distributed.destroy_process_group()
+    yield from one_worker.group()
 
 
 def states(*steps: int) -> Memory:
@@ -48,14 +30,14 @@ def states(*steps: int) -> Memory:
     for step in steps:
         folder = f"state/step-{step:09d}"
         record = write_file(files, folder, "weight.safetensors", b"weights")
-        state = {"format": 1, "step": step, "files": [record]}
-        files.write(f"{folder}/state.json", json.dumps(state).encode())
+        state = {"format": 2, "step": step, "files": [record]}
+        files.write(f"{folder}/{LIST}", json.dumps(state).encode())
     return files
 
 
 def test_the_newest_complete_state_is_resumed_from(alone: Worker) -> None:
     files = states(4, 8)
-    files.write("state/step-000000012/weight.safetensors", b"state.json was not written any more")
+    files.write("state/step-000000012/weight.safetensors", b"its list was not written any more")
     state = newest_state(files, alone)
     assert state is not None
     assert state["step"] == 8
@@ -73,9 +55,9 @@ def test_without_a_complete_state_there_is_none(alone: Worker) -> None:
         ("weight.safetensors", b"weighty", "its content changed"),
         ("weight.safetensors", b"weigh", "7 bytes were written, 5 came"),
         ("weight.safetensors", None, "it is missing"),
-        ("state.json", b"{", "it is not JSON"),
-        ("state.json", b'{"format": 0, "step": 8, "files": []}', "format 1 was expected, 0 came"),
-        ("state.json", b'{"format": 1, "step": 8}', "its step or its files are missing"),
+        (LIST, b"{", "it is not JSON"),
+        (LIST, b'{"format": 0, "step": 8, "files": []}', "format 2 was expected, 0 came"),
+        (LIST, b'{"format": 2, "step": 8}', "its step or its files are missing"),
     ],
 )
 def test_a_damaged_state_falls_back_to_the_one_before(
@@ -103,3 +85,77 @@ def test_a_checkpoint_counts_once_its_list_of_files_is_written() -> None:
     done = {**begun, "checkpoint/step-000003/files.json": {"files": [record]}}
     assert checkpoint_files(Memory(done), 3) == [record]
     assert checkpoint_files(Memory(done), 2) is None
+
+
+def test_a_state_counts_once_every_worker_has_written_its_list() -> None:
+    def part(rank: int) -> str:
+        return f"state/step-000000004/part-{rank:05d}-of-00002.json"
+
+    assert complete_states(Memory({part(0): {}})) == []
+    assert complete_states(Memory({part(1): {}})) == []
+    assert complete_states(Memory({part(0): {}, part(1): {}})) == ["step-000000004"]
+
+
+class Slow(Memory):
+    """Files of states are written once they may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may = threading.Event()
+
+    def write(self, path: str, data: bytes) -> None:
+        if path.startswith("state"):
+            assert self.may.wait(60)
+        super().write(path, data)
+
+
+def test_a_training_goes_on_while_its_state_is_written(alone: Worker) -> None:
+    files = Slow()
+    seen: list[list[str]] = []
+
+    def on_step(entry: dict[str, float]) -> None:
+        seen.append(complete_states(files))
+        if entry["step"] == 4:
+            files.may.set()
+
+    setup = one_worker.setup(state_every=3)
+    one_worker.trained(setup, alone, files, on_step=on_step)
+    assert seen == [[], [], [], []]
+    assert complete_states(files) == ["step-000000003"]
+
+
+def test_a_state_that_cannot_be_written_stops_the_training(alone: Worker) -> None:
+    class Full(Memory):
+        def write(self, path: str, data: bytes) -> None:
+            if path.startswith("state"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            super().write(path, data)
+
+    with pytest.raises(OSError, match="No space left"):
+        one_worker.trained(one_worker.setup(state_every=1), alone, Full())
+
+
+def test_a_notice_saves_a_state_at_once_and_once(
+    alone: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s2l_ray.core.model.training.SECONDS_BETWEEN_NOTICES", 0.0)
+    answers = iter([False, True])
+    files = Memory()
+    made = one_worker.trained(one_worker.setup(), alone, files, preempted=lambda: next(answers))
+    assert [entry["state"] for entry in made] == [False, True, False, False]
+    assert complete_states(files) == ["step-000000002"]
+
+
+@pytest.mark.parametrize("before", ["zero1", "zero3"])
+@pytest.mark.parametrize("after", ["zero1", "zero2", "zero3", "zero3_offload"])
+def test_a_state_is_resumed_from_under_every_stage(alone: Worker, before: str, after: str) -> None:
+    files = Memory()
+    expected = one_worker.trained(one_worker.setup(deepspeed=before), alone)
+    started = one_worker.setup(deepspeed=before, state_every=2)
+    one_worker.trained(started, alone, files, stop_after=3)
+    found = one_worker.trained(one_worker.setup(deepspeed=after), alone, files)
+    assert [entry["step"] for entry in found] == [3, 4]
+    losses = [entry["loss"] for entry in found]
+    if before == after:
+        assert losses == [entry["loss"] for entry in expected[2:]]
+    assert losses == pytest.approx([entry["loss"] for entry in expected[2:]], rel=1e-5)
