@@ -44,12 +44,8 @@ def test_an_interrupted_run_ends_and_goes_on(job: Path, runs: Runs) -> None:
     assert said.count("started Ray") == 1
     driver = runs.start(job, "--until", "proxy")
     storage, until = job.parent / "storage", time.monotonic() + 240
-    while (
-        len(
-            {path.parents[3] for path in storage.glob("proxy/*/state/member-0/state/*/part-*.json")}
-        )
-        < 2
-    ):
+    lists = "proxy/*/state/member-0/state/*/part-*.json"
+    while len({path.parents[3] for path in storage.glob(lists)}) < 2:
         assert driver.poll() is None, Path(f"{job}.err").read_text()
         assert time.monotonic() < until, "the trainings did not go on side by side"
         time.sleep(0.01)
