@@ -88,18 +88,21 @@ def trained(
     files: Memory | None = None,
     stop_after: int | None = None,
     load_weight: Any = None,
+    examples: list[Encoded] | None = None,
     on_step: Callable[[dict[str, float]], None] = lambda entry: None,
     preempted: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, float]]:
     """The metrics of each step that was taken; `stop_after` steps the machine is lost."""
     config, made = load_config(setup.section.model), []
-    examples, size = rows(setup.total_steps * BATCH), setup.section.global_batch
+    size = setup.section.global_batch
+    examples = rows(setup.total_steps * BATCH) if examples is None else examples
 
     def batches(step: int) -> Iterator[list[Encoded]]:
         for number in range(step, setup.total_steps):
             if number == stop_after:
                 raise InterruptedError("the machine is gone")
-            yield examples[number * size : (number + 1) * size]
+            batch = examples[number * size : (number + 1) * size]
+            yield batch[worker.rank :: worker.world_size]
 
     with contextlib.suppress(InterruptedError):
         train(
