@@ -93,7 +93,8 @@ def trained(
     preempted: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, float]]:
     """The metrics of each step that was taken; `stop_after` steps the machine is lost."""
-    config, made = load_config(setup.section.model), []
+    made: list[dict[str, float]] = []
+    config = load_config(setup.section.model)
     size = setup.section.global_batch
     examples = rows(setup.total_steps * BATCH) if examples is None else examples
 

@@ -13,7 +13,16 @@ from s2l_ray.config.messages import describe
 from s2l_ray.config.rules import FACILITY_LOCATION, GROUPS, RULES, Rule, Subset, group_kind
 from s2l_ray.config.scaling import ModelWorkers, Scaling, ShardWorkers, TrainingWorkers
 from s2l_ray.config.section import MAX_ROWS_PER_PART, Section, merge
-from s2l_ray.config.training import Adapter, Model, Proxy, Statistic, Training, Trajectories
+from s2l_ray.config.training import (
+    Adapter,
+    Model,
+    Proxy,
+    Statistic,
+    Target,
+    Training,
+    Trajectories,
+    Validation,
+)
 
 __all__ = [
     "FACILITY_LOCATION",
@@ -38,9 +47,11 @@ __all__ = [
     "ShardWorkers",
     "Statistic",
     "Subset",
+    "Target",
     "Training",
     "TrainingWorkers",
     "Trajectories",
+    "Validation",
     "describe",
     "group_kind",
     "load",

@@ -8,7 +8,7 @@ from s2l_ray.config.data import Evaluation, Examples, Report, Run
 from s2l_ray.config.rules import FACILITY_LOCATION, RULES, Subset
 from s2l_ray.config.scaling import Scaling, TrainingWorkers
 from s2l_ray.config.section import Section
-from s2l_ray.config.training import Proxy, Training, Trajectories
+from s2l_ray.config.training import Proxy, Target, Training, Trajectories
 
 
 class Config(Section):
@@ -20,7 +20,7 @@ class Config(Section):
     trajectories: Trajectories = Field(default_factory=Trajectories)
     clusters: Clusters = Field(default_factory=Clusters)
     subset: Subset = Field(default_factory=Subset)
-    target: Training | None = Field(
+    target: Target | None = Field(
         None, description="without this section the job ends at the subset"
     )
     evaluation: Evaluation | None = Field(
@@ -49,6 +49,11 @@ class Config(Section):
             )
         if self.evaluation is not None and not self.evaluation.files:
             problems.append("evaluation.files: expected at least one held-out file, folder or glob")
+        if self.target is not None and self.target.validation and self.evaluation is None:
+            problems.append(
+                "target.validation: expected evaluation.files, from which its rows are; there is "
+                "no evaluation section"
+            )
         problems += _feature_problems(self.clusters, self.proxy)
         if not (self.examples.files or self.examples.dataset or self.examples.expected_rows):
             problems.append(

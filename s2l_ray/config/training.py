@@ -214,6 +214,22 @@ class Training(Section):
         return self
 
 
+class Validation(Section):
+    every: int = Field(ge=1, description="optimiser steps between two looks at held-out rows")
+    patience: int | None = Field(
+        None, ge=1, description="looks without a lower loss after which the training stops"
+    )
+    rows: int = Field(512, ge=1, description="rows of evaluation.files, of all of them alike")
+
+
+class Target(Training):
+    validation: Validation | None = Field(
+        None,
+        description="take the loss of rows of evaluation.files during training: the best model is "
+        "kept beside the last one, and counts",
+    )
+
+
 class Proxy(Training):
     use: str | None = Field(
         None, description="URI of a committed proxy artifact, taken instead of training one"

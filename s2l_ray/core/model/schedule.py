@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from s2l_ray.config import Config, Training, TrainingWorkers
+from s2l_ray.config import Config, Training, TrainingWorkers, Validation
+from s2l_ray.core.text.encoding import Encoded
 from s2l_ray.errors import UserError
 
 
@@ -16,12 +17,16 @@ class TrainingSetup:
         total_steps: optimiser steps.
         checkpoint_steps: at how many steps taken a checkpoint is made; 0: of the initial weights.
         scaling: how its workers go about it.
+        validation: when held-out rows are looked at.
+        held_out: these rows.
     """
 
     section: Training
     total_steps: int
     checkpoint_steps: tuple[int, ...]
     scaling: TrainingWorkers
+    validation: Validation | None = None
+    held_out: tuple[Encoded, ...] = ()
 
     @property
     def micro_batch(self) -> int:

@@ -18,16 +18,17 @@ from torch import distributed
 
 from s2l_ray.core.hashing import DROPOUT, keyed_hash
 from s2l_ray.core.memory import keep_freed_memory
-from s2l_ray.core.model.checkpoint import checkpoint_files, save_checkpoint
+from s2l_ray.core.model.checkpoint import checkpoint_files, checkpoint_folder, save_checkpoint
 from s2l_ray.core.model.engine import BuildModel, LoadWeight, make_engine
 from s2l_ray.core.model.lookahead import check_causal, check_packing
 from s2l_ray.core.model.losses import token_losses
+from s2l_ray.core.model.micro_batches import cut, tensors
 from s2l_ray.core.model.schedule import TrainingSetup, accumulation, learning_rate_at
 from s2l_ray.core.model.state import StateWriter, newest_state, restore_state
 from s2l_ray.core.model.tensor_files import Files
 from s2l_ray.core.model.tensors import total_numel
+from s2l_ray.core.model.validation import Judgement, history, last_step, validate
 from s2l_ray.core.model.workers import Worker, from_worker
-from s2l_ray.core.text.batching import pack, packed_batches, pad
 from s2l_ray.core.text.encoding import Encoded
 from s2l_ray.errors import UserError
 
@@ -83,14 +84,7 @@ def train(
     shares = batches(step)
     with memory_told("setting up the training", setup):
         engine = make_engine(build_model, load_weight, setup, worker, resuming=state is not None)
-    if state is not None:
-        restore_state(
-            engine, state, files, worker, lambda: _blank_step(engine, setup, worker.device)
-        )
-    else:
-        _begin(engine, setup, files, worker)
-    if setup.scaling.packing:
-        check_packing(engine, worker.device, "the model to train")
+        _begin(engine, state, setup, files, worker)
     with StateWriter(files, worker) as states:
         _train_from(step, engine, shares, setup, files, states, on_step, preempted)
     engine.destroy()
@@ -105,14 +99,36 @@ def _is_complete(setup: TrainingSetup, files: Files) -> bool:
             f"last step, and the checkpoint steps are {steps}. What is learned after the last one "
             f"would be lost: end them with {total_steps}."
         )
-    return all(checkpoint_files(files, step) is not None for step in steps)
+    return all(checkpoint_files(files, step) is not None for step in kept_steps(setup, files))
 
 
-def _begin(engine: Any, setup: TrainingSetup, files: Files, worker: Worker) -> None:
-    """Refuse a model that looks ahead, and store the weights before any step where they are due."""
-    check_causal(engine, worker.device, "the model to train")
-    if 0 in setup.checkpoint_steps:
-        save_checkpoint(engine.module, 0, setup.section, files, worker)
+def kept_steps(setup: TrainingSetup, files: Files) -> list[int]:
+    """Steps whose checkpoints stay: those of the setup up to the last, and the best, in order."""
+    if setup.validation is None:
+        return list(setup.checkpoint_steps)
+    measured = history(files)
+    last = last_step(measured, setup)
+    best = min(measured, key=lambda step: (measured[step], step), default=last)
+    return sorted({best, last, *(step for step in setup.checkpoint_steps if step < last)})
+
+
+def _begin(
+    engine: Any, state: dict[str, Any] | None, setup: TrainingSetup, files: Files, worker: Worker
+) -> None:
+    """Load the state, or else store the weights before any step where they are due.
+
+    Raises:
+        UserError: the model looks ahead, or sees packed rows that are not its own.
+    """
+    device, what = worker.device, "the model to train"
+    if state is not None:
+        restore_state(engine, state, files, worker, lambda: _blank_step(engine, setup, device))
+    else:
+        check_causal(engine, device, what)
+        if 0 in setup.checkpoint_steps:
+            save_checkpoint(engine.module, 0, setup.section, files, worker)
+    if setup.scaling.packing:
+        check_packing(engine, device, what)
 
 
 def _train_from(
@@ -142,14 +158,32 @@ def _train_from(
         if totals.asks and not leaves:
             asked, leaves = time.monotonic(), preempted()
             saves = saves or leaves
+        judged = _judged(engine, step, setup, files, worker)
+        if judged.stops:
+            total_steps = step
         saves = saves and step < total_steps
         if worker.rank == 0:
-            seconds = {"seconds": time.perf_counter() - began, "wait_seconds": waited}
-            on_step({"step": step, **metrics, **seconds, "parameters": parameters, "state": saves})
-        if step in setup.checkpoint_steps:
+            found = {} if judged.loss is None else {"held_out_loss": judged.loss}
+            found |= {"seconds": time.perf_counter() - began, "wait_seconds": waited}
+            found |= {"parameters": parameters, "state": saves}
+            on_step({"step": step, **metrics, **found})
+        if step in setup.checkpoint_steps or judged.is_best or judged.stops:
             save_checkpoint(engine.module, step, section, files, worker)
+        if judged.worse is not None and worker.rank == 0:
+            files.delete(checkpoint_folder(judged.worse))
         if saves:
             states.save(engine, step, metrics["loss"])
+
+
+def _judged(
+    engine: Any, step: int, setup: TrainingSetup, files: Files, worker: Worker
+) -> Judgement:
+    """What held-out rows say after a step; nothing where none are due."""
+    section = setup.validation
+    if section is None or (step % section.every and step != setup.total_steps):
+        return Judgement()
+    with memory_told(f"held-out rows after step {step}", setup):
+        return validate(engine, step, setup, files, worker)
 
 
 @contextlib.contextmanager
@@ -216,7 +250,7 @@ def _step(
     learning_rate = learning_rate_at(step, setup)
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
-    micro_batches = _cut(share, setup, worker)
+    micro_batches = cut(share, setup, worker)
     # DeepSpeed averages gradients over workers; the sum over all of them is wanted, divided by the
     # learned tokens of all.
     scale = worker.world_size / max(totals.learned, 1)
@@ -225,7 +259,7 @@ def _step(
         engine.set_gradient_accumulation_boundary(number == len(micro_batches))
         if setup.section.draws and micro_batch:
             _seed_dropout(setup.section.seed, step, micro_batch[0])
-        loss = token_losses(engine, *_tensors(micro_batch, setup, worker.device)).sum()
+        loss = token_losses(engine, *tensors(micro_batch, setup, worker.device)).sum()
         engine.backward(loss * (scale if micro_batch else 0.0), scale_wrt_gas=False)
         losses.append(loss.detach() if micro_batch else torch.zeros_like(loss))
     total = _finite_total(torch.stack(losses).double(), micro_batches, step, worker)
@@ -259,45 +293,6 @@ def _totals(share: Sequence[Encoded], asks: bool, worker: Worker) -> Totals:
     totals = torch.tensor(own, device=worker.device)
     distributed.all_reduce(totals)
     return Totals(*totals.tolist())
-
-
-def _cut(share: Sequence[Encoded], setup: TrainingSetup, worker: Worker) -> list[list[Encoded]]:
-    """The micro-batches of a share; equally many on every worker, since ZeRO talks in each."""
-    if not setup.scaling.packing:
-        passes = accumulation(setup, worker.world_size)
-        return _micro_batches(share, setup.micro_batch, passes)
-    useful = [example for example in share if example.learned.any()]
-    packed = packed_batches(useful, setup.micro_batch * setup.section.max_length)
-    most = max(1, len(packed))
-    if worker.world_size > 1:
-        counts = torch.tensor(most, device=worker.device)
-        distributed.all_reduce(counts, distributed.ReduceOp.MAX)
-        most = int(counts)
-    return packed + [[] for _ in range(most - len(packed))]
-
-
-def _micro_batches(share: Sequence[Encoded], size: int, passes: int) -> list[list[Encoded]]:
-    """Cut a share into `passes` micro-batches of examples of similar length, to pad little.
-
-    Some are empty when examples are few.
-    """
-    useful = sorted(
-        (e for e in share if e.learned.any()), key=lambda e: (len(e.input_ids), e.example_id)
-    )
-    return [useful[i * size : (i + 1) * size] for i in range(passes)]
-
-
-def _tensors(
-    micro_batch: Sequence[Encoded], setup: TrainingSetup, device: torch.device
-) -> list[torch.Tensor]:
-    """What `token_losses` takes: rows that are right-padded, or packed with their positions.
-
-    An empty micro-batch gives two tokens, one of them learned, whose loss is multiplied by zero.
-    """
-    arrays = pack(micro_batch) if setup.scaling.packing else pad(micro_batch, 0)
-    if not micro_batch:
-        arrays[1][0, 1] = True
-    return [torch.from_numpy(array).to(device) for array in arrays]
 
 
 def _finite_total(
@@ -336,6 +331,6 @@ def _blank_step(engine: Any, setup: TrainingSetup, device: torch.device) -> None
         group["lr"] = 0.0
     engine.set_gradient_accumulation_boundary(True)
     engine.backward(
-        token_losses(engine, *_tensors([], setup, device)).sum() * 0.0, scale_wrt_gas=False
+        token_losses(engine, *tensors([], setup, device)).sum() * 0.0, scale_wrt_gas=False
     )
     engine.step()

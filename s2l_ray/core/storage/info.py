@@ -125,9 +125,17 @@ class ProxyInfo(Info):
 
 @dataclass(frozen=True, kw_only=True)
 class TargetInfo(TrainingInfo):
-    """Of `target`: its training, and the folder of the model inside the artifact."""
+    """Of `target`: its training, and the folder of the model inside the artifact.
+
+    Attributes:
+        model: of the best step by held-out rows, where these were looked at, or else of the last.
+        last: of the last step.
+        held_out: [step, loss] of every look at held-out rows.
+    """
 
     model: PlainPath
+    last: PlainPath
+    held_out: list[list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,14 @@
 """`target`: the large model, trained on the subset, as a Hugging Face folder with its tokenizer."""
 
+from s2l_ray.config import Target
 from s2l_ray.contract.work import Outcome, Work
+from s2l_ray.core.data.read import read_part
+from s2l_ray.core.model.loading import load_encoder
 from s2l_ray.core.model.release import release_files
 from s2l_ray.core.model.schedule import TrainingSetup
+from s2l_ray.core.model.validation import history
 from s2l_ray.core.storage.info import TargetInfo
+from s2l_ray.core.text.encoding import Encoded, check_some_learned
 from s2l_ray.stages.training.feed import Rows
 from s2l_ray.stages.training.place import Place
 from s2l_ray.stages.training.run import OneTraining, check_first_rows, run
@@ -22,13 +27,23 @@ def make(work: Work) -> Outcome:
     order = rows.order(section)
     scaling = work.config.scaling.target
     training = OneTraining(
-        setup=TrainingSetup(section, order.steps, (order.steps,), scaling),
+        setup=TrainingSetup(
+            section,
+            order.steps,
+            (order.steps,),
+            scaling,
+            section.validation,
+            _held_out(work, section),
+        ),
         rows=rows,
         order=order,
         place=Place(work.artifact, ""),
     )
     run(work, training, remaining=0)
-    folder = training.place.folder(order.steps)
+    measured = history(training.place)
+    last = training.summary(work).total_steps
+    best = min(measured, key=lambda step: (measured[step], step), default=last)
+    folder = training.place.folder(best)
     subset = work.manifests["subset"]
     beside = release_files(section, work.inputs["subset"].fingerprint, subset.rows)
     return Outcome(
@@ -36,5 +51,30 @@ def make(work: Work) -> Outcome:
             *training.files(),
             *(work.artifact.write_named(f"{folder}/{name}", data) for name, data in beside.items()),
         ],
-        info=TargetInfo(model=folder, **vars(training.summary(work))),
+        info=TargetInfo(
+            model=folder,
+            last=training.place.folder(last),
+            held_out=[[float(step), loss] for step, loss in sorted(measured.items())],
+            **vars(training.summary(work)),
+        ),
     )
+
+
+def _held_out(work: Work, section: Target) -> tuple[Encoded, ...]:
+    """The first rows of all parts of the held-out files alike, encoded as the target will.
+
+    Raises:
+        UserError: none of them has a learned token.
+    """
+    if section.validation is None:
+        return ()
+    evaluation = work.config.evaluation
+    assert evaluation is not None
+    encoder, wanted = load_encoder(section), section.validation.rows
+    ranges = work.ranges[:wanted]
+    found: list[Encoded] = []
+    for part in ranges:
+        rows = read_part(part, evaluation.columns, ignore=evaluation.ignore).table
+        found += encoder.examples(rows.slice(0, -(-wanted // len(ranges))))
+    check_some_learned(found, "target")
+    return tuple(example for example in found[:wanted] if example.learned.any())

@@ -5,6 +5,8 @@ from typing import Any
 
 from s2l_ray.config import Config, Training
 from s2l_ray.contract.stage import Cost, Facts, Stage
+from s2l_ray.core.data.catalog import RawFiles
+from s2l_ray.core.data.parts import PartRange
 from s2l_ray.stages.training.declared import (
     check_training,
     training_cost,
@@ -22,6 +24,14 @@ def models(config: Config) -> Sequence[Training]:
     return [] if config.target is None else [config.target]
 
 
+def parts(config: Config, raw: RawFiles) -> list[PartRange]:
+    """Of the files with held-out rows, where these are looked at during the training."""
+    if config.target is None or config.target.validation is None:
+        return []
+    assert config.evaluation is not None
+    return raw.ranges(config.evaluation, "evaluation")
+
+
 def cost(config: Config, facts: Facts) -> Cost:
     return training_cost(models(config), facts.chosen, facts, config.scaling.target.workers)
 
@@ -37,6 +47,7 @@ TARGET = Stage(
     identity=identity,
     inputs=lambda config: {"subset": "subset"},
     check=check,
+    parts=parts,
     wanted=lambda config: config.target is not None,
     models=models,
     texts=lambda config: [(own, own.max_length, "target.max_length") for own in models(config)],

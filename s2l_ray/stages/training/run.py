@@ -24,7 +24,8 @@ from s2l_ray.core.model.checkpoint import checkpoint_files
 from s2l_ray.core.model.loading import load_encoder, tensor_reader
 from s2l_ray.core.model.order import Order
 from s2l_ray.core.model.schedule import TrainingSetup
-from s2l_ray.core.model.training import train
+from s2l_ray.core.model.training import kept_steps, train
+from s2l_ray.core.model.validation import history, last_step
 from s2l_ray.core.model.workers import Worker, check_gpu
 from s2l_ray.core.model.zero import zero_stage
 from s2l_ray.core.storage.info import TrainingInfo
@@ -65,12 +66,12 @@ class OneTraining:
 
     def complete(self) -> bool:
         """Whether every checkpoint is there."""
-        steps = self.setup.checkpoint_steps
+        steps = kept_steps(self.setup, self.place)
         return all(checkpoint_files(self.place, step) is not None for step in steps)
 
     def files(self) -> list[FileEntry]:
         """The files of all checkpoints."""
-        steps = self.setup.checkpoint_steps
+        steps = kept_steps(self.setup, self.place)
         return [entry for step in steps for entry in self.place.checkpoint(step)]
 
     def summary(self, work: Work) -> TrainingInfo:
@@ -78,7 +79,11 @@ class OneTraining:
         metrics = read_metrics(self.place)
         for entry in metrics:
             work.rows_began(entry.get("began", 0.0))
-        return training_info(metrics, self.setup.total_steps, self.order.positions)
+        steps = self.setup.total_steps
+        if self.setup.validation is not None:
+            steps = last_step(history(self.place), self.setup)
+        examples = min(self.order.positions, steps * self.setup.section.global_batch)
+        return training_info(metrics, steps, examples)
 
 
 def check_first_rows(rows: Rows, sections: Iterable[Training], stage: str) -> None:
@@ -117,7 +122,6 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
     if training.complete():
         log.info("%s: all checkpoints are there from an earlier run", work.label)
         return
-    max_failures = work.config.scaling.max_failures
     request, uri = work.request, work.artifact.store.uri
 
     def all_remaining() -> int:
@@ -125,7 +129,7 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
         # of the process frees: such workers do no second training.
         return 0 if zero_stage(training.setup.section) == 3 else remaining + work.remaining()
 
-    attempt = 0
+    failures = 0
     while True:
         # Counted anew: a host may be gone.
         cpus = patiently(work.label, lambda: worker_cpus(request, work.at_once))
@@ -140,18 +144,13 @@ def run(work: Work, training: OneTraining, remaining: int) -> None:
             found = find_user_error(error) or lasting(error)
             if found is not None:
                 raise found from None
-            if isinstance(error, PreemptionError):
-                log.warning("%s: a host was taken away; going on from the last state", work.label)
-                continue
-            if attempt == max_failures:
-                raise UserError(f"making {work.label}: {described(error)}") from None
-            attempt += 1
+            # A host that was announced to go, and went, is nobody's failure.
+            failures += not isinstance(error, PreemptionError)
+            why = described(error)
+            if failures > work.config.scaling.max_failures:
+                raise UserError(f"making {work.label}: {why}") from None
             log.warning(
-                "%s: attempt %d of %d failed; going on from the last state: %s",
-                work.label,
-                attempt,
-                max_failures + 1,
-                described(error),
+                "%s: failed %d times; going on from the last state: %s", work.label, failures, why
             )
 
 

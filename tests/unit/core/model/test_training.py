@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import distributed
 
-from s2l_ray.core.model.training import _finite_total, _micro_batches
+from s2l_ray.core.model.micro_batches import micro_batches
+from s2l_ray.core.model.training import _finite_total
 from s2l_ray.core.model.workers import Worker
 from s2l_ray.core.text.encoding import Encoded
 from s2l_ray.errors import UserError
@@ -26,7 +27,7 @@ def test_micro_batches_hold_useful_examples_of_similar_length_and_fill_up_with_e
         example(3, 8),
         example(4, 3),
     ]
-    cut = _micro_batches(share, 2, 3)
+    cut = micro_batches(share, 2, 3)
     assert [[e.example_id for e in batch] for batch in cut] == [[1, 4], [3, 0], []]
 
 
