@@ -44,9 +44,13 @@ class Memory:
 
 def group() -> Iterator[Worker]:
     """The only worker of a process group; for a fixture."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    # Other tests of this process may have left theirs.
+    is_new = not distributed.is_initialized()
+    if is_new:
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield Worker(0, 1, torch.device("cpu"))
-    distributed.destroy_process_group()
+    if is_new:
+        distributed.destroy_process_group()
 
 
 def setup(scaling: dict[str, Any] | None = None, **fields: Any) -> TrainingSetup:
