@@ -55,12 +55,12 @@ KEPT = {
         "exact",
         "trajectories",
         4,
-    ): "f766803300779587527988d4b9d1a74c16648a1770691fcaca84068ebdbca4aa",
-    ("exact", "clusters", 4): "d5c38f902e0e41c64430ebc17505ddb4df8152dd553c16d131fc39f58f05ecc2",
-    ("exact", "subset", 4): "8ecd831e39bfcdef60cf0287e84cefc11f51698206e5c6af15e14f16d8e903dd",
-    ("exact", "target", 4): "5f57accb0157419d77fa7efaabeafeb4869a8736ecf6495319119bb26482d5bc",
-    ("exact", "evaluation", 4): "1767fb2236119f44e78cd57d82149b2ea7ea8bd4c3806a1f975106f8bf2e8b42",
-    ("trained", "proxy", 4): "7d2f1ff320b44f12df722005d435fbae60bbe342a1cbbccaccb510a19b1d2ccc",
+    ): "38f4be9ac958a684c7c41ebfc9eeb241a7125afcb1b66b0df0d5633cb5d721d1",
+    ("exact", "clusters", 4): "f22a12a65c36d3f35ed3da27471f99e6def00b52d110cdb6b835ab49a28623cd",
+    ("exact", "subset", 4): "5b476db0b01738d2aabb53e4933edea38d98bed4d526ee007e03528229829ccf",
+    ("exact", "target", 4): "bc74a09a9811125d9146c775eb63b3e26e21691d95bf735a12a3b25983d09749",
+    ("exact", "evaluation", 4): "ad3ecae28893798870a6e91cd20f0f07440e8ad06f18866841427acf57d81f10",
+    ("trained", "proxy", 4): "b064edb2a035259bb714a41d298effd16c2e5ed9b6c36b0430d0a5505f86ee6d",
 }
 JOBS = {"exact": (kept_job.exact_job, "evaluation"), "trained": (kept_job.trained_job, "proxy")}
 VERSIONS = {stage.name: stage.version for stage in STAGES}
