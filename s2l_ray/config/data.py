@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from s2l_ray.config.section import MAX_ROWS_PER_PART, Section
+from s2l_ray.config.training import Model
 
 
 class Run(Section):
@@ -161,7 +162,7 @@ class Examples(Section):
         return _check_ignored(self, self.columns, self.ignore)
 
 
-Score = Literal["exact", "published", "numeric", "math_verify", "rouge_l", "bleu"]
+Score = Literal["exact", "published", "numeric", "math_verify", "rouge_l", "bleu", "bert_score"]
 Set = Literal["gsm8k", "math", "numglue", "svamp", "mathematics", "simuleq"]
 
 
@@ -196,7 +197,13 @@ class Evaluation(Section):
         ["exact"],
         description="how answers are scored, a column each: exact (equal text), published (the "
         "rules of MAmmoTH and CoLM for their six sets, with their bugs), numeric (our own: by "
-        "value), math_verify; rouge_l and bleu (of sentences) for summaries",
+        "value), math_verify; rouge_l, bleu (of sentences) and bert_score for summaries",
+    )
+    bert_model: Model | None = Field(
+        None, description="model of the score bert_score, such as {hub: roberta-large}"
+    )
+    bert_layer: int | None = Field(
+        None, ge=1, description="layer of it that is compared (of roberta-large 17); default: last"
     )
     sets: dict[str, Set] = Field(
         default_factory=dict,
@@ -213,6 +220,8 @@ class Evaluation(Section):
     def _programs_are_written(self) -> "Evaluation":
         if self.answers != "chain" and self.max_new_tokens == 0:
             raise ValueError(f"answers: {self.answers} needs max_new_tokens above 0")
+        if ("bert_score" in self.scores) != (self.bert_model is not None):
+            raise ValueError("scores: bert_score and bert_model belong together; got one of them")
         if len(set(self.scores)) < len(self.scores):
             raise ValueError(f"scores: each is named once; got {self.scores}")
         return self

@@ -59,7 +59,7 @@ KEPT = {
     ("exact", "clusters", 4): "f22a12a65c36d3f35ed3da27471f99e6def00b52d110cdb6b835ab49a28623cd",
     ("exact", "subset", 4): "5b476db0b01738d2aabb53e4933edea38d98bed4d526ee007e03528229829ccf",
     ("exact", "target", 4): "bc74a09a9811125d9146c775eb63b3e26e21691d95bf735a12a3b25983d09749",
-    ("exact", "evaluation", 4): "ad3ecae28893798870a6e91cd20f0f07440e8ad06f18866841427acf57d81f10",
+    ("exact", "evaluation", 4): "2023771653bbd557f75725b6263bccde489d519ef1d07d5ec9a4625cadde7cfd",
     ("trained", "proxy", 4): "b064edb2a035259bb714a41d298effd16c2e5ed9b6c36b0430d0a5505f86ee6d",
 }
 JOBS = {"exact": (kept_job.exact_job, "evaluation"), "trained": (kept_job.trained_job, "proxy")}

@@ -47,6 +47,7 @@ TITLES = {
     "math_verify": "Math-Verify",
     "rouge_l": "ROUGE-L",
     "bleu": "BLEU",
+    "bert_score": "BERTScore",
 }
 # min or max: which of several values of a metric is the best
 Best = Callable[[list[float]], float]

@@ -33,7 +33,7 @@ EXAMPLES_FIXED = pa.schema(
     ]
 )
 # Scores of an answer that are numbers from 0 to 1; the others are right or wrong.
-SHARES = ("rouge_l", "bleu")
+SHARES = ("rouge_l", "bleu", "bert_score")
 CLUSTERS = pa.schema(
     [("example_id", pa.int64()), ("cluster", pa.int32()), ("distance", pa.float32())]
 )

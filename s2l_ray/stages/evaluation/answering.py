@@ -8,6 +8,7 @@ import pyarrow as pa
 from s2l_ray.config import Evaluation
 from s2l_ray.core.answers.programs import Sandbox, program_in
 from s2l_ray.core.answers.scores import Scorer
+from s2l_ray.core.model.bert_score import BertScore
 from s2l_ray.core.model.decoding import Generation
 from s2l_ray.core.text.turns import prompt_and_answer, without_thought
 
@@ -30,8 +31,11 @@ class Answered(NamedTuple):
 class Answering:
     """Asks for answers as the section says, runs programs, and scores what came."""
 
-    def __init__(self, section: Evaluation) -> None:
+    def __init__(self, section: Evaluation, device: Any = "cpu") -> None:
         self.section = section
+        self.bert: BertScore | None = None
+        if section.bert_model is not None:
+            self.bert = BertScore(section.bert_model, section.bert_layer, device)
         self.scorer = Scorer(section.scores, section.sets)
         self.sandbox = Sandbox(section.program_seconds)
         if section.answers != "chain":
@@ -49,7 +53,11 @@ class Answering:
             self.scorer.scores(source, one.answer, gold)
             for source, one, gold in zip(sources, answered, golds, strict=True)
         ]
-        made |= {name: [own[name] for own in scores] for name in self.section.scores}
+        made |= {name: [own[name] for own in scores] for name in self.scorer.names}
+        if self.bert is not None:
+            made["bert_score"] = self.bert.f1(
+                *(list(map(without_thought, texts)) for texts in (made["answer"], golds))
+            )
         return {**made, "gold": golds}
 
     def counts(self, columns: dict[str, list[Any]]) -> dict[str, int]:

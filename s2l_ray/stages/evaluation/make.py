@@ -117,9 +117,9 @@ class _Evaluator:
         assert target is not None
         assert section is not None
         self.context, self.section = context, section
-        self.answering = Answering(section)
         scaling = context.config.scaling.evaluation
         self.device = device_of(scaling)
+        self.answering = Answering(section, self.device)
         self.encoder = load_encoder(target)
         several = scaling.gpus > 1 and self.device.type == "cuda"
         model = load_checkpoint(

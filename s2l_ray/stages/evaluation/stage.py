@@ -9,10 +9,15 @@ from s2l_ray.core.answers.programs import Sandbox
 from s2l_ray.core.answers.scores import check_installed
 from s2l_ray.core.data.catalog import RawFiles
 from s2l_ray.core.data.parts import PartRange
+from s2l_ray.core.model import places
 
 
 def identity(config: Config, assume: bool) -> dict[str, Any]:
-    return _section(config).model_dump(mode="json", exclude={"files", "root"})
+    section = _section(config)
+    made = section.model_dump(mode="json", exclude={"files", "root"})
+    if section.bert_model is not None and not assume:
+        made["bert_model"] = places.identity(section.bert_model, None)
+    return made
 
 
 def parts(config: Config, raw: RawFiles) -> list[PartRange]:

@@ -539,6 +539,7 @@ def test_evaluation_names_its_scores_once_and_writes_programs() -> None:
     assert "answers: hybrid needs max_new_tokens above 0" in refused(
         answers="hybrid", max_new_tokens=0
     )
+    assert "bert_score and bert_model belong together" in refused(scores=["bert_score"])
     assert "scores: each is named once" in refused(scores=["exact", "exact"])
     assert "evaluation.scores.0" in refused(scores=["exactly"])
     assert "evaluation.sets.mine" in refused(sets={"mine": "gsm"})
