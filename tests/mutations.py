@@ -553,6 +553,27 @@ MODEL = (
         ("core/answers/test_programs.py",),
     ),
     Mutation(
+        "batches_are_halved_where_memory_is_short",
+        "core/model/decoding.py",
+        "tokens_per_batch = tokens * len(several) // 2",
+        "tokens_per_batch = tokens",
+        ("core/model/test_architecture.py",),
+    ),
+    Mutation(
+        "layers_over_several_gpus_follow_each_other",
+        "core/model/spreading.py",
+        "int((filled + size / 2) / share)",
+        "number % gpus",
+        ("core/model/test_spreading.py",),
+    ),
+    Mutation(
+        "bert_score_leaves_out_added_tokens",
+        "core/model/bert_score.py",
+        'encoded.pop("special_tokens_mask").bool() | ~encoded',
+        "~encoded",
+        ("core/model/test_bert_score.py",),
+    ),
+    Mutation(
         "nothing_runs_without_a_sandbox",
         "core/answers/programs.py",
         'if ran.output != "42":',
