@@ -836,14 +836,14 @@ DATA = (
         "links_are_followed_again",
         "core/data/walk.py",
         "        if real in seen:",
-        "        if len(seen) > 99 and real in seen:",
+        "        if real in seen and os.path.isdir(path):",
         ("core/data/test_find.py::test_a_link_is_followed_once",),
     ),
     Mutation(
         "the_ids_of_the_last_round_are_kept",
         "core/data/rounds.py",
-        "columns.setdefault(FIRST_ID, rows.columns[ID])",
-        "columns[FIRST_ID] = rows.columns[ID]",
+        'own.get(FIRST_ID, own.get(ID, "null"))',
+        'own.get(ID, "null")',
         ("core/data/test_rounds.py",),
     ),
     Mutation(
