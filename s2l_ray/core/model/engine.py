@@ -19,12 +19,8 @@ from s2l_ray.core.model.fragments import set_full
 from s2l_ray.core.model.schedule import TrainingSetup, accumulation
 from s2l_ray.core.model.tensors import DTYPES, full_shape, stored_tensors, total_numel
 from s2l_ray.core.model.workers import Worker, from_worker
-from s2l_ray.core.model.zero import engine_settings, offloads, zero_stage
+from s2l_ray.core.model.zero import BUCKET_ELEMENTS, engine_settings, offloads, zero_stage
 from s2l_ray.errors import UserError
-
-# Gradients reduced at once. Buffers of this size are allocated, so a smaller model lowers it to its
-# own size.
-BUCKET_ELEMENTS = 200_000_000
 
 BuildModel = Callable[[], nn.Module]
 LoadWeight = Callable[[str], torch.Tensor]

@@ -15,6 +15,9 @@ from s2l_ray.config.training import PRESETS
 from s2l_ray.core.storage.store import filesystem
 from s2l_ray.errors import UserError
 
+# Gradients reduced at once. Buffers of this size are allocated, so a smaller model lowers it to its
+# own size.
+BUCKET_ELEMENTS = 200_000_000
 # Keys of a JSON that say where something lies, how fast it is done or what is printed. All others
 # may change numbers.
 NOT_CONTENT = {

@@ -71,7 +71,7 @@ def models(config: Config) -> Sequence[Training]:
 
 
 def cost(config: Config, facts: Facts) -> Cost:
-    return training_cost(config.proxy.each(), facts.rows, facts, config.scaling.proxy.workers)
+    return training_cost(config.proxy.each(), facts.rows, facts, config.scaling.proxy)
 
 
 PROXY = Stage(

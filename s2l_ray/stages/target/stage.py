@@ -33,7 +33,7 @@ def parts(config: Config, raw: RawFiles) -> list[PartRange]:
 
 
 def cost(config: Config, facts: Facts) -> Cost:
-    return training_cost(models(config), facts.chosen, facts, config.scaling.target.workers)
+    return training_cost(models(config), facts.chosen, facts, config.scaling.target)
 
 
 def check(config: Config, facts: Facts) -> None:

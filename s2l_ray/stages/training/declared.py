@@ -1,7 +1,7 @@
 """What the stages that train a model declare alike: what names a model, and what training costs.
 
 Estimates take 6 FLOPs a parameter and token for training (2 forward, 4 backward); memory counts
-weights, gradients and optimizer state as ZeRO shards them, not activations.
+everything that one worker holds at its peak (core/model/footprint.py).
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 from s2l_ray.config import Training, TrainingWorkers
 from s2l_ray.contract.stage import Cost, Facts, Request
 from s2l_ray.core.model.architecture import parameters
-from s2l_ray.core.model.cost import BYTES_OF_DTYPE
+from s2l_ray.core.model.footprint import check_fits, footprint
 from s2l_ray.core.model.loading import template_text
 from s2l_ray.core.model.places import folder_hashes, identity
 from s2l_ray.core.model.zero import check_settings, content_of, zero_stage
@@ -59,6 +59,7 @@ def check_training(sections: Sequence[Training], scaling: TrainingWorkers, stage
             )
         if section.adapter is not None:
             _check_adapter(section, scaling, stage)
+        check_fits(section, scaling, stage)
 
 
 def _check_adapter(section: Training, scaling: TrainingWorkers, stage: str) -> None:
@@ -95,7 +96,9 @@ def training_request(scaling: TrainingWorkers, stage: str) -> Request:
     )
 
 
-def training_cost(sections: Sequence[Training], rows: int, facts: Facts, workers: int) -> Cost:
+def training_cost(
+    sections: Sequence[Training], rows: int, facts: Facts, scaling: TrainingWorkers
+) -> Cost:
     """Of models that are trained one after the other, each on so many rows."""
     tokens, flops, memory = 0.0, 0.0, 0.0
     for section in sections:
@@ -103,7 +106,8 @@ def training_cost(sections: Sequence[Training], rows: int, facts: Facts, workers
         own = rows_trained(section, rows) * min(facts.tokens_per_row, section.max_length)
         tokens += own
         flops += 6.0 * size * own
-        memory = max(memory, size * _bytes_per_parameter(section, workers))
+        needed = footprint(section, scaling, section.max_length)
+        memory = max(memory, 0 if needed is None else needed.peak)
     return Cost(rows, tokens, flops, memory)
 
 
@@ -112,14 +116,3 @@ def rows_trained(section: Training, rows: int) -> int:
     if section.epochs is not None:
         return rows * section.epochs
     return section.global_batch * int(section.steps or 0)
-
-
-def _bytes_per_parameter(section: Training, workers: int) -> float:
-    """ZeRO 1 shards optimizer states (12 bytes), 2 also gradients (4), 3 also the weights."""
-    weights, gradients, optimizer = BYTES_OF_DTYPE[section.dtype], 4, 12
-    sharded = {
-        1: optimizer,
-        2: optimizer + gradients,
-        3: optimizer + gradients + weights,
-    }[zero_stage(section)]
-    return weights + gradients + optimizer - sharded + sharded / workers
