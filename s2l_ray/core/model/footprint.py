@@ -141,16 +141,16 @@ def check_fits(section: Training, scaling: TrainingWorkers, name: str) -> None:
     changed: list[str] = []
     least = needed.peak
     for field, value in _savings(section, scaling):
-        where, _, key = field.rpartition(".")
-        tried_section, tried_scaling = (
-            each.model_copy(update={key: value}) if each_where == where else each
-            for each, each_where in ((section, ""), (scaling, "scaling"))
-        )
+        tried_section, tried_scaling, shown = section, scaling, f"{name}.{field}"
+        if field in TrainingWorkers.model_fields:
+            tried_scaling = scaling.model_copy(update={field: value})
+            shown = f"scaling.{shown}"
+        else:
+            tried_section = section.model_copy(update={field: value})
         found = footprint(tried_section, tried_scaling, section.max_length)
         if found is None or found.peak >= least:
             continue
         section, scaling, least = tried_section, tried_scaling, found.peak
-        shown = f"scaling.{name}.{key}" if where else f"{name}.{key}"
         changed = [each for each in changed if not each.startswith(f"{shown} = ")]
         changed.append(f"{shown} = {str(value).lower()}")
         if least <= gpu.usable:
@@ -163,11 +163,11 @@ def check_fits(section: Training, scaling: TrainingWorkers, name: str) -> None:
 
 def _savings(section: Training, scaling: TrainingWorkers) -> Iterator[tuple[str, Any]]:
     """Fields and values that need less memory, those that cost least first."""
-    yield "scaling.activation_checkpointing", True
+    yield "activation_checkpointing", True
     rows = scaling.micro_batch
     while rows > 1 and rows % 2 == 0:
         rows //= 2
-        yield "scaling.micro_batch", rows
+        yield "micro_batch", rows
     if section.deepspeed in PRESETS:
         later = list(PRESETS)[list(PRESETS).index(section.deepspeed) + 1 :]
         yield from (("deepspeed", preset) for preset in later)

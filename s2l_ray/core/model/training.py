@@ -17,7 +17,7 @@ import torch
 from torch import distributed
 
 from s2l_ray.core.hashing import DROPOUT, keyed_hash
-from s2l_ray.core.memory import keep_freed_memory
+from s2l_ray.core.memory import give_back_freed_memory, keep_freed_memory
 from s2l_ray.core.model.checkpoint import checkpoint_files, checkpoint_folder, save_checkpoint
 from s2l_ray.core.model.engine import BuildModel, LoadWeight, make_engine
 from s2l_ray.core.model.lookahead import check_causal, check_packing
@@ -85,6 +85,9 @@ def train(
     with memory_told("setting up the training", setup):
         engine = make_engine(build_model, load_weight, setup, worker, resuming=state is not None)
         _begin(engine, state, setup, files, worker)
+    if worker.device.type == "cpu":
+        # Of the model as it was before DeepSpeed moved it into buffers of its own.
+        give_back_freed_memory()
     with StateWriter(files, worker) as states:
         _train_from(step, engine, shares, setup, files, states, on_step, preempted)
     engine.destroy()

@@ -52,10 +52,11 @@ def test_the_paper_run_costs_what_its_models_say(tmp_path: Path) -> None:
     assert costs["target"].rows == int(0.11 * 262_039)
     # columns x clusters x rounds
     assert costs["clusters"].flops == 3 * 262_039 * 12 * 100 * 100
-    # ZeRO-3: bf16 weights, fp32 gradients, master and two moments, 8 ways
-    assert costs["target"].memory == target * 18 / 8
-    # ZeRO-1 shards the optimiser only
-    assert costs["proxy"].memory == proxy * (2 + 4 + 12 / 4)
+    # ZeRO-3, 8 ways: bf16 weights, fp32 gradients, master and two moments, and a bucket of fp32
+    # gradients; then 10^9 gathered weights and their gradients
+    assert costs["target"].memory == target * 18 / 8 + 4 * 200_000_000 + 2 * 2 * 1_000_000_000
+    # ZeRO-1 shards the optimiser only; gradients of a pass and what is summed come on top
+    assert costs["proxy"].memory == proxy * (2 + 4 + 12 / 4) + proxy * (2 + 4)
 
 
 def test_statistics_cost_what_they_compute(tmp_path: Path) -> None:

@@ -79,9 +79,9 @@ def test_activations_on_fake_tensors_are_those_of_real_ones(checkpointing: bool)
     assert planned == pytest.approx(storages.most, rel=0.05)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize("family", ["gpt_neox", "gemma2"])
 def test_layers_beyond_the_eighth_need_as_much_each(family: str) -> None:
-    config = {"model_type": family, "num_hidden_layers": 11, **SMALL}
+    config = {"model_type": family, "num_hidden_layers": 10, **SMALL}
     if family == "gpt_neox":
         del config["num_key_value_heads"]
     if family == "gemma2":
