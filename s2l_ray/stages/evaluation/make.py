@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from s2l_ray.contract.work import Outcome, Work
@@ -30,6 +31,7 @@ from s2l_ray.core.storage.manifest import Part
 from s2l_ray.core.storage.parquet import parquet_bytes
 from s2l_ray.core.storage.records import from_json, to_json
 from s2l_ray.core.storage.schemas import evaluation_schema
+from s2l_ray.core.text.encoding import Encoded
 from s2l_ray.edge.parts import PartContext, parts_by_actors
 from s2l_ray.errors import UserError
 from s2l_ray.stages.evaluation.answering import Answering
@@ -131,28 +133,20 @@ class _Evaluator:
         part = from_json(PartRange, job)
         rows = read_part(part, self.section.columns, ignore=self.section.ignore).table
         examples = self.encoder.examples(rows)
-        unlearned = [example for example in examples if not example.learned.any()]
-        if unlearned:
-            raise UserError(
-                f"evaluating {part.file.uri}: nothing can be scored of {len(unlearned)} rows, "
-                f"the row with example_id {unlearned[0].example_id} first: {unlearned[0].reason}. "
-                "Change target.max_length or target.prompt, or leave such rows out of "
-                "evaluation.files."
-            )
-        losses = score(
-            [self.model], examples, self.encoder.pad, self.section.tokens_per_batch, self.device
-        )[:, 0]
+        losses = self._losses(part, examples)
         columns: dict[str, Any] = {
             "example_id": rows["example_id"],
             "source": rows["source"],
             "num_tokens": [int(example.learned.sum()) for example in examples],
-            "loss": losses,
+            "loss": pa.array(losses, pa.float32(), from_pandas=True),
         }
         schema, counts = evaluation_schema(self.section.scores), dict[str, int]()
         if self.section.max_new_tokens:
             answers = self.answering.columns(rows, self._generate)
             columns |= answers
             counts = self.answering.counts(answers)
+            if unscored := int(np.isnan(losses).sum()):
+                counts["have no loss, being longer than target.max_length"] = unscored
         table = pa.table(
             [columns.get(field.name, pa.nulls(len(examples), field.type)) for field in schema],
             schema=schema,
@@ -163,6 +157,23 @@ class _Evaluator:
             {"data": (".parquet", parquet_bytes(table))},
             {"counts": counts},
         )
+
+    def _losses(self, part: PartRange, examples: list[Encoded]) -> np.ndarray:
+        """Mean loss of each row; NaN where some have nothing to learn but answers are made."""
+        learned = np.array([bool(example.learned.any()) for example in examples])
+        if not learned.all() and not (self.section.max_new_tokens and learned.any()):
+            first = examples[int(np.argmin(learned))]
+            raise UserError(
+                f"evaluating {part.file.uri}: nothing can be scored of {int((~learned).sum())} "
+                f"rows, the row with example_id {first.example_id} first: {first.reason}. Change "
+                "target.max_length or target.prompt, or leave such rows out of evaluation.files."
+            )
+        losses = np.full(len(examples), np.nan, np.float32)
+        some = [example for example in examples if example.learned.any()]
+        losses[learned] = score(
+            [self.model], some, self.encoder.pad, self.section.tokens_per_batch, self.device
+        )[:, 0]
+        return losses
 
     def _generate(self, rows: pa.Table, asking: str) -> list[Generation]:
         return decode(

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -11,6 +12,8 @@ from s2l_ray.core.answers.programs import Ran
 from s2l_ray.core.model.decoding import Generation
 from s2l_ray.core.storage.info import EvaluationInfo
 from s2l_ray.core.storage.schemas import evaluation_schema
+from s2l_ray.core.text.encoding import Encoded
+from s2l_ray.errors import UserError
 from s2l_ray.stages.evaluation import make
 from s2l_ray.stages.evaluation.answering import Answering
 
@@ -164,3 +167,27 @@ def test_rows_about_which_rules_differ_are_told(monkeypatch: pytest.MonkeyPatch)
     assert [own.example_id for own in info.differing] == [1, 3, 4]
     told = info.differing[0]
     assert (told.answer, told.right, told.wrong) == ("answer 1", ["published"], ["numeric"])
+
+
+@pytest.mark.parametrize("max_new_tokens", [8, 0])
+def test_a_row_that_is_too_long_for_its_loss_is_answered_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, max_new_tokens: int
+) -> None:
+    examples = [
+        Encoded(n, np.zeros(2, np.int32), np.array([False, n != 1]), None if n != 1 else "too long")
+        for n in range(3)
+    ]
+    monkeypatch.setattr(make, "score", lambda _, some, *__: np.ones((len(some), 1), np.float32))
+    evaluator: Any = SimpleNamespace(
+        section=SimpleNamespace(max_new_tokens=max_new_tokens, tokens_per_batch=8),
+        model=None,
+        encoder=SimpleNamespace(pad=0),
+        device="cpu",
+    )
+    part: Any = SimpleNamespace(file=SimpleNamespace(uri="h.jsonl"))
+    if max_new_tokens:
+        losses = make._Evaluator._losses(evaluator, part, examples)
+        assert losses.tolist() == pytest.approx([1, np.nan, 1], nan_ok=True)
+    else:
+        with pytest.raises(UserError, match="1 rows, the row with example_id 1 first: too long"):
+            make._Evaluator._losses(evaluator, part, examples)
