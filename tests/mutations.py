@@ -428,7 +428,7 @@ MODEL = (
     ),
     Mutation(
         "micro_batches_hold_useful_examples",
-        "core/model/training.py",
+        "core/model/micro_batches.py",
         "(e for e in share if e.learned.any()), key=",
         "(e for e in share), key=",
         ("core/model/test_training.py",),

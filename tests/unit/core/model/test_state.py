@@ -6,8 +6,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from s2l_ray.core.model.checkpoint import checkpoint_files
+from s2l_ray.core.model.fragments import Fragment
 from s2l_ray.core.model.state import complete_states, newest_state
 from s2l_ray.core.model.tensor_files import write_file
 from s2l_ray.core.model.workers import Worker
@@ -159,3 +161,23 @@ def test_a_state_is_resumed_from_under_every_stage(alone: Worker, before: str, a
     if before == after:
         assert losses == [entry["loss"] for entry in expected[2:]]
     assert losses == pytest.approx([entry["loss"] for entry in expected[2:]], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "filled", "expected"),
+    [
+        (0, 10, 4, [3, 4, 5, 6]),
+        (4, 10, 3, [-1, 4, 5, 6]),
+        (2, 3, 2, [3, 4, -1, -1]),
+        (5, 1, 1, [-1, -1, 5, -1]),
+    ],
+)
+def test_a_fragment_takes_over_the_elements_that_both_have(
+    start: int, size: int, filled: int, expected: list[int]
+) -> None:
+    own = Fragment("weight", "w", 3, torch.full((4,), -1.0))
+    assert own.overlap(start, start + size)
+    assert own.fill(start, torch.arange(start, start + size).float()) == filled
+    assert own.values.tolist() == expected
+    assert not own.overlap(7, 9)
+    assert not own.overlap(0, 3)
