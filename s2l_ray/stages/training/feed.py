@@ -174,7 +174,9 @@ def _encoder(section: str) -> Encoder:
 def _encode_windows(
     batch: pa.Table, feed: Feed, rank: int, world_size: int, first_step: int
 ) -> Iterator[pa.Table]:
-    encoder = _encoder(feed.section.model_dump_json(include=set(Training.model_fields)))
+    fields = set(Training.model_fields)
+    # A default that is written out would count as asked for.
+    encoder = _encoder(feed.section.model_dump_json(include=fields, exclude_unset=True))
     for raw in json.loads(batch["windows"][0].as_py()):
         window = Window(**raw)
         mine = feed.order.owned(window, rank, world_size, first_step)
