@@ -78,10 +78,11 @@ def footprint(section: Training, scaling: TrainingWorkers, tokens: int) -> Footp
     whole = {1: weight + kept, 2: 2 * weight, 3: 0}[stage] * size
     optimizer = 0 if offloads({"zero_optimization": {}, **settings_of(section)}) else 3 * kept
     shared = (optimizer + {1: 0, 2: 0, 3: weight + kept}[stage]) * size / workers
+    halves = section.dtype == "bf16"
     exchange = {
-        1: weight * size + 4 * (summed if section.dtype == "bf16" else size / workers + bucket),
-        2: (4 if section.dtype == "bf16" else 8) * size / workers + 4 * bucket,
-        3: max(4 * size / workers, 2 * weight * gathered if workers > 1 else 0),
+        1: weight * size + 4 * (summed if halves else size / workers + bucket),
+        2: (kept if halves else 8) * size / workers + (6 if halves else 4) * bucket,
+        3: max(kept * size / workers, 2 * weight * gathered if workers > 1 else 0),
     }[stage]
     if stage == 3:
         shared += 4 * bucket
