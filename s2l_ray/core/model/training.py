@@ -85,9 +85,6 @@ def train(
     with memory_told("setting up the training", setup):
         engine = make_engine(build_model, load_weight, setup, worker, resuming=state is not None)
         _begin(engine, state, setup, files, worker)
-    if worker.device.type == "cpu":
-        # Of the model as it was before DeepSpeed moved it into buffers of its own.
-        give_back_freed_memory()
     with StateWriter(files, worker) as states:
         _train_from(step, engine, shares, setup, files, states, on_step, preempted)
     engine.destroy()
@@ -132,6 +129,9 @@ def _begin(
             save_checkpoint(engine.module, 0, setup.section, files, worker)
     if setup.scaling.packing:
         check_packing(engine, device, what)
+    if device.type == "cpu":
+        # Of the model as it was before DeepSpeed moved it into buffers of its own.
+        give_back_freed_memory()
 
 
 def _train_from(

@@ -37,7 +37,7 @@ def manifest(name: str, values: np.ndarray, first: int = 0) -> Any:
     return SimpleNamespace(stage="evaluation", fingerprint=name, info=stored(info), parts=[table])
 
 
-def tests_of(**manifests: Any) -> list[data.PairedTest]:
+def paired(**manifests: Any) -> list[data.PairedTest]:
     read = SimpleNamespace(read_part=lambda part, columns: part.select(columns))
     work: Any = SimpleNamespace(inputs={f"{name}/evaluation": read for name in manifests})
     return evaluations.paired_tests(
@@ -48,23 +48,23 @@ def tests_of(**manifests: Any) -> list[data.PairedTest]:
 def test_variants_are_compared_on_the_rows_that_they_share() -> None:
     losses = np.random.default_rng(0).random(NUMBER)
     one, better, same = manifest("a", losses), manifest("b", losses - 0.1), manifest("c", losses)
-    found = tests_of(one=one, better=better, same=same)
+    found = paired(one=one, better=better, same=same)
     assert [(test.first, test.second) for test in found] == [
         ("better", "one"), ("same", "one"), ("same", "better"),
     ]  # fmt: skip
     assert [test.difference for test in found] == pytest.approx([-0.1, 0, 0.1], abs=1e-6)
     assert found[0].p < 0.01
     assert found[1].p == 1.0
-    assert tests_of(one=one) == []
+    assert paired(one=one) == []
     # One artifact, and other rows.
-    assert tests_of(one=one, again=one) == []
-    assert tests_of(one=one, other=manifest("d", losses, first=1)) == []
+    assert paired(one=one, again=one) == []
+    assert paired(one=one, other=manifest("d", losses, first=1)) == []
 
 
 def test_many_variants_are_compared_with_the_first_alone() -> None:
     losses = np.ones(NUMBER)
     made = {f"v{n}": manifest(str(n), losses + n) for n in range(evaluations.MOST_IN_ALL_PAIRS + 1)}
-    assert {test.second for test in tests_of(**made)} == {"v0"}
+    assert {test.second for test in paired(**made)} == {"v0"}
 
 
 def test_the_page_shows_intervals_tests_and_answers_that_rules_judge_otherwise() -> None:

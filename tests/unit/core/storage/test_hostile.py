@@ -61,7 +61,8 @@ def test_folders_of_models_lie_inside_their_artifact(path: str) -> None:
     member = info_with(ProxyMember, folders=[path])
     for stage, info in (
         ("proxy", info_with(ProxyInfo, members=[member])),
-        ("target", info_with(TargetInfo, model=path)),
+        ("target", info_with(TargetInfo, model=path, last="last", held_out=[])),
+        ("target", info_with(TargetInfo, model="best", last=path, held_out=[])),
     ):
         with pytest.raises(UserError, match="plain names"):
             info_of(manifest(stage, info=info), type(info))
