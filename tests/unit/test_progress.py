@@ -8,8 +8,15 @@ import pytest
 from s2l_ray import progress
 
 
-def test_bars_of_several_trainings_share_one_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def terminal(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What progress looks at: a terminal, and a log that takes more than warnings."""
+    caplog.set_level(logging.INFO, logger="s2l_ray")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+
+@pytest.mark.usefixtures("terminal")
+def test_bars_of_several_trainings_share_one_screen() -> None:
     with progress.track("target a", 10, "steps", 4) as one:
         screen = progress._bars.screen
         with progress.track("target b", 5, "steps") as other:
@@ -25,8 +32,8 @@ def test_bars_of_several_trainings_share_one_screen(monkeypatch: pytest.MonkeyPa
     assert progress._bars.screen is None
 
 
-def test_a_failure_takes_its_bar_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+@pytest.mark.usefixtures("terminal")
+def test_a_failure_takes_its_bar_away() -> None:
     with pytest.raises(ValueError, match="no rows"), progress.track("examples", 3, "parts"):
         raise ValueError("no rows")
     assert progress._bars.screen is None
