@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from s2l_ray.config import Config, Training
+from s2l_ray.config import Config, ModelWorkers, Training
 from s2l_ray.core.data.catalog import RawFiles
 from s2l_ray.core.data.parts import PartRange
 from s2l_ray.core.storage.artifact import Artifact
@@ -71,6 +71,12 @@ class Request:
     all_at_once: bool = False
     labels: tuple[tuple[str, str], ...] = ()
     stage: str = field(default="", compare=False)
+
+    @classmethod
+    def of(cls, kind: Literal["workers", "actors"], scaling: ModelWorkers, stage: str) -> "Request":
+        """What processes that hold a model need."""
+        labels = scaling.required_labels
+        return cls(kind, scaling.workers, scaling.cpus, scaling.gpus, labels=labels, stage=stage)
 
 
 @dataclass(frozen=True)

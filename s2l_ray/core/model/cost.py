@@ -1,42 +1,16 @@
 """What models cost; imports no torch, because planning a job asks for it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 ANSWER_LOSS = "answer_loss"
 BYTES_OF_DTYPE = {"bf16": 2, "fp32": 4}
-# Share of a GPU's peak that training reaches. Published runs of 7B and 8B reach 0.33 to 0.58.
-UTILISATION = 0.4
 # Of a GPU's memory, what CUDA and its libraries take before the first tensor.
 CUDA_CONTEXT = 1.5e9
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Memory in bytes, and FLOPs a second in bf16 without sparsity, of the makers' data sheets."""
-
-    memory: float
-    flops: float
-
-    @property
-    def usable(self) -> float:
-        """Bytes for tensors."""
-        return self.memory - CUDA_CONTEXT
-
-
-# By the names of `ray.util.accelerators`.
-GPUS = {
-    "L4": Gpu(24e9, 121e12),
-    "A10G": Gpu(24e9, 70e12),
-    "L40S": Gpu(48e9, 362e12),
-    "A100": Gpu(40e9, 312e12),
-    "A100-40G": Gpu(40e9, 312e12),
-    "A100-80G": Gpu(80e9, 312e12),
-    "H20": Gpu(96e9, 148e12),
-    "H100": Gpu(80e9, 989e12),
-    "H200": Gpu(141e9, 989e12),
-    "B200": Gpu(180e9, 2_250e12),
-}
+# Bytes of memory, by the names of `ray.util.accelerators`; of several sizes the smallest.
+GPU_MEMORY = {
+    "L4": 24e9, "A10G": 24e9, "L40S": 48e9, "A100": 40e9, "A100-40G": 40e9, "A100-80G": 80e9,
+    "H20": 96e9, "H100": 80e9, "H200": 141e9, "B200": 180e9,
+}  # fmt: skip
 
 
 def scoring_flops(

@@ -18,7 +18,7 @@ from typing import Any
 from s2l_ray.config import Model, Training, TrainingWorkers
 from s2l_ray.config.training import PRESETS
 from s2l_ray.core.model.architecture import build, load_config, parameters
-from s2l_ray.core.model.cost import BYTES_OF_DTYPE, GPUS
+from s2l_ray.core.model.cost import BYTES_OF_DTYPE, CUDA_CONTEXT, GPU_MEMORY
 from s2l_ray.core.model.places import at_hand
 from s2l_ray.core.model.zero import BUCKET_ELEMENTS, offloads, settings_of, zero_stage
 from s2l_ray.errors import UserError
@@ -128,16 +128,18 @@ def check_fits(section: Training, scaling: TrainingWorkers, name: str) -> None:
     Raises:
         UserError: with what is needed, what there is, and the settings that fit.
     """
-    gpu = GPUS.get(scaling.accelerator_type or "")
-    needed = footprint(section, scaling, section.max_length) if gpu and scaling.gpus else None
-    if gpu is None or needed is None or needed.peak <= gpu.usable:
+    memory = GPU_MEMORY.get(scaling.accelerator_type or "")
+    if memory is None or not scaling.gpus:
+        return
+    usable, needed = memory - CUDA_CONTEXT, footprint(section, scaling, section.max_length)
+    if needed is None or needed.peak <= usable:
         return
     what = (
         f"planning the {name}: one worker needs about {_gib(needed.peak)} (weights, gradients and "
         f"AdamW's state {_gib(needed.state)}, activations of {scaling.micro_batch_of(section)} "
         f"rows of {section.max_length:,} tokens {_gib(needed.activations)}, gradients and weights "
         f"on their way {_gib(needed.exchange)}), and an {scaling.accelerator_type} has "
-        f"{_gib(gpu.usable)}."
+        f"{_gib(usable)}."
     )
     changed: list[str] = []
     least = needed.peak
@@ -154,7 +156,7 @@ def check_fits(section: Training, scaling: TrainingWorkers, name: str) -> None:
         section, scaling, least = tried_section, tried_scaling, found.peak
         changed = [each for each in changed if not each.startswith(f"{shown} = ")]
         changed.append(f"{shown} = {str(value).lower()}")
-        if least <= gpu.usable:
+        if least <= usable:
             raise UserError(f"{what} It fits, with {_gib(least)}, if you set {', '.join(changed)}.")
     raise UserError(
         f"{what} Even {', '.join(changed) or 'the smallest settings'} would need {_gib(least)}: "

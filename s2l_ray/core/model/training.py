@@ -27,7 +27,7 @@ from s2l_ray.core.model.schedule import TrainingSetup, accumulation, learning_ra
 from s2l_ray.core.model.state import StateWriter, newest_state, restore_state
 from s2l_ray.core.model.tensor_files import Files
 from s2l_ray.core.model.tensors import total_numel
-from s2l_ray.core.model.validation import Judgement, history, last_step, validate
+from s2l_ray.core.model.validation import Judgement, best_step, history, last_step, validate
 from s2l_ray.core.model.workers import Worker, from_worker
 from s2l_ray.core.text.encoding import Encoded
 from s2l_ray.errors import UserError
@@ -108,8 +108,14 @@ def kept_steps(setup: TrainingSetup, files: Files) -> list[int]:
         return list(setup.checkpoint_steps)
     measured = history(files)
     last = last_step(measured, setup)
-    best = min(measured, key=lambda step: (measured[step], step), default=last)
-    return sorted({best, last, *(step for step in setup.checkpoint_steps if step < last)})
+    best = best_step(measured)
+    return sorted(
+        {
+            last if best is None else best,
+            last,
+            *(step for step in setup.checkpoint_steps if step < last),
+        }
+    )
 
 
 def _begin(

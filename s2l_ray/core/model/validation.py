@@ -44,7 +44,7 @@ def validate(
     def judge() -> Judgement:
         before = {at: own for at, own in history(files).items() if at < step}
         write_json(files, f"{FOLDER}/step-{step:09d}.json", {"step": step, "loss": loss})
-        best = min(before, key=lambda at: (before[at], at), default=None)
+        best = best_step(before)
         is_best = best is None or loss < before[best]
         needed = best if is_best and best not in setup.checkpoint_steps else None
         stops = last_step({**before, step: loss}, setup) == step < setup.total_steps
@@ -58,6 +58,11 @@ def history(files: Files) -> dict[int, float]:
     """Step -> held-out loss of all measurements."""
     found = (read_json(files, f"{FOLDER}/{name}") for name in sorted(files.list(FOLDER)))
     return {each["step"]: each["loss"] for each in found}
+
+
+def best_step(measured: dict[int, float]) -> int | None:
+    """The step of the lowest held-out loss, the first of equals; None where none was measured."""
+    return min(measured, key=lambda step: (measured[step], step), default=None)
 
 
 def last_step(measured: dict[int, float], setup: TrainingSetup) -> int:

@@ -36,7 +36,7 @@ from s2l_ray.edge.parts import PartContext, parts_by_actors
 from s2l_ray.errors import UserError
 from s2l_ray.stages.evaluation.answering import Answering
 
-# Of rows about which rules differ, how many are told, and characters of their texts.
+# Of rows about which rules differ, how many are shown, and characters of their texts.
 MOST_DIFFERING, MOST_CHARACTERS = 3, 200
 
 
@@ -72,7 +72,7 @@ def _info(work: Work, parts: list[Part], scores: list[Any]) -> EvaluationInfo:
         differ += len(rows)
         if rows and len(differing) < MOST_DIFFERING:
             some = work.artifact.read_part(part).take(rows[: MOST_DIFFERING - len(differing)])
-            differing += [_told(row, rules) for row in some.to_pylist()]
+            differing += [_differing_row(row, rules) for row in some.to_pylist()]
     by_source = {
         source: SourceHeldOut(rows=rows, metrics=_metrics(resampled, source))
         for source, rows in sorted(resampled.rows.items())
@@ -102,7 +102,7 @@ def _differing(table: pa.Table, rules: list[str]) -> list[int]:
     ]
 
 
-def _told(row: dict[str, Any], rules: list[str]) -> Differing:
+def _differing_row(row: dict[str, Any], rules: list[str]) -> Differing:
     return Differing(
         example_id=row["example_id"],
         source=row["source"],

@@ -50,15 +50,7 @@ def check(config: Config, facts: Facts) -> None:
 
 
 def request(config: Config) -> Request:
-    scaling = config.scaling.evaluation
-    return Request(
-        "actors",
-        scaling.workers,
-        scaling.cpus,
-        scaling.gpus,
-        labels=scaling.required_labels,
-        stage="evaluation",
-    )
+    return Request.of("actors", config.scaling.evaluation, "evaluation")
 
 
 EVALUATION = Stage(

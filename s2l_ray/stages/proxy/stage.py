@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from s2l_ray.config import Config, Training
-from s2l_ray.contract.stage import Cost, Facts, Stage
+from s2l_ray.contract.stage import Cost, Facts, Request, Stage
 from s2l_ray.core.storage.artifact import Artifact, artifact_at
 from s2l_ray.errors import UserError
 from s2l_ray.stages.training.declared import (
@@ -12,7 +12,6 @@ from s2l_ray.stages.training.declared import (
     rows_trained,
     training_cost,
     training_identity,
-    training_request,
 )
 
 # Fields that decide which tokens a proxy sees of a row; a proxy that is used must have these alike.
@@ -84,6 +83,6 @@ PROXY = Stage(
     check=check,
     models=models,
     texts=lambda config: [(own, own.max_length, "proxy.max_length") for own in models(config)],
-    request=lambda config: training_request(config.scaling.proxy, "proxy"),
+    request=lambda config: Request.of("workers", config.scaling.proxy, "proxy"),
     cost=cost,
 )

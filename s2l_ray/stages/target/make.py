@@ -6,7 +6,7 @@ from s2l_ray.core.data.read import read_part
 from s2l_ray.core.model.loading import load_encoder
 from s2l_ray.core.model.release import release_files
 from s2l_ray.core.model.schedule import TrainingSetup
-from s2l_ray.core.model.validation import history
+from s2l_ray.core.model.validation import best_step, history
 from s2l_ray.core.storage.info import TargetInfo
 from s2l_ray.core.text.encoding import Encoded, check_some_learned
 from s2l_ray.stages.training.feed import Rows
@@ -15,7 +15,7 @@ from s2l_ray.stages.training.run import OneTraining, check_first_rows, run
 
 
 def make(work: Work) -> Outcome:
-    """Train the target; its only checkpoint is that of the last step.
+    """Train the target; it keeps the checkpoint of the last step, and of the best by held-out rows.
 
     Raises:
         UserError: the first rows leave nothing to learn, or the training refuses (see `run`).
@@ -41,9 +41,9 @@ def make(work: Work) -> Outcome:
     )
     run(work, training, remaining=0)
     measured = history(training.place)
-    last = training.summary(work).total_steps
-    best = min(measured, key=lambda step: (measured[step], step), default=last)
-    folder = training.place.folder(best)
+    summary = training.summary(work)
+    last, best = summary.total_steps, best_step(measured)
+    folder = training.place.folder(last if best is None else best)
     subset = work.manifests["subset"]
     beside = release_files(section, work.inputs["subset"].fingerprint, subset.rows)
     return Outcome(
@@ -55,7 +55,7 @@ def make(work: Work) -> Outcome:
             model=folder,
             last=training.place.folder(last),
             held_out=[[float(step), loss] for step, loss in sorted(measured.items())],
-            **vars(training.summary(work)),
+            **vars(summary),
         ),
     )
 

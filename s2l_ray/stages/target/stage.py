@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from s2l_ray.config import Config, Training
-from s2l_ray.contract.stage import Cost, Facts, Stage
+from s2l_ray.contract.stage import Cost, Facts, Request, Stage
 from s2l_ray.core.data.catalog import RawFiles
 from s2l_ray.core.data.parts import PartRange
 from s2l_ray.stages.training.declared import (
     check_training,
     training_cost,
     training_identity,
-    training_request,
 )
 
 
@@ -51,6 +50,6 @@ TARGET = Stage(
     wanted=lambda config: config.target is not None,
     models=models,
     texts=lambda config: [(own, own.max_length, "target.max_length") for own in models(config)],
-    request=lambda config: training_request(config.scaling.target, "target"),
+    request=lambda config: Request.of("workers", config.scaling.target, "target"),
     cost=cost,
 )

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from s2l_ray.config import Training, TrainingWorkers
-from s2l_ray.contract.stage import Cost, Facts, Request
+from s2l_ray.contract.stage import Cost, Facts
 from s2l_ray.core.model.architecture import parameters
 from s2l_ray.core.model.footprint import check_fits, footprint
 from s2l_ray.core.model.loading import template_text
@@ -87,13 +87,6 @@ def _check_adapter(section: Training, scaling: TrainingWorkers, stage: str) -> N
             f"{doing}: weights of 4 bits cannot be sharded, and {stage}.deepspeed is "
             f"{section.deepspeed}. Choose zero1 or zero2: every worker holds all of them."
         )
-
-
-def training_request(scaling: TrainingWorkers, stage: str) -> Request:
-    labels = scaling.required_labels
-    return Request(
-        "workers", scaling.workers, scaling.cpus, scaling.gpus, labels=labels, stage=stage
-    )
 
 
 def training_cost(

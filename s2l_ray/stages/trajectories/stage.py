@@ -18,15 +18,7 @@ def models(config: Config) -> Sequence[Training]:
 
 
 def request(config: Config) -> Request:
-    scaling = config.scaling.trajectories
-    return Request(
-        "actors",
-        scaling.workers,
-        scaling.cpus,
-        scaling.gpus,
-        labels=scaling.required_labels,
-        stage="trajectories",
-    )
+    return Request.of("actors", config.scaling.trajectories, "trajectories")
 
 
 def cost(config: Config, facts: Facts) -> Cost:

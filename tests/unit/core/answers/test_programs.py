@@ -142,18 +142,17 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.usefixtures("sandbox")
 def test_a_program_ends_and_leaves_nothing(name: str) -> None:
     program, ends = HOSTILE[name]
     with Sandbox(seconds=1.5) as own:
-        if own.run("print(1)").output != "1":
-            pytest.skip("no sandbox here")
         assert own.run(program).ended in ends
     assert left_over() == []
 
 
 TRIED = {
     "writes outside": """
-for path in ("/usr/x", "/x", "/dev/x", "/dev/shm/x", "/root/x", "/proc/sys/kernel/core_pattern"):
+for path in ("/usr/x", "/x", "/dev/x", "/dev/shm/x", "/var/x", "/proc/sys/kernel/core_pattern"):
     try:
         open(path, "w").write("x")
     except OSError:
